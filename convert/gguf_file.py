@@ -1,0 +1,151 @@
+"""A GGUF file of Llama architecture as a source, dequantised by the gguf library."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jax_llama3.config import Config, RopeScaling
+
+from .table import Source, TensorInfo
+from .vocabulary import gguf_texts
+
+_ROPE_FREQS = "rope_freqs.weight"
+_USED = frozenset(
+    "block_count context_length embedding_length feed_forward_length vocab_size "
+    "attention.head_count attention.head_count_kv attention.layer_norm_rms_epsilon "
+    "attention.key_length attention.value_length rope.freq_base rope.dimension_count "
+    "rope.scaling.type".split()
+)
+_LLAMA_3_1 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_seq_len": 8192}
+
+
+def open_gguf(path: Path) -> Source:
+    """Read a GGUF file's fields and tensor table; what is off raises ValueError."""
+    reader = _reader(path)
+    try:
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+        by_name = {tensor.name: tensor for tensor in reader.tensors}
+        shapes = {name: tuple(int(n) for n in t.shape)[::-1] for name, t in by_name.items()}
+        config = _parse_config(fields, by_name, shapes)
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{path}: field missing or damaged: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if len(by_name) != len(reader.tensors):
+        raise ValueError(f"{path}: a tensor name stands twice")
+    tensors = {
+        name: TensorInfo(shapes[name], _dtype_name(tensor))
+        for name, tensor in by_name.items()
+        if name != _ROPE_FREQS
+    }
+
+    def read(name: str) -> np.ndarray:
+        return _dequantise(by_name[name], shapes[name])
+
+    types = sorted({tensor.tensor_type.name for tensor in by_name.values()})
+    texts = gguf_texts(fields)
+    decisions = [f"tensor types {', '.join(types)}"]
+    if config.rope_scaling is not None:
+        decisions.append(f"{_ROPE_FREQS} recovered as factor {config.rope_scaling.factor:g}")
+    if not texts:
+        decisions.append("the source has no tokenizer")
+    return Source("gguf", config, tensors, read, texts, [path], decisions)
+
+
+def _reader(path: Path) -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise ModuleNotFoundError(
+            "reading GGUF needs the package gguf: pip install 'jax_llama3[convert]'"
+        ) from None
+    try:
+        return gguf.GGUFReader(path)
+    except Exception as error:  # the library checks little: damaged files end in any exception
+        raise ValueError(f"{path}: not a sound GGUF file: {error}") from None
+
+
+def _parse_config(fields: dict, by_name: dict, shapes: dict) -> Config:
+    if fields["general.architecture"] != "llama":
+        raise ValueError(f"architecture {fields['general.architecture']!r}, not 'llama'")
+    values = {
+        key.removeprefix("llama."): value for key, value in fields.items() if key[:6] == "llama."
+    }
+    if unknown := sorted(set(values) - _USED):
+        raise ValueError(f"unknown keys {', '.join(unknown)}; what they mean is not supported")
+    if values.get("rope.scaling.type", "none") != "none":
+        raise ValueError(f"RoPE scaling {values['rope.scaling.type']!r} is not supported")
+    n_heads, dim = int(values["attention.head_count"]), int(values["embedding_length"])
+    head_dim = int(values.get("attention.key_length", dim // n_heads))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if int(values.get(key, head_dim)) != head_dim:
+            raise ValueError(f"llama.{key} {values[key]} is not the head dim {head_dim}")
+    config = Config(
+        vocab_size=shapes["token_embd.weight"][0],
+        dim=dim,
+        n_layers=int(values["block_count"]),
+        n_heads=n_heads,
+        n_kv_heads=int(values.get("attention.head_count_kv", n_heads)),
+        head_dim=head_dim,
+        ffn_dim=int(values["feed_forward_length"]),
+        norm_eps=_decimal(values["attention.layer_norm_rms_epsilon"]),
+        rope_theta=_decimal(values.get("rope.freq_base", 10000.0)),
+        rope_scaling=None,
+        max_seq_len=int(values["context_length"]),
+        tie_embeddings="output.weight" not in shapes,
+    )
+    if int(values.get("vocab_size", config.vocab_size)) != config.vocab_size:
+        raise ValueError(
+            f"llama.vocab_size {values['vocab_size']} is not the embedding's {config.vocab_size}"
+        )
+    if _ROPE_FREQS not in by_name:
+        return config
+    divisors = _dequantise(by_name[_ROPE_FREQS], shapes[_ROPE_FREQS])
+    return _with_scaling(config, divisors)
+
+
+def _with_scaling(config: Config, divisors: np.ndarray) -> Config:
+    """The config with that scaling of the family which divides the frequencies by `divisors`."""
+    for factor in (8.0, 32.0):
+        scaling = RopeScaling(factor, **_LLAMA_3_1)
+        expected = _divisors(config, scaling)
+        if divisors.shape == expected.shape and np.allclose(divisors, expected, rtol=1e-5, atol=0):
+            return dataclasses.replace(config, rope_scaling=scaling)
+    raise ValueError(f"{_ROPE_FREQS} is not the scaling of Llama 3.1 (8) or 3.2 (32)")
+
+
+def _divisors(config: Config, scaling: RopeScaling) -> np.ndarray:
+    """What Llama 3.1's scaling divides each pair's frequency by: 1 (fast) to `factor` (slow)."""
+    exponents = np.arange(0, config.head_dim, 2) / config.head_dim
+    turns = scaling.original_max_seq_len / (2 * np.pi * config.rope_theta**exponents)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return 1 / ((1 - kept) / scaling.factor + kept)
+
+
+def _decimal(value: float) -> float:
+    """The shortest decimal that is the same float32: the file's 9.99999974e-06 is meant as 1e-05."""
+    return float(str(np.float32(value)))
+
+
+def _dtype_name(tensor: Any) -> str:
+    name = tensor.tensor_type.name
+    return {"F16": "float16", "BF16": "bfloat16"}.get(name, "float32")
+
+
+def _dequantise(tensor: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """F32, F16 and BF16 as they are, every quantised type as float32."""
+    import gguf
+
+    kind = tensor.tensor_type.name
+    if kind in ("F32", "F16"):
+        return np.asarray(tensor.data).reshape(shape)
+    if kind == "BF16":
+        return np.asarray(tensor.data).view(ml_dtypes.bfloat16).reshape(shape)
+    try:
+        return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(shape)
+    except NotImplementedError:
+        raise ValueError(f"{tensor.name}: type {kind} is not supported") from None

@@ -1,0 +1,45 @@
+"""Grouped-query attention (arXiv:2305.13245): N query heads share K key/value heads, none repeated."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+
+def causal_mask(positions: Int[Array, "B T"], n_keys: int) -> Bool[Array, "B T S"]:
+    """True where a query may look: at the keys whose position is not after its own.
+
+    A row's slots beyond its length hold later positions, so this hides padding and stale slots too.
+    """
+    return jnp.arange(n_keys) <= positions[..., None]
+
+
+def attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Bool[Array, "B T S"],
+    tap: Callable[[str, Array], Array],
+) -> Float[Array, "B T N H"]:
+    """softmax(q k^T / sqrt(H)) v with float32 scores; query head n reads key/value head n // (N / K).
+
+    `tap` sees "scores" (masked) and "pattern", both [B N T S].
+    """
+    batch, new, n_heads, head_dim = q.shape
+    n_keys, n_kv_heads = k.shape[1], k.shape[2]
+    k, v = k.astype(q.dtype), v.astype(q.dtype)
+    # G queries of one group times T tokens are the rows of one product per key/value head.
+    grouped = q.reshape(batch, new, n_kv_heads, -1, head_dim)
+    scores = _product("BTKGH,BSKH->BKGTS", grouped, k) * head_dim**-0.5
+    scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
+    scores = tap("scores", scores.reshape(batch, n_heads, new, n_keys))
+    pattern = tap("pattern", jax.nn.softmax(scores, axis=-1))
+    weights = pattern.astype(v.dtype).reshape(batch, n_kv_heads, -1, new, n_keys)
+    return _product("BKGTS,BSKH->BTKGH", weights, v).astype(q.dtype).reshape(q.shape)
+
+
+def _product(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=jnp.float32)

@@ -1,0 +1,55 @@
+"""The key/value cache: preallocated, one array per layer, every row with its own length."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .config import Config
+
+
+class Cache(NamedTuple):
+    """Slots 0 .. lengths[b] - 1 of row b are filled; what the others hold is never looked at."""
+
+    k: tuple[Float[Array, "B S K H"], ...]
+    v: tuple[Float[Array, "B S K H"], ...]
+    lengths: Int[Array, " B"]
+
+
+def init_cache(config: Config, batch: int, capacity: int, dtype: Any) -> Cache:
+    """An empty cache of `capacity` slots for each of `batch` rows."""
+    for name, value in (("batch", batch), ("capacity", capacity)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    shape = (batch, capacity, config.n_kv_heads, config.head_dim)
+    # Each layer needs buffers of its own: a donated buffer cannot be given away twice.
+    k = tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layers))
+    v = tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layers))
+    return Cache(k, v, jnp.zeros(batch, jnp.int32))
+
+
+def write_cache(
+    slots: Float[Array, "B S K H"], new: Float[Array, "B T K H"], positions: Int[Array, "B T"]
+) -> Float[Array, "B S K H"]:
+    """Put `new` into each row's own slots; positions past the capacity are dropped, not clamped."""
+    rows = jnp.arange(slots.shape[0])[:, None]
+    return slots.at[rows, positions].set(new.astype(slots.dtype), mode="drop")
+
+
+def check_room(cache: Cache, new: Any) -> None:
+    """Refuse `new` more tokens (a number, or one per row) where a row has no slots left for them.
+
+    Under a trace nothing can be known, and nothing is checked.
+    """
+    if isinstance(cache.lengths, jax.core.Tracer) or isinstance(new, jax.core.Tracer):
+        return
+    capacity = cache.k[0].shape[1]
+    needed = np.asarray(cache.lengths) + np.asarray(new)
+    if needed.max() > capacity:
+        row = int(needed.argmax())
+        raise ValueError(
+            f"row {row} needs {int(needed[row])} cache slots and the cache has {capacity}; "
+            "make it with a larger capacity"
+        )

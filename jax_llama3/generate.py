@@ -1,0 +1,244 @@
+"""Token ids in, token ids out: prefill, then an on-device loop that decodes many tokens per call."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key
+from tqdm import tqdm
+
+from .cache import Cache, init_cache
+from .compilation import count_compilations
+from .config import Config
+from .model import bucket, check_tokens, decode_step, no_tap, prefill_unchecked
+from .params import Params
+from .sample import Knobs, Sampler, knobs, penalize, sample_knobs
+
+CHUNK = 512  # prompt tokens per prefill call: bounds the scores, and the shapes ever compiled
+_STEPS = 32  # tokens per row and device call, at most
+_CALL_SECONDS = 0.2  # what a device call should last, so that streaming flows and Ctrl-C works
+_STOP_SLOTS = 16  # the stop set's padded size, so that another stop set compiles nothing
+
+
+class State(NamedTuple):
+    """Everything that changes from token to token."""
+
+    tokens: Int[Array, " B"]  # chosen last, not yet in the cache
+    cache: Cache
+    active: Bool[Array, " B"]
+    seen: Bool[Array, "B V"]  # the row's own tokens, for the repetition penalty; V = 0 without
+    step: Int[Array, ""]  # tokens chosen so far
+
+
+class Chunk(NamedTuple):
+    """What one device call added: per row its new ids and their log-probabilities."""
+
+    tokens: list[list[int]]
+    logprobs: list[list[float]]
+
+
+class Timings(NamedTuple):
+    """Seconds of running, compilation left out."""
+
+    prefill: float
+    decode: float
+
+
+def generate_tokens(
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    config: Config,
+    *,
+    max_new_tokens: int,
+    sampler: Sampler,
+    seed: int,
+    stop_ids: Sequence[int],
+) -> Iterator[tuple[Chunk, Timings]]:
+    """Continue every prompt until a stop id (which is given out) or `max_new_tokens`.
+
+    Row r's choices depend on the seed, r and its own prompt alone: not on the rest of the batch, the
+    padding or how the tokens are grouped into chunks. Log-probabilities are the model's own, before
+    penalty, temperature and filters. Arguments that cannot be served raise ValueError at the call.
+    """
+    _check(prompts, config, max_new_tokens, stop_ids)
+    return _generate(params, prompts, config, max_new_tokens, sampler, seed, stop_ids)
+
+
+def _generate(
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    config: Config,
+    max_new_tokens: int,
+    sampler: Sampler,
+    seed: int,
+    stop_ids: Sequence[int],
+) -> Iterator[tuple[Chunk, Timings]]:
+    if max_new_tokens == 0:
+        return
+    on = knobs(sampler)
+    stops = jnp.asarray([*stop_ids, *[-1] * (_STOP_SLOTS - len(stop_ids))], jnp.int32)
+    rows = jnp.arange(len(prompts))
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(rows)
+    capacity = bucket(max(map(len, prompts)) + max_new_tokens)
+    seconds, (logits, cache) = _timed(partial(_read, params, prompts, capacity, config))
+    timings = Timings(seconds, 0.0)
+    state = State(
+        tokens=jnp.zeros(len(prompts), jnp.int32),
+        cache=cache,
+        active=jnp.ones(len(prompts), bool),
+        seen=_seen(prompts, config.vocab_size if "repetition_penalty" in on else 0),
+        step=jnp.zeros((), jnp.int32),
+    )
+    seconds, (state, tokens, logprobs) = _timed(partial(_first, logits, state, keys, stops, on))
+    done, limit = 1, 1
+    while True:
+        timings = timings._replace(decode=timings.decode + seconds)
+        yield _chunk(tokens, logprobs), timings
+        if done == max_new_tokens or not np.asarray(state.active).any():
+            return
+        limit = min(limit, max_new_tokens - done)
+        step = partial(_decode_many, params, state, keys, stops, on, limit, config)
+        seconds, (state, tokens, logprobs) = _timed(step)
+        done += limit
+        limit = int(np.clip(_CALL_SECONDS / (seconds / limit), 1, _STEPS))
+
+
+def _check(
+    prompts: Sequence[Sequence[int]], config: Config, max_new_tokens: int, stop_ids: Sequence[int]
+) -> None:
+    if not prompts:
+        raise ValueError("no prompt was given")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be 0 or more, not {max_new_tokens}")
+    if len(stop_ids) > _STOP_SLOTS:
+        raise ValueError(f"{len(stop_ids)} stop ids; at most {_STOP_SLOTS} are supported")
+    for row, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise ValueError(f"prompt {row} is empty; give it at least one token")
+        check_tokens(np.asarray(prompt), config)
+        room = config.max_seq_len - len(prompt)
+        if room < 0:
+            raise ValueError(
+                f"prompt {row} has {len(prompt)} tokens and the model's context "
+                f"{config.max_seq_len}; shorten it"
+            )
+        if max_new_tokens > room:
+            raise ValueError(
+                f"prompt {row} has {len(prompt)} tokens; with {max_new_tokens} new ones it exceeds "
+                f"the model's context of {config.max_seq_len}; ask for at most {room}"
+            )
+
+
+def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    """The seconds that running `function` took, compilation left out, and its result."""
+    start = time.perf_counter()
+    with count_compilations() as compiled:
+        result = jax.block_until_ready(function())
+    elapsed = time.perf_counter() - start
+    return max(elapsed - compiled.seconds, 1e-9), result
+
+
+def _read(
+    params: Params, prompts: Sequence[Sequence[int]], capacity: int, config: Config
+) -> tuple[Float[Array, "B V"], Cache]:
+    """Prefill an empty cache chunk by chunk; a row shorter than others sits the last chunks out."""
+    lengths = np.array([len(prompt) for prompt in prompts])
+    longest = max(map(len, prompts))
+    tokens = np.zeros((len(prompts), bucket(longest)), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = prompt
+    cache = init_cache(config, len(prompts), capacity, params.embedding.dtype)
+    logits = jnp.zeros((len(prompts), config.vocab_size), jnp.float32)
+    starts = range(0, longest, CHUNK)
+    for start in tqdm(starts, "reading the prompt", delay=2, disable=None, leave=False):
+        chunk = tokens[:, start : start + CHUNK]
+        chunk = chunk[:, : bucket(min(longest - start, CHUNK))]
+        new = np.clip(lengths - start, 0, CHUNK).astype(np.int32)
+        chunk_logits, cache = prefill_unchecked(params, chunk, new, cache, config, no_tap)
+        logits = jnp.where(new[:, None] > 0, chunk_logits, logits)
+    return logits, cache
+
+
+def _seen(prompts: Sequence[Sequence[int]], vocab_size: int) -> Bool[Array, "B V"]:
+    seen = np.zeros((len(prompts), vocab_size), bool)
+    for row, prompt in enumerate(prompts):
+        if vocab_size:
+            seen[row, list(prompt)] = True
+    return jnp.asarray(seen)
+
+
+def _choose(
+    logits: Float[Array, "B V"], state: State, keys: Key[Array, " B"], stops: Array, on: Knobs
+) -> tuple[State, Float[Array, " B"]]:
+    """Choose each row's next token and note what follows from it."""
+    logprobs = jax.nn.log_softmax(logits)
+    if "repetition_penalty" in on:
+        logits = penalize(logits, state.seen, on["repetition_penalty"])
+    step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.step)
+    tokens = sample_knobs(step_keys, logits, on)
+    seen = state.seen
+    if "repetition_penalty" in on:
+        seen = seen.at[jnp.arange(len(tokens)), tokens].set(True)
+    active = state.active & ~jnp.isin(tokens, stops)
+    chosen = jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+    return State(tokens, state.cache, active, seen, state.step + 1), chosen
+
+
+@partial(jax.jit, donate_argnames="state")
+def _first(
+    logits: Float[Array, "B V"], state: State, keys: Key[Array, " B"], stops: Array, on: Knobs
+) -> tuple[State, Int[Array, "B 1"], Float[Array, "B 1"]]:
+    """The token after the prompt, from the logits of prefill."""
+    state, logprobs = _choose(logits, state, keys, stops, on)
+    return state, state.tokens[:, None], logprobs[:, None]
+
+
+@partial(jax.jit, static_argnames="config", donate_argnames="state")
+def _decode_many(
+    params: Params,
+    state: State,
+    keys: Key[Array, " B"],
+    stops: Int[Array, " stops"],
+    on: Knobs,
+    limit: Int[Array, ""] | int,
+    config: Config,
+) -> tuple[State, Int[Array, "B steps"], Float[Array, "B steps"]]:
+    """Up to `limit` tokens for every row, fewer when all rows stop; -1 stands where a row had."""
+    batch = state.tokens.shape[0]
+    out_tokens = jnp.full((batch, _STEPS), -1, jnp.int32)
+    out_logprobs = jnp.zeros((batch, _STEPS), jnp.float32)
+
+    def unfinished(carry: tuple[Array, State, Array, Array]) -> Bool[Array, ""]:
+        index, state, _, _ = carry
+        return (index < limit) & jnp.any(state.active)
+
+    def step(carry: tuple[Array, State, Array, Array]) -> tuple[Array, State, Array, Array]:
+        index, state, tokens, logprobs = carry
+        active, lengths = state.active, state.cache.lengths
+        logits, cache = decode_step(params, state.tokens, state.cache, config)
+        # A row that has stopped stays where it is, so it never runs out of slots.
+        cache = cache._replace(lengths=jnp.where(active, cache.lengths, lengths))
+        state, chosen = _choose(logits, state._replace(cache=cache), keys, stops, on)
+        tokens = tokens.at[:, index].set(jnp.where(active, state.tokens, -1))
+        logprobs = logprobs.at[:, index].set(chosen)
+        return index + 1, state, tokens, logprobs
+
+    first = (jnp.zeros((), jnp.int32), state, out_tokens, out_logprobs)
+    _, state, tokens, logprobs = lax.while_loop(unfinished, step, first)
+    return state, tokens, logprobs
+
+
+def _chunk(tokens: Int[Array, "B steps"], logprobs: Float[Array, "B steps"]) -> Chunk:
+    ids, values = np.asarray(tokens), np.asarray(logprobs)
+    if np.isnan(values[ids >= 0]).any():
+        raise ValueError("the model's logits are NaN: its weights are damaged or overflow their dtype")
+    kept = [ids[row] >= 0 for row in range(len(ids))]
+    return Chunk(
+        [ids[row, keep].tolist() for row, keep in enumerate(kept)],
+        [values[row, keep].tolist() for row, keep in enumerate(kept)],
+    )

@@ -1,0 +1,223 @@
+"""The network: `forward`, plain, and its two jitted doors, `prefill` and `decode`.
+
+Dimension letters: B batch, T new tokens, S cache capacity, N query heads, K key/value heads, G = N / K,
+H head dim, D model dim, F feed-forward dim, V vocabulary.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from .attention import attention, causal_mask
+from .cache import Cache, check_room, write_cache
+from .config import Config
+from .linear import linear
+from .params import Layer, Params
+from .rope import apply_rope, rope_tables
+
+Tap = Callable[[str, Array], Array]
+
+
+def no_tap(name: str, array: Array) -> Array:
+    """The default tap: every named activation passes through unchanged."""
+    return array
+
+
+def forward(
+    params: Params,
+    tokens: Int[Array, "B T"],
+    config: Config,
+    cache: Cache | None = None,
+    *,
+    tap: Tap = no_tap,
+) -> tuple[Float[Array, "B T V"], Cache | None]:
+    """Logits (float32) at every position, and the cache with the tokens appended at its lengths.
+
+    `tap(name, array)` may read or replace every named activation. Not jitted: jit it, differentiate
+    it or vmap it yourself. Ids outside the vocabulary or a full cache raise ValueError (not under a
+    trace: there an id outside gives NaN, and what does not fit is not written).
+    """
+    check_tokens(tokens, config)
+    if cache is not None:
+        check_room(cache, tokens.shape[1])
+    x, cache = _blocks(params, tokens, config, cache, tap)
+    if cache is not None:
+        cache = cache._replace(lengths=cache.lengths + tokens.shape[1])
+    return _logits(params, x, config, tap), cache
+
+
+def prefill(
+    params: Params,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    cache: Cache,
+    config: Config,
+    *,
+    tap: Tap = no_tap,
+) -> tuple[Float[Array, "B V"], Cache]:
+    """Append row b's first lengths[b] tokens to the cache; logits after the last of them.
+
+    Tokens are right-padded with any id. T is padded further to its bucket (a power of two), so all
+    calls in one bucket share one compilation. The cache is donated: use the one that comes back.
+    """
+    check_tokens(tokens, config)
+    _check_lengths(lengths, tokens)
+    check_room(cache, lengths)
+    padding = bucket(tokens.shape[1]) - tokens.shape[1]
+    tokens = jnp.pad(jnp.asarray(tokens, jnp.int32), ((0, 0), (0, padding)))
+    return prefill_unchecked(params, tokens, jnp.asarray(lengths, jnp.int32), cache, config, tap)
+
+
+def decode(
+    params: Params,
+    tokens: Int[Array, " B"],
+    cache: Cache,
+    config: Config,
+    *,
+    tap: Tap = no_tap,
+) -> tuple[Float[Array, "B V"], Cache]:
+    """Append one token to every row; logits after it. The cache is donated."""
+    check_tokens(tokens, config)
+    check_room(cache, 1)
+    return _decode(params, jnp.asarray(tokens, jnp.int32), cache, config, tap)
+
+
+@partial(jax.jit, static_argnames=("config", "tap"), donate_argnames="cache")
+def prefill_unchecked(
+    params: Params,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    cache: Cache,
+    config: Config,
+    tap: Tap,
+) -> tuple[Float[Array, "B V"], Cache]:
+    """`prefill` without its checks and its padding; a row of length 0 stays as it is."""
+    x, cache = _blocks(params, tokens, config, cache, tap)
+    cache = cache._replace(lengths=cache.lengths + lengths)
+    last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
+    return _logits(params, last, config, tap)[:, 0], cache
+
+
+def decode_step(
+    params: Params, tokens: Int[Array, " B"], cache: Cache, config: Config, tap: Tap = no_tap
+) -> tuple[Float[Array, "B V"], Cache]:
+    """`decode` without its checks and its jit, for loops that are jitted as a whole."""
+    x, cache = _blocks(params, tokens[:, None], config, cache, tap)
+    cache = cache._replace(lengths=cache.lengths + 1)
+    return _logits(params, x, config, tap)[:, 0], cache
+
+
+_decode = partial(jax.jit, static_argnames=("config", "tap"), donate_argnames="cache")(decode_step)
+
+
+def bucket(length: int) -> int:
+    """The power of two, at least 16, that a length is padded to, so that few shapes are compiled."""
+    return max(16, 1 << (length - 1).bit_length())
+
+
+def check_tokens(tokens: Int[Array, "..."], config: Config) -> None:
+    """Refuse an empty array and ids outside the vocabulary; under a trace nothing is checked."""
+    if tokens.size == 0:
+        raise ValueError(f"tokens of shape {tokens.shape} hold no token")
+    if isinstance(tokens, jax.core.Tracer):
+        return
+    ids = np.asarray(tokens)
+    wrong = ids[(ids < 0) | (ids >= config.vocab_size)]
+    if wrong.size:
+        raise ValueError(
+            f"token id {int(wrong[0])} is outside the vocabulary of {config.vocab_size}"
+        )
+
+
+def _check_lengths(lengths: Int[Array, " B"], tokens: Int[Array, "B T"]) -> None:
+    if lengths.shape != tokens.shape[:1]:
+        raise ValueError(f"lengths {lengths.shape} do not match tokens {tokens.shape}")
+    if isinstance(lengths, jax.core.Tracer):
+        return
+    values = np.asarray(lengths)
+    wrong = values[(values < 1) | (values > tokens.shape[1])]
+    if wrong.size:
+        raise ValueError(f"length {int(wrong[0])} is not in 1 .. {tokens.shape[1]}")
+
+
+def _blocks(
+    params: Params, tokens: Int[Array, "B T"], config: Config, cache: Cache | None, tap: Tap
+) -> tuple[Float[Array, "B T D"], Cache | None]:
+    """Embedding and all layers; fills the cache's slots and leaves its lengths to the caller."""
+    batch, new = tokens.shape
+    start = jnp.zeros(batch, jnp.int32) if cache is None else cache.lengths
+    positions = start[:, None] + jnp.arange(new)
+    tables = rope_tables(positions, config)
+    mask = causal_mask(positions, new if cache is None else cache.k[0].shape[1])
+    x = tap("embed", _embed(params.embedding, tokens))
+    k, v = [], []
+    for index, layer in enumerate(params.layers):
+        slots = None if cache is None else (cache.k[index], cache.v[index])
+        layer_tap = partial(_prefixed, tap, f"layers.{index}.")
+        x, slots = _block(layer, x, slots, positions, tables, mask, config, layer_tap)
+        k.append(slots[0])
+        v.append(slots[1])
+    return x, None if cache is None else Cache(tuple(k), tuple(v), cache.lengths)
+
+
+def _prefixed(tap: Tap, prefix: str, name: str, array: Array) -> Array:
+    return tap(prefix + name, array)
+
+
+def _block(
+    layer: Layer,
+    x: Float[Array, "B T D"],
+    slots: tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]] | None,
+    positions: Int[Array, "B T"],
+    tables: tuple[Float[Array, "B T R"], Float[Array, "B T R"]],
+    mask: Array,
+    config: Config,
+    tap: Tap,
+) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+    x = tap("resid_pre", x)
+    h = rms_norm(x, layer.attn_norm, config.norm_eps)
+    q = tap("attn.q", apply_rope(linear("BTD,NHD->BTNH", h, layer.wq), *tables))
+    k = tap("attn.k", apply_rope(linear("BTD,KHD->BTKH", h, layer.wk), *tables))
+    v = tap("attn.v", linear("BTD,KHD->BTKH", h, layer.wv))
+    if slots is not None:
+        k, v = write_cache(slots[0], k, positions), write_cache(slots[1], v, positions)
+    z = tap("attn.z", attention(q, k, v, mask, partial(_prefixed, tap, "attn.")))
+    x = tap("resid_mid", x + tap("attn.out", linear("BTNH,DNH->BTD", z, layer.wo)))
+    h = rms_norm(x, layer.ffn_norm, config.norm_eps)
+    return tap("resid_post", x + _feed_forward(layer, h, tap)), (k, v)
+
+
+def _feed_forward(layer: Layer, x: Float[Array, "B T D"], tap: Tap) -> Float[Array, "B T D"]:
+    """SwiGLU (arXiv:2002.05202)."""
+    gate = tap("mlp.gate", linear("BTD,FD->BTF", x, layer.w_gate))
+    up = tap("mlp.up", linear("BTD,FD->BTF", x, layer.w_up))
+    return tap("mlp.out", linear("BTF,DF->BTD", jax.nn.silu(gate) * up, layer.w_down))
+
+
+def rms_norm(
+    x: Float[Array, "B T D"], weight: Float[Array, " D"], eps: float
+) -> Float[Array, "B T D"]:
+    """x over its root mean square (arXiv:1910.07467), eps under the root; float32 inside."""
+    wide = x.astype(jnp.float32)
+    scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * scale * weight.astype(jnp.float32)).astype(x.dtype)
+
+
+def _embed(embedding: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    # Without the barrier XLA's CPU backend widens the whole bfloat16 table to float32 and hoists
+    # the copy out of decode loops. An id outside the table gives NaN, not another token's row.
+    embedding, tokens = lax.optimization_barrier((embedding, tokens))
+    return jnp.take(embedding, tokens, axis=0, mode="fill")
+
+
+def _logits(
+    params: Params, x: Float[Array, "B T D"], config: Config, tap: Tap
+) -> Float[Array, "B T V"]:
+    x = tap("final_norm", rms_norm(x, params.norm, config.norm_eps))
+    output = params.embedding if params.output is None else params.output
+    return tap("logits", linear("BTD,VD->BTV", x, output, jnp.float32))

@@ -1,0 +1,152 @@
+"""Choosing the next token: small pure functions on logits, in the order transformers applies them."""
+
+import math
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+Knobs = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How to choose: temperature 0 takes the likeliest token, the other defaults switch a filter off.
+
+    Bad values raise ValueError.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more")
+        whole = isinstance(self.top_k, Integral) and not isinstance(self.top_k, bool)
+        _require("top_k", self.top_k, whole and self.top_k >= 0, "a whole number, 0 or more")
+        _require("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
+        _require("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
+        penalty = self.repetition_penalty
+        _require("repetition_penalty", penalty, 0 < penalty < math.inf, "above 0")
+
+
+def sample(
+    keys: Key[Array, " B"], logits: Float[Array, "B V"], sampler: Sampler
+) -> Int[Array, " B"]:
+    """One token per row, int32; every row draws from its own key, so a batch changes nothing.
+
+    The repetition penalty is not applied here: it needs the row's history (`penalize`).
+    """
+    return sample_knobs(keys, logits, knobs(sampler))
+
+
+def knobs(sampler: Sampler) -> Knobs:
+    """The settings that are switched on, for jit: their names are static, their values are not.
+
+    A program compiled for one temperature then serves all, and a filter that is off costs nothing.
+    """
+    on: Knobs = {}
+    if sampler.repetition_penalty != 1:
+        on["repetition_penalty"] = float(sampler.repetition_penalty)
+    if sampler.temperature == 0:
+        return on
+    on["temperature"] = float(sampler.temperature)
+    if sampler.top_k:
+        on["top_k"] = int(sampler.top_k)
+    if sampler.top_p < 1:
+        on["top_p"] = float(sampler.top_p)
+    if sampler.min_p > 0:
+        on["min_p"] = float(sampler.min_p)
+    return on
+
+
+def sample_knobs(
+    keys: Key[Array, " B"], logits: Float[Array, "B V"], on: Knobs
+) -> Int[Array, " B"]:
+    """`sample` with its settings as `knobs` gives them."""
+    if "temperature" not in on:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = filter_logits(logits, on)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def filter_logits(logits: Float[Array, "B V"], on: Knobs) -> Float[Array, "B V"]:
+    """Divide by the temperature, then put -inf in place of what the filters take out."""
+    # Shifted first, so that a tiny temperature cannot overflow to several equal infinities.
+    shifted = logits.astype(jnp.float32) - jnp.max(logits, axis=-1, keepdims=True)
+    logits = shifted / jnp.maximum(on["temperature"], jnp.finfo(jnp.float32).tiny)
+    if "top_k" in on:
+        logits = _keep_top_k(logits, on["top_k"])
+    if "top_p" in on:
+        logits = _keep_top_p(logits, on["top_p"])
+    if "min_p" in on:
+        # p >= min_p * max(p), with both sides' common normaliser divided out; the maximum is 0.
+        logits = jnp.where(logits >= jnp.log(on["min_p"]), logits, -jnp.inf)
+    return logits
+
+
+def _keep_top_k(logits: Float[Array, "B V"], top_k: Any) -> Float[Array, "B V"]:
+    """Keep the top_k largest, and what equals the last of them."""
+    keys = _sortable(logits)
+    border = _border(keys, jnp.ones_like(logits), top_k)
+    return jnp.where(keys >= border, logits, -jnp.inf)
+
+
+def _keep_top_p(logits: Float[Array, "B V"], top_p: Any) -> Float[Array, "B V"]:
+    """Keep the likeliest tokens up to and with the one that carries their sum to top_p (1904.09751).
+
+    For probabilities .5 .3 .15 .05 and top_p .6 the sums before each are 0 .5 .8 .95: two are kept.
+    Among equals at the border the lower ids are kept.
+    """
+    keys, probabilities = _sortable(logits), jax.nn.softmax(logits, axis=-1)
+    border = _border(keys, probabilities, top_p)
+    above, equal = keys > border, keys == border
+    mass = jnp.sum(jnp.where(above, probabilities, 0), axis=-1, keepdims=True)
+    each = jnp.max(jnp.where(equal, probabilities, 0), axis=-1, keepdims=True)
+    places = jnp.maximum(jnp.ceil((top_p - mass) / each), 1)
+    return jnp.where(above | (equal & (jnp.cumsum(equal, axis=-1) <= places)), logits, -jnp.inf)
+
+
+def _sortable(x: Float[Array, "B V"]) -> Int[Array, "B V"]:
+    """int32 keys in the order of the floats: the bits themselves, flipped below zero."""
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
+
+
+def _border(
+    keys: Int[Array, "B V"], weights: Float[Array, "B V"], limit: Any
+) -> Int[Array, "B 1"]:
+    """The smallest key whose larger keys weigh less than `limit` together.
+
+    32 halvings of the integers find it exactly; XLA's sort on CPU takes thirty times as long.
+    """
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low & high) + ((low ^ high) >> 1)
+        weight = jnp.sum(jnp.where(keys > middle, weights, 0), axis=-1, keepdims=True)
+        enough = weight < limit
+        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+    shape = (*keys.shape[:-1], 1)
+    ends = jnp.iinfo(jnp.int32)
+    bounds = (jnp.full(shape, ends.min), jnp.full(shape, ends.max))
+    return lax.fori_loop(0, 32, halve, bounds)[1]
+
+
+def penalize(
+    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: Any
+) -> Float[Array, "B V"]:
+    """Make tokens already seen less likely (arXiv:1909.05858): positive logits over penalty, others times it."""
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def _require(name: str, value: float, ok: bool, rule: str) -> None:
+    if not ok:
+        raise ValueError(f"{name} must be {rule}, not {value!r}")

@@ -1,0 +1,227 @@
+"""Text to token ids and back, over Meta's `tokenizer.model` or a Hugging Face `tokenizer.json`."""
+
+import base64
+import binascii
+import codecs
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+MODEL, JSON = "tokenizer.model", "tokenizer.json"
+GENERATION, TEMPLATE = "generation.json", "chat_template.jinja"
+
+# Meta's split pattern and the places of its special tokens, counted from the last ordinary id.
+_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPECIAL = {
+    0: "<|begin_of_text|>",
+    1: "<|end_of_text|>",
+    4: "<|finetune_right_pad_id|>",
+    5: "<|step_id|>",
+    6: "<|start_header_id|>",
+    7: "<|end_header_id|>",
+    8: "<|eom_id|>",
+    9: "<|eot_id|>",
+    10: "<|python_tag|>",
+    11: "<|image|>",
+}
+_N_SPECIAL = 256
+
+
+class Vocabulary(Protocol):
+    """What a tokenizer library must offer; `special` maps control tokens to their ids."""
+
+    size: int
+    special: dict[str, int]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text: a special token's name in it is text like any other."""
+        ...
+
+    def token_bytes(self, token: int) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A vocabulary and what the model's files say about using it; `files` are those files."""
+
+    vocabulary: Vocabulary
+    bos_id: int | None
+    eos_id: int | None
+    add_bos: bool
+    stop_ids: tuple[int, ...]
+    chat_template: str | None
+    files: dict[str, bytes] = field(repr=False)
+
+    def encode(self, text: str, *, bos: bool = False) -> list[int]:
+        """Ids of plain text; with `bos`, after the beginning-of-text token if the model wants one."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the text is not valid Unicode: {error}") from None
+        prefix = [self.bos_id] if bos and self.add_bos and self.bos_id is not None else []
+        return prefix + self.vocabulary.encode(text)
+
+    def decode(self, tokens: Iterable[int], *, skip_special: bool = False) -> str:
+        """Text of the ids; bytes that are no UTF-8 become U+FFFD."""
+        stream = TextStream(self, skip_special=skip_special)
+        return stream.push(tokens) + stream.close()
+
+    @cached_property
+    def special_names(self) -> dict[int, str]:
+        return {token: name for name, token in self.vocabulary.special.items()}
+
+
+class TextStream:
+    """Text of ids that arrive piece by piece; a character is held back until it is whole."""
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip = tokenizer.special_names if skip_special else {}
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, tokens: Iterable[int]) -> str:
+        """The text that these ids complete."""
+        vocabulary = self._tokenizer.vocabulary
+        pieces = [vocabulary.token_bytes(token) for token in tokens if token not in self._skip]
+        return self._decoder.decode(b"".join(pieces))
+
+    def close(self) -> str:
+        """What is left: U+FFFD if the ids ended inside a character."""
+        return self._decoder.decode(b"", final=True)
+
+
+def tokenizer_from_files(files: dict[str, bytes]) -> Tokenizer | None:
+    """The tokenizer whose files these are (None without any); damaged ones raise ValueError."""
+    if MODEL not in files and JSON not in files:
+        return None
+    kept = {name: files[name] for name in (MODEL, JSON, GENERATION, TEMPLATE) if name in files}
+    vocabulary = JsonVocabulary(files[JSON]) if JSON in files else MetaVocabulary(files[MODEL])
+    settings = _read_generation(files.get(GENERATION), vocabulary)
+    template = files.get(TEMPLATE)
+    return Tokenizer(
+        vocabulary=vocabulary,
+        chat_template=None if template is None else template.decode(),
+        files=kept,
+        **settings,
+    )
+
+
+def _read_generation(data: bytes | None, vocabulary: Vocabulary) -> dict:
+    """The fields of generation.json, checked against the vocabulary; Meta's own ids without one."""
+    try:
+        if data is None:
+            special = vocabulary.special
+            stops = ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"]
+            bos = special["<|begin_of_text|>"]
+            values = {
+                "bos_id": bos,
+                "eos_id": special["<|end_of_text|>"],
+                "add_bos": True,
+                "stop_ids": [special[name] for name in stops],
+            }
+        else:
+            values = json.loads(data)
+        ids = [*values["stop_ids"], values["bos_id"], values["eos_id"]]
+        for token in ids:
+            if token is not None and not 0 <= token < vocabulary.size:
+                raise ValueError(f"token id {token} is outside the {vocabulary.size} known ones")
+        values["stop_ids"] = tuple(values["stop_ids"])
+        if set(values) != {"bos_id", "eos_id", "add_bos", "stop_ids"}:
+            raise ValueError(f"unknown keys among {', '.join(values)}")
+        return values
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{GENERATION}: {error}") from None
+
+
+class MetaVocabulary:
+    """Llama 3's byte-pair ranks (tiktoken's format) and its 256 special tokens."""
+
+    def __init__(self, data: bytes) -> None:
+        import tiktoken
+
+        try:
+            pairs = (line.split() for line in data.splitlines() if line)
+            ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+        except (ValueError, binascii.Error) as error:
+            raise ValueError(f"{MODEL}: not a list of base64 tokens and ranks: {error}") from None
+        if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
+            raise ValueError(f"{MODEL}: its ranks are not 0 .. {len(ranks) - 1}, each once")
+        reserved = (place for place in range(_N_SPECIAL) if place not in _SPECIAL)
+        names = _SPECIAL | {p: f"<|reserved_special_token_{i}|>" for i, p in enumerate(reserved)}
+        self.special = {names[place]: len(ranks) + place for place in range(_N_SPECIAL)}
+        self.size = len(ranks) + _N_SPECIAL
+        self._encoding = tiktoken.Encoding(
+            "llama3", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=self.special
+        )
+
+    def encode(self, text: str) -> list[int]:
+        # tiktoken's regex overflows its stack on very long runs without a word boundary.
+        return [token for run in _runs(text) for token in self._encoding.encode_ordinary(run)]
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._encoding.decode_single_token_bytes(token)
+
+
+def _runs(text: str) -> list[str]:
+    """The text cut as Meta's tokenizer cuts it: by 400,000 characters, and within runs of 25,000."""
+    pieces = []
+    for start in range(0, len(text), 400_000):
+        window = text[start : start + 400_000]
+        cuts = [0]
+        for run in re.finditer(r"\s+|\S+", window):
+            cuts += range(run.start() + 25_000, run.end(), 25_000)
+        pieces += [window[a:b] for a, b in zip(cuts, [*cuts[1:], len(window)], strict=True)]
+    return pieces
+
+
+class JsonVocabulary:
+    """A `tokenizer.json` of the byte-level kind, or of the SentencePiece kind with byte fallback."""
+
+    def __init__(self, data: bytes) -> None:
+        import tokenizers
+
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
+            decoder = json.loads(data).get("decoder") or {}
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{JSON}: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        kinds = {step["type"] for step in decoder.get("decoders", [decoder]) if "type" in step}
+        if not kinds & {"ByteLevel", "ByteFallback"}:
+            raise ValueError(f"{JSON}: its decoder {sorted(kinds)} is not supported")
+        self._bytes = _byte_level() if "ByteLevel" in kinds else None
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._added = {token: entry.content for token, entry in added.items()}
+        self.special = {entry.content: token for token, entry in added.items() if entry.special}
+        self.size = max(self._tokenizer.get_vocab().values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def token_bytes(self, token: int) -> bytes:
+        if token in self._added:
+            return self._added[token].encode()
+        piece = self._tokenizer.id_to_token(token)
+        if piece is None:  # a row of the embedding that no token uses
+            return b""
+        if self._bytes is not None:
+            return bytes(self._bytes[character] for character in piece)
+        if match := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):
+            return bytes.fromhex(match[1])
+        return piece.replace("\u2581", " ").encode()
+
+
+def _byte_level() -> dict[str, int]:
+    """GPT-2's printable stand-in for every byte, inverted: the unprintable ones count up from 256."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(256 + index): byte for index, byte in enumerate(others)}
