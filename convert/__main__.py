@@ -40,7 +40,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_output_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--dtype", choices=DTYPES, default="keep", help="default: the source's; float32 if quantised"
+        "--dtype",
+        choices=DTYPES,
+        default="keep",
+        help="default: the source's; float32 if quantised",
     )
     command.add_argument("--overwrite", action="store_true", help="replace a converted model")
 

@@ -14,10 +14,21 @@ from .vocabulary import gguf_texts
 
 _ROPE_FREQS = "rope_freqs.weight"
 _USED = frozenset(
-    "block_count context_length embedding_length feed_forward_length vocab_size "
-    "attention.head_count attention.head_count_kv attention.layer_norm_rms_epsilon "
-    "attention.key_length attention.value_length rope.freq_base rope.dimension_count "
-    "rope.scaling.type".split()
+    [
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "feed_forward_length",
+        "vocab_size",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.layer_norm_rms_epsilon",
+        "attention.key_length",
+        "attention.value_length",
+        "rope.freq_base",
+        "rope.dimension_count",
+        "rope.scaling.type",
+    ]
 )
 _LLAMA_3_1 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_seq_len": 8192}
 

@@ -17,11 +17,33 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 # Keys that change nothing in what the network computes at inference.
 _WITHOUT_EFFECT = frozenset(
-    "_name_or_path architectures attention_dropout bos_token_id dtype eos_token_id "
-    "initializer_range name_or_path pad_token_id torch_dtype transformers_version unk_token_id "
-    "use_cache _attn_implementation _attn_implementation_autoset is_llama_config return_dict "
-    "output_hidden_states output_attentions torchscript id2label label2id problem_type "
-    "chunk_size_feed_forward transformers.js_config".split()
+    [
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "initializer_range",
+        "name_or_path",
+        "pad_token_id",
+        "torch_dtype",
+        "transformers_version",
+        "unk_token_id",
+        "use_cache",
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "is_llama_config",
+        "return_dict",
+        "output_hidden_states",
+        "output_attentions",
+        "torchscript",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "chunk_size_feed_forward",
+        "transformers.js_config",
+    ]
 )
 # Keys that may only have the value under which they change nothing.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -36,13 +58,33 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "sliding_window": (None,),
 }
 _USED = frozenset(
-    "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-    "intermediate_size rms_norm_eps rope_theta rope_scaling rope_parameters "
-    "max_position_embeddings tie_word_embeddings".split()
+    [
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "intermediate_size",
+        "rms_norm_eps",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "max_position_embeddings",
+        "tie_word_embeddings",
+    ]
 )
 _ROPE_KEYS = frozenset(
-    "rope_type type rope_theta factor low_freq_factor high_freq_factor "
-    "original_max_position_embeddings partial_rotary_factor".split()
+    [
+        "rope_type",
+        "type",
+        "rope_theta",
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+        "partial_rotary_factor",
+    ]
 )
 
 

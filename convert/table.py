@@ -105,9 +105,7 @@ def resolve_tie(source: Source) -> Source:
     tensors = {name: info for name, info in source.tensors.items() if name != output}
     config = dataclasses.replace(source.config, tie_embeddings=True)
     note = f"{output} equals {embedding} bit for bit and is stored once"
-    return source._replace(
-        tensors=tensors, config=config, decisions=[*source.decisions, note]
-    )
+    return source._replace(tensors=tensors, config=config, decisions=[*source.decisions, note])
 
 
 def plan(source: Source, dtype: str | None) -> tuple[list[Rule], Params]:
@@ -126,7 +124,9 @@ def plan(source: Source, dtype: str | None) -> tuple[list[Rule], Params]:
             continue
         flat = _flat_shape(rule.target, leaf.shape)
         if info.shape != flat:
-            errors.append(f"{rule.source} has shape {list(info.shape)}, the config says {list(flat)}")
+            errors.append(
+                f"{rule.source} has shape {list(info.shape)}, the config says {list(flat)}"
+            )
         leaves.append(jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype or info.dtype)))
     unused = set(source.tensors) - {rule.source for rule in table}
     errors += [f"{name} has no place in the model" for name in sorted(unused)]

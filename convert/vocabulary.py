@@ -13,9 +13,7 @@ _LLAMA3 = (
 _CONTROL, _USER_DEFINED = 3, 4  # GGUF's token types
 
 
-def huggingface_texts(
-    folder: Path, config_values: dict
-) -> tuple[dict[str, bytes], list[Path]]:
+def huggingface_texts(folder: Path, config_values: dict) -> tuple[dict[str, bytes], list[Path]]:
     """Our tokenizer files from a Hugging Face folder, and the paths they come from."""
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -58,7 +56,11 @@ def gguf_texts(fields: dict) -> dict[str, bytes]:
     tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     data = _byte_level_json(tokens, kinds, fields["tokenizer.ggml.merges"], pre)
     eos_id = fields.get("tokenizer.ggml.eos_token_id")
-    ends = (eos_id, fields.get("tokenizer.ggml.eot_token_id"), fields.get("tokenizer.ggml.eom_token_id"))
+    ends = (
+        eos_id,
+        fields.get("tokenizer.ggml.eot_token_id"),
+        fields.get("tokenizer.ggml.eom_token_id"),
+    )
     bos_id = fields.get("tokenizer.ggml.bos_token_id")
     add_bos = fields.get("tokenizer.ggml.add_bos_token", pre in ("llama-bpe", "llama3"))
     texts = {
@@ -97,8 +99,8 @@ def _byte_level_json(tokens: list[str], kinds: list[int], merges: list[str], pre
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens) or len(kinds) != len(tokens):
         raise ValueError("its vocabulary holds a token twice, or too few token types")
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    if any(len(pair) != 2 for pair in pairs):
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    if any(not left or not right or " " in right for left, right in pairs):
         raise ValueError("its vocabulary holds a merge that is not of two tokens")
     # Llama 3 takes a word that is a token whole, even where the merges alone would not reach it.
     whole_words = pre in ("llama-bpe", "llama3", "llama-v3")

@@ -3,8 +3,11 @@
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
+
+import jax
 
 from .chat import has_chat_format
 from .checkpoint import Model, default_folder, load, read_manifest
@@ -32,10 +35,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _keep_compilations() -> None:
+    """Let later runs reuse what XLA compiled, from a private folder.
+
+    JAX's own variables decide if they are set: JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = default_folder("compiled")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return  # a home that cannot be written costs time, nothing else
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
 def _add_generate(command: argparse.ArgumentParser) -> None:
     _add_text_options(command)
     command.add_argument(
-        "-m", "--max-new-tokens", metavar="N", type=int, help="default: 256, or what the context holds"
+        "-m",
+        "--max-new-tokens",
+        metavar="N",
+        type=int,
+        help="default: 256, or what the context holds",
     )
     defaults = Sampler()
     command.add_argument("--temp", type=float, default=defaults.temperature, help="0: greedy")
@@ -81,6 +103,11 @@ def _model_folder(folder: Path | None) -> Path:
     return folder
 
 
+def _load(options: argparse.Namespace) -> Model:
+    _keep_compilations()
+    return load(_model_folder(options.model), dtype=options.dtype)
+
+
 def _texts(options: argparse.Namespace) -> list[str]:
     stdin = sys.stdin.read() if "-" in options.prompt else ""
     texts = [stdin if text == "-" else text for text in options.prompt]
@@ -95,7 +122,7 @@ def _generate(options: argparse.Namespace) -> None:
         temperature=options.temp, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p
     )
     texts = _texts(options)
-    model = load(_model_folder(options.model), dtype=options.dtype)
+    model = _load(options)
     prompts = [_prompt_ids(model, text, index, options) for index, text in enumerate(texts)]
     pieces = stream_batch(
         model, prompts, max_new_tokens=options.max_new_tokens, sampler=sampler, seed=options.seed
@@ -154,7 +181,7 @@ def _seconds(completion: Completion) -> float:
 
 def _score(options: argparse.Namespace) -> None:
     texts = _texts(options)
-    model = load(_model_folder(options.model), dtype=options.dtype)
+    model = _load(options)
     for text in texts:
         scored = score(model, text)
         known = [value for value in scored.logprobs if value is not None]

@@ -13,7 +13,7 @@ def causal_mask(positions: Int[Array, "B T"], n_keys: int) -> Bool[Array, "B T S
 
     A row's slots beyond its length hold later positions, so this hides padding and stale slots too.
     """
-    return jnp.arange(n_keys) <= positions[..., None]
+    return jnp.arange(n_keys)[None, None] <= positions[..., None]
 
 
 def attention(

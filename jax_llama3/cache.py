@@ -2,9 +2,9 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from .config import Config
@@ -43,7 +43,7 @@ def check_room(cache: Cache, new: Any) -> None:
 
     Under a trace nothing can be known, and nothing is checked.
     """
-    if isinstance(cache.lengths, jax.core.Tracer) or isinstance(new, jax.core.Tracer):
+    if isinstance(cache.lengths, Tracer) or isinstance(new, Tracer):
         return
     capacity = cache.k[0].shape[1]
     needed = np.asarray(cache.lengths) + np.asarray(new)

@@ -49,9 +49,7 @@ def _llama3(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     return tokens + header("assistant")
 
 
-def _from_template(
-    tokenizer: Tokenizer, template: str, messages: Sequence[Message]
-) -> list[int]:
+def _from_template(tokenizer: Tokenizer, template: str, messages: Sequence[Message]) -> list[int]:
     special = tokenizer.vocabulary.special
     shield = _shield(special, messages)
     shielded = [{key: _replace(text, shield) for key, text in m.items()} for m in messages]
@@ -95,7 +93,7 @@ def _render(tokenizer: Tokenizer, template: str, messages: Sequence[Message]) ->
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(
         value, ensure_ascii=False, indent=indent
     )
-    names = tokenizer.special_names
+    names: dict[int | None, str] = {**tokenizer.special_names}
     try:
         return environment.from_string(template).render(
             messages=messages,

@@ -25,17 +25,17 @@ def count_compilations() -> Iterator[Compilations]:
     seen = Compilations()
     traced: dict[str, float] = {}
 
-    def listen(event: str, seconds: float, **details: object) -> None:
-        name = str(details.get("fun_name", ""))
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        name = str(kwargs.get("fun_name", ""))
         if event == _TRACE:
             # A function traced inside another reports its seconds twice; only those that are
             # lowered by themselves, as jit(name), are counted.
-            traced[f"jit({name})"] = seconds
+            traced[f"jit({name})"] = duration_secs
         elif event == _LOWER:
-            seen.seconds += seconds + traced.pop(name, 0.0)
+            seen.seconds += duration_secs + traced.pop(name, 0.0)
         elif event == _COMPILE:
             seen.count += 1
-            seen.seconds += seconds
+            seen.seconds += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

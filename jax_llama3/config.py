@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class RopeScaling:
     """How Llama 3.1 and later stretch RoPE's long wavelengths beyond the original context."""
 
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
+    factor: float | int
+    low_freq_factor: float | int
+    high_freq_factor: float | int
     original_max_seq_len: int
 
     def __post_init__(self) -> None:
@@ -35,8 +35,8 @@ class Config:
     n_kv_heads: int
     head_dim: int
     ffn_dim: int
-    norm_eps: float
-    rope_theta: float
+    norm_eps: float | int
+    rope_theta: float | int
     rope_scaling: RopeScaling | None = None
     max_seq_len: int
     tie_embeddings: bool = False

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
-from tqdm import tqdm
 
 from .cache import Cache, init_cache
 from .compilation import count_compilations
 from .config import Config
 from .model import bucket, check_tokens, decode_step, no_tap, prefill_unchecked
 from .params import Params
+from .progress import progress
 from .sample import Knobs, Sampler, knobs, penalize, sample_knobs
 
 CHUNK = 512  # prompt tokens per prefill call: bounds the scores, and the shapes ever compiled
@@ -95,6 +95,8 @@ def _generate(
         step=jnp.zeros((), jnp.int32),
     )
     seconds, (state, tokens, logprobs) = _timed(partial(_first, logits, state, keys, stops, on))
+    # An empty call compiles the loop, so that the timings below are of running it.
+    state, _, _ = _decode_many(params, state, keys, stops, on, 0, config)
     done, limit = 1, 1
     while True:
         timings = timings._replace(decode=timings.decode + seconds)
@@ -115,6 +117,8 @@ def _check(
         raise ValueError("no prompt was given")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must be 0 or more, not {max_new_tokens}")
+    if len(stop_ids):
+        check_tokens(np.asarray(stop_ids), config)
     if len(stop_ids) > _STOP_SLOTS:
         raise ValueError(f"{len(stop_ids)} stop ids; at most {_STOP_SLOTS} are supported")
     for row, prompt in enumerate(prompts):
@@ -155,12 +159,15 @@ def _read(
     cache = init_cache(config, len(prompts), capacity, params.embedding.dtype)
     logits = jnp.zeros((len(prompts), config.vocab_size), jnp.float32)
     starts = range(0, longest, CHUNK)
-    for start in tqdm(starts, "reading the prompt", delay=2, disable=None, leave=False):
+    bar = progress(longest, "reading the prompt", "token")
+    for start in starts:
         chunk = tokens[:, start : start + CHUNK]
         chunk = chunk[:, : bucket(min(longest - start, CHUNK))]
         new = np.clip(lengths - start, 0, CHUNK).astype(np.int32)
         chunk_logits, cache = prefill_unchecked(params, chunk, new, cache, config, no_tap)
         logits = jnp.where(new[:, None] > 0, chunk_logits, logits)
+        bar.update(int(new.max()))
+    bar.close()
     return logits, cache
 
 
@@ -236,7 +243,9 @@ def _decode_many(
 def _chunk(tokens: Int[Array, "B steps"], logprobs: Float[Array, "B steps"]) -> Chunk:
     ids, values = np.asarray(tokens), np.asarray(logprobs)
     if np.isnan(values[ids >= 0]).any():
-        raise ValueError("the model's logits are NaN: its weights are damaged or overflow their dtype")
+        raise ValueError(
+            "the model's logits are NaN: its weights are damaged or overflow their dtype"
+        )
     kept = [ids[row] >= 0 for row in range(len(ids))]
     return Chunk(
         [ids[row, keep].tolist() for row, keep in enumerate(kept)],

@@ -20,7 +20,10 @@ def describe(folder: Path, manifest: dict) -> str:
         ("folder", str(folder)),
         ("source", manifest["source"]["kind"]),
         ("layers", f"{config.n_layers} of dim {config.dim}, feed-forward {config.ffn_dim}"),
-        ("heads", f"{config.n_heads} over {config.n_kv_heads} key/value heads of {config.head_dim}"),
+        (
+            "heads",
+            f"{config.n_heads} over {config.n_kv_heads} key/value heads of {config.head_dim}",
+        ),
         ("vocabulary", f"{config.vocab_size:,}{', tied' if config.tie_embeddings else ''}"),
         ("RoPE", _rope(config)),
         ("context", f"{config.max_seq_len:,} tokens"),

@@ -8,7 +8,6 @@ convert the whole weight to float32 on every call, ten times slower.
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -27,7 +26,8 @@ def linear(
     left, right = operands.split(",")
     contracted = "".join(letter for letter in right if letter not in result)
     batch, out = left.removesuffix(contracted), right.removesuffix(contracted)
-    assert contracted and batch + contracted == left and batch + out == result, spec
+    if not contracted or (batch + contracted, batch + out) != (left, result):
+        raise ValueError(f"{spec!r} does not contract the last axes of both operands")
     width = math.prod(x.shape[len(batch) :])
     flat_x, flat_weight = x.reshape(-1, width), weight.reshape(-1, width)
     product = lax.platform_dependent(flat_x, flat_weight, cpu=_product_cpu, default=_product)
@@ -39,9 +39,7 @@ def _product(x: Float[Array, "M C"], weight: Float[Array, "O C"]) -> Float[Array
     # HIGHEST keeps a GPU from rounding float32 operands to TF32; narrower operands ignore it.
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     axes = (((1,), (1,)), ((), ()))
-    return lax.dot_general(
-        x, weight, axes, precision=precision, preferred_element_type=jnp.float32
-    )
+    return lax.dot_general(x, weight, axes, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _product_cpu(x: Float[Array, "M C"], weight: Float[Array, "O C"]) -> Float[Array, "M O"]:

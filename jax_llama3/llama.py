@@ -4,7 +4,7 @@ import resource
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 
@@ -48,9 +48,33 @@ class Score(NamedTuple):
     logprobs: list[float | None]
 
 
+@overload
+def generate(  # pyright: ignore[reportOverlappingOverload]  a str is a Sequence[str] too
+    model: Model,
+    prompt: Prompt,
+    *,
+    max_new_tokens: int | None = None,
+    sampler: Sampler | None = None,
+    seed: int = 0,
+    stop: Sequence[int | str] | None = None,
+) -> Completion: ...
+
+
+@overload
 def generate(
     model: Model,
-    prompt: Prompt | Sequence[Prompt],
+    prompt: Sequence[Prompt],
+    *,
+    max_new_tokens: int | None = None,
+    sampler: Sampler | None = None,
+    seed: int = 0,
+    stop: Sequence[int | str] | None = None,
+) -> list[Completion]: ...
+
+
+def generate(
+    model: Model,
+    prompt: Any,
     *,
     max_new_tokens: int | None = None,
     sampler: Sampler | None = None,
@@ -126,7 +150,15 @@ def stream_batch(
     return _pieces(chunks, rows)
 
 
-def score(model: Model, text: str | Sequence[str]) -> Score | list[Score]:
+@overload
+def score(model: Model, text: str) -> Score: ...  # pyright: ignore[reportOverlappingOverload]
+
+
+@overload
+def score(model: Model, text: Sequence[str]) -> list[Score]: ...
+
+
+def score(model: Model, text: Any) -> Score | list[Score]:
     """The log-probability of every token of a text, or of each of a list of texts."""
     if not isinstance(text, str):
         return [_score(model, one) for one in text]
@@ -151,7 +183,7 @@ def encode_prompt(tokenizer: Tokenizer | None, prompt: Prompt, row: int) -> list
     return tokenizer.encode(prompt, bos=True)
 
 
-def _is_batch(prompt: Prompt | Sequence[Prompt]) -> bool:
+def _is_batch(prompt: Any) -> bool:
     if isinstance(prompt, str):
         return False
     return len(prompt) == 0 or isinstance(prompt[0], str) or hasattr(prompt[0], "__len__")

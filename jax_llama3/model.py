@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from .attention import attention, causal_mask
@@ -30,7 +31,7 @@ def no_tap(name: str, array: Array) -> Array:
 
 def forward(
     params: Params,
-    tokens: Int[Array, "B T"],
+    tokens: Int[Array | np.ndarray, "B T"],
     config: Config,
     cache: Cache | None = None,
     *,
@@ -45,16 +46,17 @@ def forward(
     check_tokens(tokens, config)
     if cache is not None:
         check_room(cache, tokens.shape[1])
-    x, cache = _blocks(params, tokens, config, cache, tap)
+    ids = jnp.asarray(tokens, jnp.int32)
+    x, k, v = _blocks(params, ids, config, cache, tap)
     if cache is not None:
-        cache = cache._replace(lengths=cache.lengths + tokens.shape[1])
+        cache = Cache(k, v, cache.lengths + tokens.shape[1])
     return _logits(params, x, config, tap), cache
 
 
 def prefill(
     params: Params,
-    tokens: Int[Array, "B T"],
-    lengths: Int[Array, " B"],
+    tokens: Int[Array | np.ndarray, "B T"],
+    lengths: Int[Array | np.ndarray, " B"],
     cache: Cache,
     config: Config,
     *,
@@ -75,7 +77,7 @@ def prefill(
 
 def decode(
     params: Params,
-    tokens: Int[Array, " B"],
+    tokens: Int[Array | np.ndarray, " B"],
     cache: Cache,
     config: Config,
     *,
@@ -90,26 +92,25 @@ def decode(
 @partial(jax.jit, static_argnames=("config", "tap"), donate_argnames="cache")
 def prefill_unchecked(
     params: Params,
-    tokens: Int[Array, "B T"],
-    lengths: Int[Array, " B"],
+    tokens: Int[Array | np.ndarray, "B T"],
+    lengths: Int[Array | np.ndarray, " B"],
     cache: Cache,
     config: Config,
     tap: Tap,
 ) -> tuple[Float[Array, "B V"], Cache]:
     """`prefill` without its checks and its padding; a row of length 0 stays as it is."""
-    x, cache = _blocks(params, tokens, config, cache, tap)
-    cache = cache._replace(lengths=cache.lengths + lengths)
+    x, k, v = _blocks(params, jnp.asarray(tokens), config, cache, tap)
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
-    return _logits(params, last, config, tap)[:, 0], cache
+    logits = _logits(params, last, config, tap)[:, 0]
+    return logits, Cache(k, v, cache.lengths + lengths)
 
 
 def decode_step(
     params: Params, tokens: Int[Array, " B"], cache: Cache, config: Config, tap: Tap = no_tap
 ) -> tuple[Float[Array, "B V"], Cache]:
     """`decode` without its checks and its jit, for loops that are jitted as a whole."""
-    x, cache = _blocks(params, tokens[:, None], config, cache, tap)
-    cache = cache._replace(lengths=cache.lengths + 1)
-    return _logits(params, x, config, tap)[:, 0], cache
+    x, k, v = _blocks(params, tokens[:, None], config, cache, tap)
+    return _logits(params, x, config, tap)[:, 0], Cache(k, v, cache.lengths + 1)
 
 
 _decode = partial(jax.jit, static_argnames=("config", "tap"), donate_argnames="cache")(decode_step)
@@ -120,11 +121,11 @@ def bucket(length: int) -> int:
     return max(16, 1 << (length - 1).bit_length())
 
 
-def check_tokens(tokens: Int[Array, "..."], config: Config) -> None:
+def check_tokens(tokens: Int[Array | np.ndarray, "..."], config: Config) -> None:
     """Refuse an empty array and ids outside the vocabulary; under a trace nothing is checked."""
     if tokens.size == 0:
         raise ValueError(f"tokens of shape {tokens.shape} hold no token")
-    if isinstance(tokens, jax.core.Tracer):
+    if isinstance(tokens, Tracer):
         return
     ids = np.asarray(tokens)
     wrong = ids[(ids < 0) | (ids >= config.vocab_size)]
@@ -134,10 +135,12 @@ def check_tokens(tokens: Int[Array, "..."], config: Config) -> None:
         )
 
 
-def _check_lengths(lengths: Int[Array, " B"], tokens: Int[Array, "B T"]) -> None:
+def _check_lengths(
+    lengths: Int[Array | np.ndarray, " B"], tokens: Int[Array | np.ndarray, "B T"]
+) -> None:
     if lengths.shape != tokens.shape[:1]:
         raise ValueError(f"lengths {lengths.shape} do not match tokens {tokens.shape}")
-    if isinstance(lengths, jax.core.Tracer):
+    if isinstance(lengths, Tracer):
         return
     values = np.asarray(lengths)
     wrong = values[(values < 1) | (values > tokens.shape[1])]
@@ -147,11 +150,11 @@ def _check_lengths(lengths: Int[Array, " B"], tokens: Int[Array, "B T"]) -> None
 
 def _blocks(
     params: Params, tokens: Int[Array, "B T"], config: Config, cache: Cache | None, tap: Tap
-) -> tuple[Float[Array, "B T D"], Cache | None]:
-    """Embedding and all layers; fills the cache's slots and leaves its lengths to the caller."""
+) -> tuple[Float[Array, "B T D"], tuple[Array, ...], tuple[Array, ...]]:
+    """Embedding and all layers, and each layer's keys and values: the cache's slots if there is one."""
     batch, new = tokens.shape
     start = jnp.zeros(batch, jnp.int32) if cache is None else cache.lengths
-    positions = start[:, None] + jnp.arange(new)
+    positions = start[:, None] + jnp.arange(new)[None]
     tables = rope_tables(positions, config)
     mask = causal_mask(positions, new if cache is None else cache.k[0].shape[1])
     x = tap("embed", _embed(params.embedding, tokens))
@@ -162,7 +165,7 @@ def _blocks(
         x, slots = _block(layer, x, slots, positions, tables, mask, config, layer_tap)
         k.append(slots[0])
         v.append(slots[1])
-    return x, None if cache is None else Cache(tuple(k), tuple(v), cache.lengths)
+    return x, tuple(k), tuple(v)
 
 
 def _prefixed(tap: Tap, prefix: str, name: str, array: Array) -> Array:
@@ -205,7 +208,7 @@ def rms_norm(
     """x over its root mean square (arXiv:1910.07467), eps under the root; float32 inside."""
     wide = x.astype(jnp.float32)
     scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide * scale * weight.astype(jnp.float32)).astype(x.dtype)
+    return (wide * scale * weight.astype(jnp.float32)[None, None]).astype(x.dtype)
 
 
 def _embed(embedding: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:

@@ -36,7 +36,7 @@ class Params(NamedTuple):
 def abstract_params(config: Config, dtype: Any) -> Params:
     """The tree of `jax.ShapeDtypeStruct` that a model of this config has."""
 
-    def leaf(*shape: int) -> jax.ShapeDtypeStruct:
+    def leaf(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 
     c = config

@@ -37,7 +37,7 @@ def rope_tables(
     positions: Int[Array, "B T"], config: Config
 ) -> tuple[Float[Array, "B T R"], Float[Array, "B T R"]]:
     """Cosine and sine of every pair's angle (R = H / 2), in float32: bfloat16 cannot count to 257."""
-    angles = positions.astype(jnp.float32)[..., None] * rope_frequencies(config)
+    angles = positions.astype(jnp.float32)[..., None] * rope_frequencies(config)[None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -20,11 +20,11 @@ class Sampler:
     Bad values raise ValueError.
     """
 
-    temperature: float = 0.0
+    temperature: float | int = 0.0
     top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    top_p: float | int = 1.0
+    min_p: float | int = 0.0
+    repetition_penalty: float | int = 1.0
 
     def __post_init__(self) -> None:
         _require("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more")
@@ -119,9 +119,7 @@ def _sortable(x: Float[Array, "B V"]) -> Int[Array, "B V"]:
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
 
-def _border(
-    keys: Int[Array, "B V"], weights: Float[Array, "B V"], limit: Any
-) -> Int[Array, "B 1"]:
+def _border(keys: Int[Array, "B V"], weights: Float[Array, "B V"], limit: Any) -> Int[Array, "B 1"]:
     """The smallest key whose larger keys weigh less than `limit` together.
 
     32 halvings of the integers find it exactly; XLA's sort on CPU takes thirty times as long.
@@ -147,6 +145,6 @@ def penalize(
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def _require(name: str, value: float, ok: bool, rule: str) -> None:
+def _require(name: str, value: object, ok: bool, rule: str) -> None:
     if not ok:
         raise ValueError(f"{name} must be {rule}, not {value!r}")

@@ -36,7 +36,9 @@ def score_tokens(params: Params, tokens: Sequence[int], config: Config) -> list[
         values, cache = _score_chunk(params, padded[0], padded[1], cache, np.int32(new), config)
         logprobs += np.asarray(values)[0, :new].tolist()
     if np.isnan(logprobs).any():
-        raise ValueError("the model's logits are NaN: its weights are damaged or overflow their dtype")
+        raise ValueError(
+            "the model's logits are NaN: its weights are damaged or overflow their dtype"
+        )
     return logprobs
 
 
@@ -49,8 +51,8 @@ def _score_chunk(
     new: Int[Array, ""],
     config: Config,
 ) -> tuple[Float[Array, "1 T"], Cache]:
-    start = cache.lengths
-    logits, cache = forward(params, tokens, config, cache)
+    logits, filled = forward(params, tokens, config, cache)
+    assert filled is not None
     logprobs = jax.nn.log_softmax(logits)
     chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
-    return chosen, cache._replace(lengths=start + new)
+    return chosen, filled._replace(lengths=cache.lengths + new)

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
 
 MODEL, JSON = "tokenizer.model", "tokenizer.json"
 GENERATION, TEMPLATE = "generation.json", "chat_template.jinja"
@@ -33,17 +32,99 @@ _SPECIAL = {
 _N_SPECIAL = 256
 
 
-class Vocabulary(Protocol):
-    """What a tokenizer library must offer; `special` maps control tokens to their ids."""
+class MetaVocabulary:
+    """Llama 3's byte-pair ranks (tiktoken's format) and its 256 special tokens."""
 
-    size: int
-    special: dict[str, int]
+    def __init__(self, data: bytes) -> None:
+        import tiktoken
+
+        try:
+            pairs = (line.split() for line in data.splitlines() if line)
+            ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+        except (ValueError, binascii.Error) as error:
+            raise ValueError(f"{MODEL}: not a list of base64 tokens and ranks: {error}") from None
+        if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
+            raise ValueError(f"{MODEL}: its ranks are not 0 .. {len(ranks) - 1}, each once")
+        reserved = (place for place in range(_N_SPECIAL) if place not in _SPECIAL)
+        names = _SPECIAL | {p: f"<|reserved_special_token_{i}|>" for i, p in enumerate(reserved)}
+        self.special = {names[place]: len(ranks) + place for place in range(_N_SPECIAL)}
+        self.size = len(ranks) + _N_SPECIAL
+        self._encoding = tiktoken.Encoding(
+            "llama3", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=self.special
+        )
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: a special token's name in it is text like any other."""
-        ...
+        # tiktoken's regex overflows its stack on very long runs without a word boundary.
+        return [token for run in _runs(text) for token in self._encoding.encode_ordinary(run)]
 
-    def token_bytes(self, token: int) -> bytes: ...
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for; alone they need not be UTF-8."""
+        return self._encoding.decode_single_token_bytes(token)
+
+
+def _runs(text: str) -> list[str]:
+    """The text cut as Meta's tokenizer cuts it: by 400,000 characters, and within runs of 25,000."""
+    pieces = []
+    for start in range(0, len(text), 400_000):
+        window = text[start : start + 400_000]
+        cuts = [0]
+        for run in re.finditer(r"\s+|\S+", window):
+            cuts += range(run.start() + 25_000, run.end(), 25_000)
+        pieces += [window[a:b] for a, b in zip(cuts, [*cuts[1:], len(window)], strict=True)]
+    return pieces
+
+
+class JsonVocabulary:
+    """A `tokenizer.json` of the byte-level kind, or of the SentencePiece kind with byte fallback."""
+
+    def __init__(self, data: bytes) -> None:
+        import tokenizers
+
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
+            decoder = json.loads(data).get("decoder") or {}
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{JSON}: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        kinds = {step["type"] for step in decoder.get("decoders", [decoder]) if "type" in step}
+        if not kinds & {"ByteLevel", "ByteFallback"}:
+            raise ValueError(f"{JSON}: its decoder {sorted(kinds)} is not supported")
+        self._bytes = _byte_level() if "ByteLevel" in kinds else None
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._added = {token: entry.content for token, entry in added.items()}
+        self.special = {entry.content: token for token, entry in added.items() if entry.special}
+        self.size = max(self._tokenizer.get_vocab().values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text: a special token's name in it is text like any other."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for; alone they need not be UTF-8."""
+        if token in self._added:
+            return self._added[token].encode()
+        piece = self._tokenizer.id_to_token(token)
+        if piece is None:  # a row of the embedding that no token uses
+            return b""
+        if self._bytes is not None:
+            return bytes(self._bytes[character] for character in piece)
+        if match := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):
+            return bytes.fromhex(match[1])
+        return piece.replace("\u2581", " ").encode()
+
+
+def _byte_level() -> dict[str, int]:
+    """GPT-2's printable stand-in for every byte, inverted: the unprintable ones count up from 256."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+Vocabulary = MetaVocabulary | JsonVocabulary
 
 
 @dataclass(frozen=True)
@@ -137,91 +218,3 @@ def _read_generation(data: bytes | None, vocabulary: Vocabulary) -> dict:
         return values
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{GENERATION}: {error}") from None
-
-
-class MetaVocabulary:
-    """Llama 3's byte-pair ranks (tiktoken's format) and its 256 special tokens."""
-
-    def __init__(self, data: bytes) -> None:
-        import tiktoken
-
-        try:
-            pairs = (line.split() for line in data.splitlines() if line)
-            ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
-        except (ValueError, binascii.Error) as error:
-            raise ValueError(f"{MODEL}: not a list of base64 tokens and ranks: {error}") from None
-        if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
-            raise ValueError(f"{MODEL}: its ranks are not 0 .. {len(ranks) - 1}, each once")
-        reserved = (place for place in range(_N_SPECIAL) if place not in _SPECIAL)
-        names = _SPECIAL | {p: f"<|reserved_special_token_{i}|>" for i, p in enumerate(reserved)}
-        self.special = {names[place]: len(ranks) + place for place in range(_N_SPECIAL)}
-        self.size = len(ranks) + _N_SPECIAL
-        self._encoding = tiktoken.Encoding(
-            "llama3", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=self.special
-        )
-
-    def encode(self, text: str) -> list[int]:
-        # tiktoken's regex overflows its stack on very long runs without a word boundary.
-        return [token for run in _runs(text) for token in self._encoding.encode_ordinary(run)]
-
-    def token_bytes(self, token: int) -> bytes:
-        return self._encoding.decode_single_token_bytes(token)
-
-
-def _runs(text: str) -> list[str]:
-    """The text cut as Meta's tokenizer cuts it: by 400,000 characters, and within runs of 25,000."""
-    pieces = []
-    for start in range(0, len(text), 400_000):
-        window = text[start : start + 400_000]
-        cuts = [0]
-        for run in re.finditer(r"\s+|\S+", window):
-            cuts += range(run.start() + 25_000, run.end(), 25_000)
-        pieces += [window[a:b] for a, b in zip(cuts, [*cuts[1:], len(window)], strict=True)]
-    return pieces
-
-
-class JsonVocabulary:
-    """A `tokenizer.json` of the byte-level kind, or of the SentencePiece kind with byte fallback."""
-
-    def __init__(self, data: bytes) -> None:
-        import tokenizers
-
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
-            decoder = json.loads(data).get("decoder") or {}
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{JSON}: {error}") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True
-        kinds = {step["type"] for step in decoder.get("decoders", [decoder]) if "type" in step}
-        if not kinds & {"ByteLevel", "ByteFallback"}:
-            raise ValueError(f"{JSON}: its decoder {sorted(kinds)} is not supported")
-        self._bytes = _byte_level() if "ByteLevel" in kinds else None
-        added = self._tokenizer.get_added_tokens_decoder()
-        self._added = {token: entry.content for token, entry in added.items()}
-        self.special = {entry.content: token for token, entry in added.items() if entry.special}
-        self.size = max(self._tokenizer.get_vocab().values()) + 1
-
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-    def token_bytes(self, token: int) -> bytes:
-        if token in self._added:
-            return self._added[token].encode()
-        piece = self._tokenizer.id_to_token(token)
-        if piece is None:  # a row of the embedding that no token uses
-            return b""
-        if self._bytes is not None:
-            return bytes(self._bytes[character] for character in piece)
-        if match := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):
-            return bytes.fromhex(match[1])
-        return piece.replace("\u2581", " ").encode()
-
-
-def _byte_level() -> dict[str, int]:
-    """GPT-2's printable stand-in for every byte, inverted: the unprintable ones count up from 256."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {chr(byte): byte for byte in printable}
-    return table | {chr(256 + index): byte for index, byte in enumerate(others)}

@@ -1,0 +1,89 @@
+"""The manifest of a converted folder: what every file and tensor must be, to the bit."""
+
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = "jax_llama3/1"
+CONFIG, MANIFEST = "config.json", "manifest.json"
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest of a whole folder; anything else raises, and says what to do."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no model folder at {folder}")
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(
+            f"{folder} holds no {MANIFEST}: not a converted model, or a conversion cut short; "
+            "convert again"
+        )
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{folder / MANIFEST}: format {manifest.get('format')!r}, not {FORMAT!r}")
+    if manifest.get("sha256") != _self_hash(manifest):
+        raise ValueError(f"{folder / MANIFEST} is damaged: it does not match its own sha256")
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file() or path.is_symlink():
+            raise ValueError(f"{path} is missing or no plain file; convert again")
+        if path.stat().st_size != entry["bytes"]:
+            raise ValueError(f"{path} has {path.stat().st_size} bytes, not {entry['bytes']}")
+    return manifest
+
+
+def sealed_manifest(folder: Path, receipt: dict, tensors: dict[str, dict]) -> bytes:
+    """The manifest of a folder whose other files are all written."""
+    files = {
+        path.name: {"sha256": hash_file(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.iterdir())
+    }
+    manifest = {"format": FORMAT, **receipt, "versions": _versions()}
+    manifest |= {"files": files, "tensors": tensors}
+    return json_bytes({**manifest, "sha256": _self_hash(manifest)})
+
+
+def describe_tensor(array: np.ndarray) -> dict:
+    """Shape, dtype and sha256 of a tensor, as the manifest holds them."""
+    data = hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).hexdigest()
+    return {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": data}
+
+
+def hash_file(path: Path, bar: Any = None) -> str:
+    """sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+            if bar is not None:
+                bar.update(len(block))
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file; anything else raises ValueError."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a JSON object was expected")
+    return values
+
+
+def json_bytes(values: dict) -> bytes:
+    """JSON as this format writes it."""
+    return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _versions() -> dict[str, str]:
+    names = ("jax", "numpy", "ml_dtypes", "safetensors")
+    return {"jax_llama3": version("jax_llama3"), **{name: version(name) for name in names}}
+
+
+def _self_hash(manifest: dict) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

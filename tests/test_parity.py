@@ -1,0 +1,144 @@
+"""Logits equal transformers' at every position in float32, and a wrong model's do not."""
+
+import numpy as np
+import pytest
+import torch
+from reference import (
+    LLAMA_3_1,
+    LLAMA_3_2,
+    TINY,
+    replace,
+    sharp_params,
+    transformers_logits,
+    transformers_model,
+)
+
+from jax_llama3 import Config, Model, apply_chat_template, forward, generate, init_cache, prefill
+from jax_llama3.model import decode
+
+ATOL = 1e-3
+CONFIGS = {
+    "gqa": TINY,
+    "gqa, no scaling": replace(TINY, rope_scaling=None),
+    "gqa, factor 32": replace(TINY, rope_scaling=LLAMA_3_2),
+    "mha": replace(TINY, n_kv_heads=6),
+    "mqa, tied": replace(TINY, n_kv_heads=1, tie_embeddings=True),
+    "tied": replace(TINY, tie_embeddings=True, rope_theta=500000.0),
+    "eps 1e-6, odd sizes": replace(TINY, norm_eps=1e-6, ffn_dim=37, vocab_size=53, dim=42),
+    "wide heads": replace(TINY, head_dim=32, n_heads=3, n_kv_heads=3, rope_theta=100000.0),
+    "one layer, one head": replace(TINY, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=2),
+}
+
+
+def tokens_for(config: Config, batch: int, length: int) -> np.ndarray:
+    return np.random.default_rng(length).integers(0, config.vocab_size, (batch, length), np.int32)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (2, 33), (1, 300)])
+def test_logits_equal_transformers(config: Config, batch: int, length: int) -> None:
+    params = sharp_params(1, config)
+    tokens = tokens_for(config, batch, length)
+    expected = transformers_logits(transformers_model(params, config), tokens)
+    logits, cache = forward(params, tokens, config)
+    assert cache is None
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=ATOL)
+
+
+def test_cached_logits_equal_transformers_beyond_the_original_context() -> None:
+    params, tokens = sharp_params(2, TINY), tokens_for(TINY, 2, 200)
+    expected = transformers_logits(transformers_model(params, TINY), tokens)
+    cache = init_cache(TINY, 2, 256, np.float32)
+    lengths = np.array([190, 150])
+    logits, cache = prefill(params, tokens[:, :190], lengths, cache, TINY)
+    for step in range(10):
+        at = lengths + step
+        np.testing.assert_allclose(logits, expected[[0, 1], at - 1], rtol=0, atol=ATOL)
+        logits, cache = decode(params, tokens[[0, 1], at], cache, TINY)
+
+
+def test_random_model_attends_sharply() -> None:
+    seen = {}
+    params, tokens = sharp_params(1, TINY), tokens_for(TINY, 1, 100)
+
+    def tap(name: str, array: np.ndarray) -> np.ndarray:
+        seen[name] = np.asarray(array)
+        return array
+
+    forward(params, tokens, TINY, tap=tap)
+    for layer in range(TINY.n_layers):
+        scores = seen[f"layers.{layer}.attn.scores"]
+        assert 1 < scores[np.isfinite(scores)].std() < 3
+
+
+WRONG = {
+    "theta": {"rope_theta": 50000.0},
+    "no scaling": {"rope_scaling": None},
+    "factor 8 for 32": {"rope_scaling": LLAMA_3_1},
+    "eps": {"norm_eps": 1e-4},
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_config_fails_parity(change: dict) -> None:
+    config = replace(TINY, rope_scaling=LLAMA_3_2)
+    params, tokens = sharp_params(1, config), tokens_for(config, 1, 300)
+    expected = transformers_logits(transformers_model(params, config), tokens)
+    wrong, _ = forward(params, tokens, replace(config, **change))
+    assert np.abs(np.asarray(wrong) - expected).max() > 10 * ATOL
+
+
+PROMPTS = [
+    "The capital of France is",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
+    "法国的首都是巴黎。中国的首都是",
+    "1, 1, 2, 3, 5, 8, 13, 21, 34,",
+    "The answer to 17 * 24 + 3.14159 is",
+    "SELECT name, COUNT(*) FROM users WHERE age >= 21 GROUP BY",
+    "🙂🙃 Émigré naïve façade — “quoted”…",
+    "Once upon a time, in a village by the sea, there lived",
+    "\n\n\t  indented\r\n\r\n  text  ",
+    "Dear Sir or Madam,\n\nI am writing to",
+    "Water boils at one hundred degrees Celsius at sea level. " * 30,
+]
+
+
+@pytest.fixture(scope="module")
+def reference(default_model: Model) -> torch.nn.Module:
+    return transformers_model(default_model.params, default_model.config)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_default_model_equals_transformers(
+    default_model: Model, reference: torch.nn.Module, prompt: str
+) -> None:
+    completion = generate(default_model, prompt, max_new_tokens=16)
+    ids = default_model.tokenizer.encode(prompt, bos=True)
+    tokens = np.array([ids + completion.tokens], np.int32)
+    expected = transformers_logits(reference, tokens)
+    logits, _ = forward(default_model.params, tokens, default_model.config)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=ATOL)
+    greedy = expected[0, len(ids) - 1 : -1].argmax(-1)
+    assert completion.tokens == greedy.tolist()
+
+
+@pytest.mark.real
+def test_golden_values(default_model: Model) -> None:
+    tokenizer = default_model.tokenizer
+    ids = tokenizer.encode("The capital of France is", bos=True)
+    assert ids == [504, 3575, 282, 4649, 314]
+    logits, _ = forward(default_model.params, np.array([ids]), default_model.config)
+    probabilities = np.exp(np.asarray(logits[0, -1]) - np.asarray(logits[0, -1]).max())
+    probabilities /= probabilities.sum()
+    assert probabilities.argmax() == 7042
+    assert tokenizer.decode([7042]) == " Paris"
+    assert probabilities[7042] == pytest.approx(0.773, abs=5e-4)
+    chat = apply_chat_template(
+        default_model, [{"role": "user", "content": "What is the capital of France?"}]
+    )
+    assert len(chat) == 37
+    completion = generate(default_model, chat)
+    assert completion.text == "The capital of France is Paris."
+    assert completion.tokens[-1] == 2
+    assert completion.finish_reason == "stop"
