@@ -38,11 +38,13 @@ def write_cache(
     return slots.at[rows, positions].set(new.astype(slots.dtype), mode="drop")
 
 
-def check_room(cache: Cache, new: Any) -> None:
+def check_room(cache: Cache, batch: int, new: Any) -> None:
     """Refuse `new` more tokens (a number, or one per row) where a row has no slots left for them.
 
-    Under a trace nothing can be known, and nothing is checked.
+    Refuses a batch of another size too. Under a trace lengths cannot be known and are not checked.
     """
+    if batch != cache.lengths.shape[0]:
+        raise ValueError(f"the batch has {batch} rows and the cache {cache.lengths.shape[0]}")
     if isinstance(cache.lengths, Tracer) or isinstance(new, Tracer):
         return
     capacity = cache.k[0].shape[1]

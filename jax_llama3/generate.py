@@ -20,6 +20,7 @@ from .progress import progress
 from .sample import Knobs, Sampler, knobs, penalize, sample_knobs
 
 CHUNK = 512  # prompt tokens per prefill call: bounds the scores, and the shapes ever compiled
+_MIN_CAPACITY = 128  # smaller caches would be no faster, only other shapes
 _STEPS = 32  # tokens per row and device call, at most
 _CALL_SECONDS = 0.2  # what a device call should last, so that streaming flows and Ctrl-C works
 _STOP_SLOTS = 16  # the stop set's padded size, so that another stop set compiles nothing
@@ -84,7 +85,7 @@ def _generate(
     stops = jnp.asarray([*stop_ids, *[-1] * (_STOP_SLOTS - len(stop_ids))], jnp.int32)
     rows = jnp.arange(len(prompts))
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(rows)
-    capacity = bucket(max(map(len, prompts)) + max_new_tokens)
+    capacity = max(bucket(max(map(len, prompts)) + max_new_tokens), _MIN_CAPACITY)
     seconds, (logits, cache) = _timed(partial(_read, params, prompts, capacity, config))
     timings = Timings(seconds, 0.0)
     state = State(

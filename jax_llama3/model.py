@@ -45,9 +45,8 @@ def forward(
     """
     check_tokens(tokens, config)
     if cache is not None:
-        check_room(cache, tokens.shape[1])
-    ids = jnp.asarray(tokens, jnp.int32)
-    x, k, v = _blocks(params, ids, config, cache, tap)
+        check_room(cache, tokens.shape[0], tokens.shape[1])
+    x, k, v = _blocks(params, jnp.asarray(_int32(tokens)), config, cache, tap)
     if cache is not None:
         cache = Cache(k, v, cache.lengths + tokens.shape[1])
     return _logits(params, x, config, tap), cache
@@ -69,10 +68,12 @@ def prefill(
     """
     check_tokens(tokens, config)
     _check_lengths(lengths, tokens)
-    check_room(cache, lengths)
+    check_room(cache, tokens.shape[0], lengths)
     padding = bucket(tokens.shape[1]) - tokens.shape[1]
-    tokens = jnp.pad(jnp.asarray(tokens, jnp.int32), ((0, 0), (0, padding)))
-    return prefill_unchecked(params, tokens, jnp.asarray(lengths, jnp.int32), cache, config, tap)
+    # Padded on the host: on the device every new length would compile a padding of its own.
+    numpy = jnp if isinstance(tokens, Tracer) else np
+    tokens = numpy.pad(numpy.asarray(tokens, np.int32), ((0, 0), (0, padding)))
+    return prefill_unchecked(params, tokens, _int32(lengths), cache, config, tap)
 
 
 def decode(
@@ -85,8 +86,8 @@ def decode(
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Append one token to every row; logits after it. The cache is donated."""
     check_tokens(tokens, config)
-    check_room(cache, 1)
-    return _decode(params, jnp.asarray(tokens, jnp.int32), cache, config, tap)
+    check_room(cache, tokens.shape[0], 1)
+    return _decode(params, _int32(tokens), cache, config, tap)
 
 
 @partial(jax.jit, static_argnames=("config", "tap"), donate_argnames="cache")
@@ -133,6 +134,10 @@ def check_tokens(tokens: Int[Array | np.ndarray, "..."], config: Config) -> None
         raise ValueError(
             f"token id {int(wrong[0])} is outside the vocabulary of {config.vocab_size}"
         )
+
+
+def _int32(values: Int[Array | np.ndarray, "..."]) -> Int[Array | np.ndarray, "..."]:
+    return values.astype(np.int32) if values.dtype != np.int32 else values
 
 
 def _check_lengths(

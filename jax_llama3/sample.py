@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-Knobs = dict[str, float]
+Knobs = dict[str, Any]  # numbers, or traced numbers inside jit
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def sample(
 
     The repetition penalty is not applied here: it needs the row's history (`penalize`).
     """
-    return sample_knobs(keys, logits, knobs(sampler))
+    return _sample(keys, logits, knobs(sampler))
 
 
 def knobs(sampler: Sampler) -> Knobs:
@@ -74,6 +74,9 @@ def sample_knobs(
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = filter_logits(logits, on)
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+_sample = jax.jit(sample_knobs)
 
 
 def filter_logits(logits: Float[Array, "B V"], on: Knobs) -> Float[Array, "B V"]:
@@ -109,7 +112,7 @@ def _keep_top_p(logits: Float[Array, "B V"], top_p: Any) -> Float[Array, "B V"]:
     above, equal = keys > border, keys == border
     mass = jnp.sum(jnp.where(above, probabilities, 0), axis=-1, keepdims=True)
     each = jnp.max(jnp.where(equal, probabilities, 0), axis=-1, keepdims=True)
-    places = jnp.maximum(jnp.ceil((top_p - mass) / each), 1)
+    places = jnp.maximum(jnp.ceil((top_p - mass) / each), 1).astype(jnp.int32)
     return jnp.where(above | (equal & (jnp.cumsum(equal, axis=-1) <= places)), logits, -jnp.inf)
 
 
@@ -125,11 +128,11 @@ def _border(keys: Int[Array, "B V"], weights: Float[Array, "B V"], limit: Any) -
     32 halvings of the integers find it exactly; XLA's sort on CPU takes thirty times as long.
     """
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = (low & high) + ((low ^ high) >> 1)
         weight = jnp.sum(jnp.where(keys > middle, weights, 0), axis=-1, keepdims=True)
-        enough = weight < limit
+        enough = weight < jnp.asarray(limit, jnp.float32)
         return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
     shape = (*keys.shape[:-1], 1)

@@ -42,7 +42,9 @@ def sharp_params(seed: int, config: Config) -> Params:
     params = init_params(key, config, jnp.float32)
     layers = []
     for index, layer in enumerate(params.layers):
-        norms = jax.random.uniform(jax.random.fold_in(key, index), (2, config.dim), minval=0.5, maxval=1.5)
+        norms = jax.random.uniform(
+            jax.random.fold_in(key, index), (2, config.dim), minval=0.5, maxval=1.5
+        )
         layers.append(
             layer._replace(
                 attn_norm=norms[0], ffn_norm=norms[1], wq=layer.wq * 1.4, wk=layer.wk * 1.4

@@ -1,0 +1,271 @@
+"""The network's invariants on random weights: what must be equal, and equal to the bit."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import TINY, replace, sharp_params
+
+from jax_llama3 import Cache, Params, decode, forward, init_cache, prefill
+from jax_llama3.compilation import count_compilations
+from jax_llama3.model import decode_step
+
+PARAMS = sharp_params(3, TINY)
+TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (3, 40), np.int32)
+CLOSE = {"rtol": 0, "atol": 2e-5}
+jitted = jax.jit(forward, static_argnames=("config", "tap"))
+
+
+@pytest.fixture(scope="module")
+def whole() -> np.ndarray:
+    return np.asarray(jitted(PARAMS, TOKENS, TINY)[0])
+
+
+def empty(batch: int = 3, capacity: int = 64) -> Cache:
+    return init_cache(TINY, batch, capacity, np.float32)
+
+
+def test_prefill_and_decode_equal_one_forward(whole: np.ndarray) -> None:
+    logits, cache = prefill(PARAMS, TOKENS[:, :30], np.array([30, 30, 30]), empty(), TINY)
+    for position in range(30, 40):
+        np.testing.assert_allclose(logits, whole[:, position - 1], **CLOSE)
+        logits, cache = decode(PARAMS, TOKENS[:, position], cache, TINY)
+    np.testing.assert_allclose(logits, whole[:, 39], **CLOSE)
+    assert cache.lengths.tolist() == [40, 40, 40]
+
+
+@pytest.mark.parametrize("cuts", [[1, 39], [7, 16, 17], [40], [13] * 3 + [1]])
+def test_chunked_forward_equals_whole(whole: np.ndarray, cuts: list[int]) -> None:
+    cache, start, parts = empty(), 0, []
+    for size in cuts:
+        logits, cache = jitted(PARAMS, TOKENS[:, start : start + size], TINY, cache)
+        parts.append(logits)
+        start += size
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, **CLOSE)
+
+
+def test_chunked_prefill_equals_whole(whole: np.ndarray) -> None:
+    _, cache = prefill(PARAMS, TOKENS[:, :20], np.array([20, 9, 1]), empty(), TINY)
+    rest = np.stack([TOKENS[0, 20:37], TOKENS[1, 9:26], TOKENS[2, 1:18]])
+    logits, cache = prefill(PARAMS, rest, np.array([17, 5, 16]), cache, TINY)
+    assert cache.lengths.tolist() == [37, 14, 17]
+    np.testing.assert_allclose(logits, whole[[0, 1, 2], [36, 13, 16]], **CLOSE)
+
+
+def test_a_row_in_a_ragged_batch_equals_the_row_alone() -> None:
+    lengths = np.array([40, 3, 17])
+    logits, cache = prefill(PARAMS, TOKENS, lengths, empty(), TINY)
+    batched, _ = decode(PARAMS, TOKENS[:, 5], cache, TINY)
+    for row, length in enumerate(lengths):
+        alone, cache = prefill(
+            PARAMS, TOKENS[row : row + 1, :length], lengths[row : row + 1], empty(1), TINY
+        )
+        np.testing.assert_allclose(alone[0], logits[row], **CLOSE)
+        alone, _ = decode(PARAMS, TOKENS[row : row + 1, 5], cache, TINY)
+        np.testing.assert_allclose(alone[0], batched[row], **CLOSE)
+
+
+@pytest.mark.parametrize("capacity", [40, 41, 64, 200])
+@pytest.mark.parametrize("padding", [0, 5])
+def test_capacity_padding_and_stale_slots_never_matter(
+    whole: np.ndarray, capacity: int, padding: int
+) -> None:
+    cache = empty(3, capacity)
+    stale = tuple(jnp.full_like(k, 1e4) for k in cache.k)
+    cache = cache._replace(k=stale, v=tuple(-k for k in stale))
+    padded = np.pad(TOKENS[:, :35], ((0, 0), (0, padding)), constant_values=7)
+    logits, cache = prefill(PARAMS, padded, np.array([35, 35, 35]), cache, TINY)
+    np.testing.assert_allclose(logits, whole[:, 34], **CLOSE)
+    logits, _ = decode(PARAMS, TOKENS[:, 35], cache, TINY)
+    np.testing.assert_allclose(logits, whole[:, 35], **CLOSE)
+
+
+def test_a_later_token_leaves_earlier_logits_bit_equal(whole: np.ndarray) -> None:
+    changed = TOKENS.copy()
+    changed[:, 25] = (changed[:, 25] + 1) % TINY.vocab_size
+    logits = np.asarray(jitted(PARAMS, changed, TINY)[0])
+    np.testing.assert_array_equal(logits[:, :25], whole[:, :25])
+    assert (logits[:, 25:] != whole[:, 25:]).any(axis=-1).all()
+
+
+def test_causality_by_gradient() -> None:
+    def at(embedded: jax.Array, position: int) -> jax.Array:
+        def tap(name: str, array: jax.Array) -> jax.Array:
+            return embedded if name == "embed" else array
+
+        return forward(PARAMS, TOKENS[:1], TINY, tap=tap)[0][0, position].sum()
+
+    embedded = jnp.asarray(np.asarray(PARAMS.embedding)[TOKENS[:1]])
+    gradient = np.asarray(jax.jit(jax.grad(at), static_argnums=1)(embedded, 20)[0])
+    assert (gradient[21:] == 0).all()
+    assert (np.abs(gradient[:21]).max(axis=-1) > 0).all()
+
+
+def test_one_compilation_per_bucket_and_none_on_a_second_call() -> None:
+    config = replace(TINY, norm_eps=3e-5)  # a config no other test has compiled
+
+    def run(length: int) -> None:
+        _, cache = prefill(PARAMS, TOKENS[:1, :length], np.array([length]), empty(1), config)
+        for _ in range(3):
+            _, cache = decode(PARAMS, TOKENS[:1, 0], cache, config)
+
+    with count_compilations() as seen:
+        run(17)
+    assert seen.count >= 2
+    for length in (18, 32, 25, 17):
+        with count_compilations() as seen:
+            run(length)
+        assert seen.count == 0
+    with count_compilations() as seen:
+        run(33)
+    assert seen.count >= 1
+
+
+def test_decode_donates_its_cache() -> None:
+    _, cache = prefill(PARAMS, TOKENS, np.array([40, 40, 40]), empty(), TINY)
+    before = [k.unsafe_buffer_pointer() for k in cache.k]
+    _, after = decode(PARAMS, TOKENS[:, 0], cache, TINY)
+    assert [k.unsafe_buffer_pointer() for k in after.k] == before
+    assert cache.k[0].is_deleted()
+
+
+def test_the_cache_keeps_old_keys_bit_equal() -> None:
+    _, cache = prefill(PARAMS, TOKENS, np.array([30, 12, 40]), empty(), TINY)
+    old = np.asarray(cache.k[1])
+    _, cache = decode(PARAMS, TOKENS[:, 0], cache, TINY)
+    for row, length in enumerate((30, 12, 40)):
+        np.testing.assert_array_equal(np.asarray(cache.k[1])[row, :length], old[row, :length])
+
+
+NAMES = ["embed", "final_norm", "logits"] + [
+    f"layers.{layer}.{name}"
+    for layer in range(TINY.n_layers)
+    for name in "resid_pre attn.q attn.k attn.v attn.scores attn.pattern attn.z attn.out "
+    "resid_mid mlp.gate mlp.up mlp.out resid_post".split()
+]
+
+
+def shapes(batch: int, new: int, keys: int) -> dict[str, tuple[int, ...]]:
+    c = TINY
+    by_name = {
+        "q": (batch, new, c.n_heads, c.head_dim),
+        "z": (batch, new, c.n_heads, c.head_dim),
+        "k": (batch, new, c.n_kv_heads, c.head_dim),
+        "v": (batch, new, c.n_kv_heads, c.head_dim),
+        "scores": (batch, c.n_heads, new, keys),
+        "pattern": (batch, c.n_heads, new, keys),
+        "gate": (batch, new, c.ffn_dim),
+        "up": (batch, new, c.ffn_dim),
+        "logits": (batch, new, c.vocab_size),
+    }
+    return {name: by_name.get(name.split(".")[-1], (batch, new, c.dim)) for name in NAMES}
+
+
+def record(params: Params, tokens: np.ndarray, cache: Cache | None) -> dict[str, jax.Array]:
+    seen: dict[str, jax.Array] = {}
+
+    def tap(name: str, array: jax.Array) -> jax.Array:
+        assert name not in seen
+        seen[name] = array
+        return array
+
+    forward(params, tokens, TINY, cache, tap=tap)
+    return seen
+
+
+def test_taps_see_every_activation_under_jit_with_and_without_cache() -> None:
+    seen = jax.jit(record)(PARAMS, TOKENS, None)
+    assert {name: array.shape for name, array in seen.items()} == shapes(3, 40, 40)
+    np.testing.assert_allclose(seen["layers.1.attn.pattern"].sum(-1), 1, rtol=1e-5)
+    assert (np.triu(seen["layers.0.attn.pattern"], 1) == 0).all()
+    seen = jax.jit(record)(PARAMS, TOKENS[:, :1], empty())
+    assert {name: array.shape for name, array in seen.items()} == shapes(3, 1, 64)
+
+
+def halve(name: str, array: jax.Array) -> jax.Array:
+    return array * 0.5 if name == "layers.1.mlp.out" else array
+
+
+def test_a_tap_patches_the_same_way_in_forward_prefill_and_decode() -> None:
+    patched, _ = jitted(PARAMS, TOKENS, TINY, tap=halve)
+    plain, _ = jitted(PARAMS, TOKENS, TINY)
+    assert np.abs(patched - plain).max() > 0.01
+    logits, cache = prefill(PARAMS, TOKENS[:, :39], np.array([39] * 3), empty(), TINY, tap=halve)
+    np.testing.assert_allclose(logits, patched[:, 38], **CLOSE)
+    logits, _ = decode(PARAMS, TOKENS[:, 39], cache, TINY, tap=halve)
+    np.testing.assert_allclose(logits, patched[:, 39], **CLOSE)
+
+
+def test_taps_steer_under_vmap_and_grad() -> None:
+    def logit(scale: jax.Array) -> jax.Array:
+        def tap(name: str, array: jax.Array) -> jax.Array:
+            return array * scale if name == "layers.0.attn.z" else array
+
+        return forward(PARAMS, TOKENS[:1, :8], TINY, tap=tap)[0][0, -1, 5]
+
+    scales = jnp.array([0.0, 0.5, 1.0])
+    values = jax.jit(jax.vmap(logit))(scales)
+    np.testing.assert_allclose(values, [jax.jit(logit)(scale) for scale in scales], **CLOSE)
+    slope = jax.jit(jax.grad(logit))(jnp.float32(0.5))
+    step = 1e-2
+    difference = (
+        jax.jit(logit)(jnp.float32(0.5 + step)) - jax.jit(logit)(jnp.float32(0.5 - step))
+    ) / (2 * step)
+    np.testing.assert_allclose(slope, difference, rtol=1e-2)
+
+
+def test_gradients_reach_every_weight() -> None:
+    def loss(params: Params) -> jax.Array:
+        logits, _ = forward(params, TOKENS, TINY)
+        return jax.nn.log_softmax(logits)[..., 0].mean()
+
+    for gradient in jax.tree.leaves(jax.jit(jax.grad(loss))(PARAMS)):
+        assert np.isfinite(gradient).all()
+        assert np.abs(gradient).max() > 0
+
+
+REFUSED = {
+    "id below 0": (lambda: forward(PARAMS, np.array([[-1]]), TINY), "token id -1"),
+    "id at V": (lambda: decode(PARAMS, np.array([101] * 3), empty(), TINY), "token id 101"),
+    "no token": (lambda: forward(PARAMS, np.zeros((1, 0), np.int32), TINY), "no token"),
+    "length 0": (lambda: prefill(PARAMS, TOKENS, np.array([0, 1, 1]), empty(), TINY), "length 0"),
+    "length past T": (
+        lambda: prefill(PARAMS, TOKENS, np.array([1, 41, 1]), empty(), TINY),
+        "length 41",
+    ),
+    "full cache": (lambda: forward(PARAMS, TOKENS, TINY, empty(3, 39)), "needs 40 cache slots"),
+    "full row": (
+        lambda: prefill(PARAMS, TOKENS, np.array([1, 40, 1]), empty(3, 39), TINY),
+        "row 1 needs 40",
+    ),
+    "capacity 0": (lambda: empty(1, 0), "capacity must be at least 1"),
+    "other batch": (lambda: forward(PARAMS, TOKENS, TINY, empty(2)), "3 rows"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_computed_is_refused(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_under_a_trace_nothing_wraps_clamps_or_overwrites() -> None:
+    logits, _ = jitted(PARAMS, np.array([[101]]), TINY)
+    assert np.isnan(logits).all()
+    _, cache = prefill(PARAMS, TOKENS[:, :16], np.array([16, 16, 16]), empty(3, 16), TINY)
+    full = np.asarray(cache.k[0])
+    step = jax.jit(partial(decode_step, config=TINY))
+    _, cache = step(PARAMS, jnp.asarray(TOKENS[:, 16]), cache)
+    np.testing.assert_array_equal(cache.k[0], full)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_dtypes_stay_close_and_give_float32_logits(dtype: object, whole: np.ndarray) -> None:
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
+    cache = init_cache(TINY, 3, 64, dtype)
+    logits, cache = prefill(params, TOKENS[:, :39], np.array([39] * 3), cache, TINY)
+    assert logits.dtype == jnp.float32
+    assert cache.k[0].dtype == dtype
+    assert np.abs(logits - whole[:, 38]).mean() < 0.1 * np.abs(whole[:, 38]).mean()

@@ -1,0 +1,142 @@
+"""Sampling against distributions small enough to know, and against transformers' filters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_llama3 import Sampler, sample
+from jax_llama3.sample import filter_logits, knobs, penalize
+
+filtered = jax.jit(filter_logits)
+
+PROBABILITIES = np.array([0.5, 0.3, 0.15, 0.05], np.float32)
+LOGITS = jnp.log(PROBABILITIES)[None]
+
+
+def kept(sampler: Sampler, logits: jax.Array = LOGITS) -> list[int]:
+    return np.flatnonzero(np.isfinite(filtered(logits, knobs(sampler))[0])).tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"top_k": 1}, [0]),
+        ({"top_k": 3}, [0, 1, 2]),
+        ({"top_k": 99}, [0, 1, 2, 3]),
+        ({"top_p": 0.49}, [0]),
+        ({"top_p": 0.51}, [0, 1]),
+        ({"top_p": 0.79}, [0, 1]),
+        ({"top_p": 0.81}, [0, 1, 2]),
+        ({"top_p": 1e-9}, [0]),
+        ({"min_p": 0.29}, [0, 1, 2]),
+        ({"min_p": 0.31}, [0, 1]),
+        ({"min_p": 1.0}, [0]),
+        ({"top_k": 2, "top_p": 0.62}, [0]),  # of the two that are left, .625 and .375
+        ({"top_k": 2, "top_p": 0.63}, [0, 1]),
+        (
+            {"temperature": 2.0, "top_p": 0.5},
+            [0, 1],
+        ),  # the temperature comes first: .38 .30 .21 .12
+    ],
+)
+def test_four_tokens(settings: dict, expected: list[int]) -> None:
+    assert kept(Sampler(**{"temperature": 1.0, **settings})) == expected
+
+
+def test_equal_logits_at_the_border_of_top_p_keep_the_lower_ids() -> None:
+    assert kept(Sampler(temperature=1.0, top_p=0.7), jnp.zeros((1, 5))) == [0, 1, 2, 3]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    spread=st.sampled_from([0.3, 2.0, 10.0]),
+    temperature=st.sampled_from([0.2, 0.7, 1.0, 3.0]),
+    top_k=st.sampled_from([0, 1, 7, 200, 5000]),
+    top_p=st.sampled_from([1.0, 0.95, 0.5, 0.02]),
+    min_p=st.sampled_from([0.0, 0.05, 0.6]),
+)
+def test_filters_keep_what_transformers_keeps(
+    seed: int, spread: float, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    logits = np.random.default_rng(seed).standard_normal((2, 200)).astype(np.float32) * spread
+    scores = transformers.TemperatureLogitsWarper(temperature)(None, torch.tensor(logits))
+    if top_k:
+        scores = transformers.TopKLogitsWarper(top_k)(None, scores)
+    if top_p < 1:
+        scores = transformers.TopPLogitsWarper(top_p)(None, scores)
+    if min_p:
+        scores = transformers.MinPLogitsWarper(min_p)(None, scores)
+    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    ours = jax.nn.softmax(filtered(jnp.asarray(logits), knobs(sampler)))
+    np.testing.assert_allclose(ours, scores.softmax(-1).numpy(), atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(ours) > 0, scores.softmax(-1).numpy() > 0)
+
+
+def test_penalty_equals_transformers() -> None:
+    logits = np.random.default_rng(0).standard_normal((1, 50)).astype(np.float32)
+    history = [3, 3, 17, 40]
+    expected = transformers.RepetitionPenaltyLogitsProcessor(1.3)(
+        torch.tensor([history]), torch.tensor(logits)
+    )
+    seen = np.zeros((1, 50), bool)
+    seen[0, history] = True
+    ours = penalize(jnp.asarray(logits), jnp.asarray(seen), 1.3)
+    np.testing.assert_allclose(ours, expected.numpy(), rtol=1e-6)
+
+
+def test_draws_follow_the_distribution() -> None:
+    n = 20_000
+    keys = jax.random.split(jax.random.key(0), n)
+    draws = np.asarray(sample(keys, jnp.tile(LOGITS, (n, 1)), Sampler(temperature=1.0)))
+    frequencies = np.bincount(draws, minlength=4) / n
+    # Four standard deviations of a binomial proportion
+    assert (np.abs(frequencies - PROBABILITIES) < 4 * np.sqrt(PROBABILITIES / n)).all()
+
+
+def test_a_row_draws_the_same_alone_and_in_any_batch() -> None:
+    keys = jax.random.split(jax.random.key(1), 8)
+    logits = jax.random.normal(jax.random.key(2), (8, 300)) * 3
+    sampler = Sampler(temperature=0.9, top_k=50, top_p=0.9, min_p=0.01)
+    together = sample(keys, logits, sampler)
+    alone = [int(sample(keys[i : i + 1], logits[i : i + 1], sampler)[0]) for i in range(8)]
+    backwards = sample(keys[::-1], logits[::-1], sampler)[::-1]
+    assert together.tolist() == alone == backwards.tolist()
+    assert together.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-9, 1e-30, 1e-45])
+def test_no_temperature_is_too_small(temperature: float) -> None:
+    logits = jnp.array([[5.0, 80.0, 90.0, 89.0]])
+    assert sample(
+        jax.random.split(jax.random.key(0), 1), logits, Sampler(temperature)
+    ).tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_p": float("nan")},
+        {"min_p": -0.1},
+        {"min_p": 1.5},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": float("nan")},
+    ],
+)
+def test_bad_settings_are_refused_by_name_and_value(settings: dict) -> None:
+    ((name, value),) = settings.items()
+    with pytest.raises(ValueError, match=name) as caught:
+        Sampler(**settings)
+    assert repr(value) in str(caught.value)
