@@ -236,7 +236,7 @@ def _read_index(folder: Path, index: Path) -> dict[str, str]:
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{index}: weight_map is missing or empty")
     for file in places.values():
-        if not isinstance(file, str) or Path(file).name != file:
+        if not isinstance(file, str) or not file or Path(file).name != file:
             raise ValueError(f"{index}: {file!r} is not a plain file name")
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder / file} is missing; the index names it")

@@ -28,11 +28,14 @@ def linear(
     batch, out = left.removesuffix(contracted), right.removesuffix(contracted)
     if not contracted or (batch + contracted, batch + out) != (left, result):
         raise ValueError(f"{spec!r} does not contract the last axes of both operands")
+    dtype = dtype or x.dtype
     width = math.prod(x.shape[len(batch) :])
+    if x.dtype != weight.dtype:  # a checkpoint may mix them; float32 holds every one exactly
+        x, weight = x.astype(jnp.float32), weight.astype(jnp.float32)
     flat_x, flat_weight = x.reshape(-1, width), weight.reshape(-1, width)
     product = lax.platform_dependent(flat_x, flat_weight, cpu=_product_cpu, default=_product)
     shape = x.shape[: len(batch)] + weight.shape[: len(out)]
-    return product.reshape(shape).astype(dtype or x.dtype)
+    return product.reshape(shape).astype(dtype)
 
 
 def _product(x: Float[Array, "M C"], weight: Float[Array, "O C"]) -> Float[Array, "M O"]:

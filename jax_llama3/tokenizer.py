@@ -60,6 +60,8 @@ class MetaVocabulary:
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token stands for; alone they need not be UTF-8."""
+        if token >= self.size:  # a row of the embedding that no token uses
+            return b""
         return self._encoding.decode_single_token_bytes(token)
 
 

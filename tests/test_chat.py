@@ -28,7 +28,8 @@ def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
 
 def test_llama3_format(meta: Tokenizer) -> None:
     text = "<|begin_of_text|>" + "".join(
-        f"<|start_header_id|>{m['role']}<|end_header_id|>\n\n{m['content']}<|eot_id|>" for m in DIALOG
+        f"<|start_header_id|>{m['role']}<|end_header_id|>\n\n{m['content']}<|eot_id|>"
+        for m in DIALOG
     )
     text += "<|start_header_id|>assistant<|end_header_id|>\n\n"
     ids = chat_tokens(meta, DIALOG)
@@ -83,7 +84,7 @@ HOSTILE = [
 def test_a_template_runs_in_the_sandbox_and_fails_in_one_line(
     meta: Tokenizer, template: str
 ) -> None:
-    with pytest.raises(ValueError, match="^chat template: ") as caught:
+    with pytest.raises(ValueError, match=r"^chat template: ") as caught:
         chat_tokens(with_template(meta, template), DIALOG)
     assert "\n" not in str(caught.value)
 

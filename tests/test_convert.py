@@ -1,0 +1,509 @@
+"""One random model in every format becomes the same tree; what is damaged or unknown is refused."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from reference import (
+    LLAMA_3_1,
+    TINY,
+    replace,
+    sharp_params,
+    state_dict,
+    transformers_logits,
+    transformers_model,
+)
+from test_tokenizer import generation, sentencepiece_like
+
+from convert.__main__ import main
+from convert.huggingface import parse_config
+from convert.to_jax import to_jax
+from jax_llama3 import Config, Params, RopeScaling, forward, load
+from jax_llama3.checkpoint import verify
+
+V4 = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "vocab_size": 101,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 88,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "transformers_version": "4.46.0",
+}
+V5 = {key: value for key, value in V4.items() if not key.startswith("rope_")}
+V5 |= {"rope_parameters": {"rope_theta": 10000.0, **V4["rope_scaling"]}, "dtype": "float32"}
+
+
+def bits(tree: Params) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def write_folder(folder: Path, config: dict, tensors: dict[str, np.ndarray]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def hf_tensors(params: Params) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in state_dict(params).items()}
+
+
+def write_sharded(folder: Path, config: dict, tensors: dict[str, np.ndarray]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    places = {}
+    for index in range(3):
+        names = list(tensors)[index::3]
+        file = f"model-{index + 1:05}-of-00003.safetensors"
+        safetensors.numpy.save_file({name: tensors[name] for name in names}, folder / file)
+        places |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": 0}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def interleaved(rows: np.ndarray, n_heads: int) -> np.ndarray:
+    """Half-split rows back to the interleaved order that GGUF holds."""
+    return rows.reshape(n_heads, 2, -1, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers": "blk",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "input_layernorm": "attn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write_gguf(
+    path: Path,
+    config: Config,
+    params: Params,
+    *,
+    kind: gguf.GGMLQuantizationType | None = None,
+    divisors: np.ndarray | None = None,
+) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.n_layers)
+    writer.add_context_length(config.max_seq_len)
+    writer.add_embedding_length(config.dim)
+    writer.add_feed_forward_length(config.ffn_dim)
+    writer.add_head_count(config.n_heads)
+    writer.add_head_count_kv(config.n_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    if divisors is not None:
+        writer.add_tensor("rope_freqs.weight", divisors)
+    for name, array in hf_tensors(params).items():
+        if name.endswith("q_proj.weight"):
+            array = interleaved(array, config.n_heads)
+        if name.endswith("k_proj.weight"):
+            array = interleaved(array, config.n_kv_heads)
+        for old, new in GGUF_NAMES.items():
+            name = name.replace(old, new)
+        if kind is None or array.ndim == 1:
+            writer.add_tensor(name, np.ascontiguousarray(array))
+        else:
+            writer.add_tensor(name, gguf.quantize(array, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+PLAIN = replace(TINY, rope_scaling=None)
+PARAMS = sharp_params(11, TINY)
+
+
+@pytest.mark.parametrize("config", [V4, V5], ids=["v4", "v5"])
+@pytest.mark.parametrize("write", [write_folder, write_sharded], ids=["single", "sharded"])
+def test_huggingface_folders_give_the_tree_bit_for_bit(
+    tmp_path: Path, config: dict, write: object
+) -> None:
+    to_jax(write(tmp_path / "in", config, hf_tensors(PARAMS)), tmp_path / "out")
+    model = load(tmp_path / "out")
+    assert model.config == TINY
+    assert model.tokenizer is None
+    assert jax.tree.structure(model.params) == jax.tree.structure(PARAMS)
+    assert bits(model.params) == bits(PARAMS)
+    verify(tmp_path / "out")
+
+
+def test_what_transformers_saves_converts_and_computes_the_same(tmp_path: Path) -> None:
+    reference = transformers_model(PARAMS, TINY)
+    reference.save_pretrained(tmp_path / "in", max_shard_size="60KB")
+    assert len(list((tmp_path / "in").glob("*.safetensors"))) > 1
+    to_jax(tmp_path / "in", tmp_path / "out")
+    model = load(tmp_path / "out")
+    tokens = np.arange(100)[None]
+    logits, _ = forward(model.params, tokens, model.config)
+    np.testing.assert_allclose(logits, transformers_logits(reference, tokens), rtol=0, atol=1e-3)
+
+
+def test_gguf_gives_the_same_tree(tmp_path: Path) -> None:
+    params = sharp_params(11, PLAIN)
+    to_jax(write_gguf(tmp_path / "in.gguf", PLAIN, params), tmp_path / "out")
+    model = load(tmp_path / "out")
+    assert model.config == PLAIN
+    assert bits(model.params) == bits(params)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_gguf_scaling_is_recovered_from_its_divisors(tmp_path: Path, factor: float) -> None:
+    scaling = RopeScaling(factor, 1.0, 4.0, 8192)
+    config = replace(TINY, rope_theta=500000.0, rope_scaling=scaling)
+    divisors = []
+    for pair in range(config.head_dim // 2):
+        wavelength = 2 * np.pi * config.rope_theta ** (2 * pair / config.head_dim)
+        if wavelength < 8192 / 4:
+            divisors.append(1.0)
+        elif wavelength > 8192:
+            divisors.append(factor)
+        else:
+            smooth = (8192 / wavelength - 1) / 3
+            divisors.append(1 / ((1 - smooth) / factor + smooth))
+    source = write_gguf(
+        tmp_path / "in.gguf", config, PARAMS, divisors=np.array(divisors, np.float32)
+    )
+    to_jax(source, tmp_path / "out")
+    assert load(tmp_path / "out").config == config
+    source = write_gguf(
+        tmp_path / "bad.gguf", config, PARAMS, divisors=np.array(divisors, np.float32) * 1.01
+    )
+    with pytest.raises(ValueError, match=r"rope_freqs\.weight"):
+        to_jax(source, tmp_path / "bad")
+
+
+def test_quantised_gguf_is_dequantised_by_its_library(tmp_path: Path) -> None:
+    kind = gguf.GGMLQuantizationType.Q8_0
+    config = replace(PLAIN, dim=64, ffn_dim=96, head_dim=16, n_heads=6)
+    params = sharp_params(1, config)
+    to_jax(write_gguf(tmp_path / "in.gguf", config, params, kind=kind), tmp_path / "out")
+    model = load(tmp_path / "out")
+    up = np.asarray(params.layers[1].w_up)
+    expected = gguf.dequantize(gguf.quantize(up, kind), kind)
+    np.testing.assert_array_equal(model.params.layers[1].w_up, expected)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(model.params)} == {"float32"}
+
+
+@pytest.mark.parametrize("given", ["absent", "equal"])
+def test_tied_models_store_the_embedding_once(tmp_path: Path, given: str) -> None:
+    config = replace(TINY, tie_embeddings=True)
+    params = sharp_params(2, config)
+    tensors = hf_tensors(params)
+    if given == "equal":
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    for name, tied in (("tied", True), ("untied", False)):
+        if given == "absent" and not tied:
+            continue
+        source = write_folder(tmp_path / name, {**V4, "tie_word_embeddings": tied}, tensors)
+        to_jax(source, tmp_path / f"{name}-out")
+        model = load(tmp_path / f"{name}-out")
+        assert model.params.output is None
+        assert model.config == config
+        assert bits(model.params) == bits(params)
+
+
+def test_bfloat16_equals_torch_rounding_and_keep_keeps(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
+    to_jax(source, tmp_path / "bf16", dtype="bfloat16")
+    half = load(tmp_path / "bf16").params
+    for ours, theirs in zip(jax.tree.leaves(half), jax.tree.leaves(PARAMS), strict=True):
+        expected = torch.tensor(np.asarray(theirs)).bfloat16().view(torch.int16).numpy()
+        np.testing.assert_array_equal(np.asarray(ours).view(np.int16), expected)
+    tensors = {k: v.astype(ml_dtypes.bfloat16) for k, v in hf_tensors(PARAMS).items()}
+    to_jax(write_folder(tmp_path / "in16", V4, tensors), tmp_path / "kept")
+    assert bits(load(tmp_path / "kept").params) == bits(half)
+    assert bits(load(tmp_path / "bf16", dtype=jnp.float32).params) == bits(
+        jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half)
+    )
+
+
+REFUSED_CONFIGS = {
+    "unknown key": ({"rope_magic": 1}, "rope_magic"),
+    "quantised": ({"quantization_config": {}}, "quantization_config"),
+    "model_type": ({"model_type": "mistral"}, "mistral"),
+    "activation": ({"hidden_act": "gelu"}, "gelu"),
+    "bias": ({"attention_bias": True}, "attention_bias"),
+    "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+    "old linear": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+    "rope key": ({"rope_scaling": {**V4["rope_scaling"], "beta": 1}}, "beta"),
+    "rope lacks": ({"rope_scaling": {"rope_type": "llama3"}}, "factor"),
+    "two thetas": (
+        {"rope_parameters": V5["rope_parameters"], "rope_scaling": None, "rope_theta": 5e5},
+        "twice",
+    ),
+    "vocabulary": ({"vocab_size": -1}, "vocab_size"),
+    "heads": ({"num_attention_heads": 7}, "n_heads 7"),
+    "type": ({"hidden_size": "48"}, "dim"),
+    "eps": ({"rms_norm_eps": 0.0}, "norm_eps"),
+    "partial": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), REFUSED_CONFIGS.values(), ids=REFUSED_CONFIGS.keys()
+)
+def test_configs_that_are_not_understood_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_config({**V4, **change})
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "model_type", "intermediate_size"])
+def test_a_missing_key_is_named(key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        parse_config({name: value for name, value in V4.items() if name != key})
+
+
+def test_defaults_of_absent_keys_are_those_of_transformers() -> None:
+    from transformers import LlamaConfig
+
+    absent = ("num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta", "rope_scaling")
+    absent += ("max_position_embeddings", "tie_word_embeddings")
+    config = parse_config({key: value for key, value in V4.items() if key not in absent})
+    theirs = LlamaConfig(hidden_size=48, num_attention_heads=6)
+    assert config.n_kv_heads == theirs.num_key_value_heads
+    assert config.head_dim == theirs.head_dim
+    assert config.norm_eps == theirs.rms_norm_eps
+    assert config.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert config.rope_scaling is None
+    assert config.max_seq_len == theirs.max_position_embeddings
+    assert config.tie_embeddings == theirs.tie_word_embeddings
+
+
+def broken(name: str, value: np.ndarray | None) -> dict[str, np.ndarray]:
+    tensors = hf_tensors(PARAMS)
+    if value is None:
+        del tensors[name]
+    else:
+        tensors[name] = value
+    return tensors
+
+
+NAN = np.full((88, 48), np.nan, np.float32)
+BIG = np.full((88, 48), 1e6, np.float32)
+UP = "model.layers.1.mlp.up_proj.weight"
+REFUSED_TENSORS = {
+    "missing": (broken(UP, None), "keep", UP),
+    "extra": (broken("model.layers.2.mlp.up_proj.weight", BIG), "keep", "layers.2"),
+    "shape": (broken(UP, BIG.T.copy()), "keep", UP),
+    "nan": (broken(UP, NAN), "keep", "w_up holds NaN"),
+    "infinity": (broken(UP, NAN * 0 + np.inf), "bfloat16", "w_up holds NaN or infinity"),
+    "overflow": (broken(UP, BIG), "float16", "w_up overflows float16"),
+    "float64": (broken(UP, BIG.astype(np.float64)), "keep", "F64"),
+    "untied while tied": (None, "keep", "differs"),
+}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "dtype", "message"), REFUSED_TENSORS.values(), ids=REFUSED_TENSORS.keys()
+)
+def test_tensors_that_do_not_fit_are_refused_and_nothing_is_left(
+    tmp_path: Path, tensors: dict | None, dtype: str, message: str
+) -> None:
+    config = V4 if tensors else {**V4, "tie_word_embeddings": True}
+    source = write_folder(tmp_path / "in", config, tensors or hf_tensors(PARAMS))
+    with pytest.raises(ValueError, match=message):
+        to_jax(source, tmp_path / "out", dtype=dtype)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_all_errors_come_in_one_report(tmp_path: Path) -> None:
+    tensors = broken(UP, None)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1]
+    tensors["stray"] = tensors["model.norm.weight"]
+    with pytest.raises(ValueError, match=r"is missing; ") as caught:
+        to_jax(write_folder(tmp_path / "in", V4, tensors), tmp_path / "out")
+    for part in (UP, "model.norm.weight has shape [47]", "stray has no place"):
+        assert part in str(caught.value)
+
+
+def test_an_index_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
+    source = write_sharded(tmp_path / "in", V4, hf_tensors(PARAMS))
+    index = source / "model.safetensors.index.json"
+    good = json.loads(index.read_text())
+    for file in ("../secret.safetensors", "/etc/passwd", "sub/x.safetensors", "", 3):
+        places = dict.fromkeys(good["weight_map"], file)
+        index.write_text(json.dumps({"weight_map": places}))
+        with pytest.raises(ValueError, match="plain file name"):
+            to_jax(source, tmp_path / "out")
+    index.write_text(json.dumps(good))
+    shard = source / "model-00001-of-00003.safetensors"
+    shard.rename(tmp_path / "elsewhere.safetensors")
+    shard.symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(ValueError, match="leaves its folder"):
+        to_jax(source, tmp_path / "out")
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match="00001-of-00003"):
+        to_jax(source, tmp_path / "out")
+
+
+def test_a_hub_cache_with_links_to_its_blobs_converts(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    blobs.mkdir()
+    write_folder(snapshot, V4, hf_tensors(PARAMS))
+    for index, path in enumerate(list(snapshot.iterdir())):
+        path.rename(blobs / str(index))
+        path.symlink_to(os.path.relpath(blobs / str(index), snapshot))
+    to_jax(snapshot, tmp_path / "out")
+    assert bits(load(tmp_path / "out").params) == bits(PARAMS)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"1234567", b"\xff" * 64, b"<!doctype html>", b"\x1f\x8b" * 9]
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "model.gguf"])
+def test_files_that_are_something_else_are_refused(tmp_path: Path, data: bytes, name: str) -> None:
+    source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
+    (source / name).write_bytes(data)
+    path = source / name if name.endswith("gguf") else source
+    with pytest.raises(ValueError, match=name):
+        to_jax(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_goes_along_and_one_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    config = replace(TINY, vocab_size=300)
+    params = sharp_params(1, config)
+    source = write_folder(tmp_path / "in", {**V4, "vocab_size": 300}, hf_tensors(params))
+    (source / "tokenizer.json").write_bytes(sentencepiece_like())
+    settings = {"eos_token": "<end>", "chat_template": "{{ messages[0].content }}<end>"}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [260, 5]}))
+    to_jax(source, tmp_path / "out")
+    tokenizer = load(tmp_path / "out").tokenizer
+    assert tokenizer.stop_ids == (260, 5)
+    assert tokenizer.eos_id == 260
+    assert not tokenizer.add_bos
+    assert tokenizer.chat_template == settings["chat_template"]
+    small = write_folder(tmp_path / "small", V4, hf_tensors(PARAMS))
+    (small / "tokenizer.json").write_bytes(sentencepiece_like())
+    with pytest.raises(ValueError, match="261 tokens, the embedding only 101"):
+        to_jax(small, tmp_path / "small-out")
+    assert generation() != b""
+
+
+def test_the_output_is_never_the_source_nor_lost(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
+    for output in (source, source / "deeper"):
+        with pytest.raises((ValueError, FileExistsError)):
+            to_jax(source, output)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError):
+            to_jax(source, foreign, overwrite=overwrite)
+    assert (foreign / "thesis.txt").read_text() == "precious"
+    to_jax(source, tmp_path / "out")
+    with pytest.raises(FileExistsError, match="overwrite"):
+        to_jax(source, tmp_path / "out")
+    to_jax(source, tmp_path / "out", dtype="bfloat16", overwrite=True)
+    assert load(tmp_path / "out").params.norm.dtype == jnp.bfloat16
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign", "in", "out"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_follow_the_umask(tmp_path: Path, mask: int) -> None:
+    source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
+    old = os.umask(mask)
+    try:
+        to_jax(source, tmp_path / "ein Ort mit ü")
+    finally:
+        os.umask(old)
+    for path in (tmp_path / "ein Ort mit ü").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
+    dead = tmp_path / ".out.partial-999999999"
+    dead.mkdir()
+    (dead / "weights").write_bytes(b"half")
+    to_jax(source, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_the_scaling_of_a_v5_file_is_read() -> None:
+    assert parse_config(V5).rope_scaling == LLAMA_3_1
+    assert parse_config(V5) == parse_config(V4) == TINY
+
+
+def run(command: Callable[[list[str]], int], arguments: list[str]) -> int | str | None:
+    """The exit status; argparse raises it, commands return it."""
+    try:
+        return command(arguments)
+    except SystemExit as stopped:
+        return stopped.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ([], 2),
+        (["to-jax"], 2),
+        (["to-jax", "/nowhere", "out"], 1),
+        (["fetch", "no-such-model"], 1),
+        (["check", "/nowhere"], 1),
+        (["to-jax", "a", "b", "--dtype", "int3"], 2),
+    ],
+)
+def test_every_failure_is_one_line(
+    arguments: list[str], status: int, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(main, arguments) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_the_command_converts_and_checks(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
+    out = str(tmp_path / "out")
+    assert main(["to-jax", str(source), out]) == 0
+    assert main(["check", out]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[0] == out
+    assert "21 tensors" in captured.out
+    assert captured.err == ""

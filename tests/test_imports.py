@@ -1,0 +1,100 @@
+"""Imports go one way, and importing the library does nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RANKS = {
+    "config": 0,
+    "tokenizer": 0,
+    "command": 0,
+    "compilation": 0,
+    "manifest": 0,
+    "progress": 0,
+    "chat": 1,
+    "params": 1,
+    "cache": 1,
+    "rope": 1,
+    "attention": 1,
+    "sample": 1,
+    "linear": 1,
+    "folder": 1,
+    "model": 2,
+    "shards": 2,
+    "checkpoint": 3,
+    "generate": 3,
+    "score": 3,
+    "info": 4,
+    "llama": 4,
+    "__main__": 5,
+    "__init__": 5,
+}
+# What the converter may know of the library: the contract, the format, and one-line errors.
+CONVERT_MAY_IMPORT = {"config", "params", "checkpoint", "command"}
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of jax_llama3 that a file imports, relatively or by name."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.level == 1
+            and path.parent.name == "jax_llama3"
+        ):
+            names |= {node.module} if node.module else {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jax_llama3"):
+            names.add((node.module or "").partition(".")[2] or "__init__")
+        elif isinstance(node, ast.Import):
+            names |= {a.name.partition(".")[2] for a in node.names if a.name[:10] == "jax_llama3"}
+    return names
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jax_llama3").glob("*.py")), ids=lambda p: p.stem)
+def test_a_module_imports_only_from_lower_ranks(path: Path) -> None:
+    for name in imported(path):
+        assert RANKS[name] < RANKS[path.stem], f"{path.stem} imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "convert").glob("*.py")), ids=lambda p: p.stem)
+def test_the_converter_knows_only_the_contract(path: Path) -> None:
+    assert imported(path) <= CONVERT_MAY_IMPORT
+
+
+def test_the_library_never_imports_the_converter_or_torch() -> None:
+    for path in (ROOT / "jax_llama3").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            for name in names:
+                assert name.partition(".")[0] not in ("convert", "torch", "transformers", "gguf")
+
+
+IMPORT = """
+import sys
+opened = []
+def audit(event, arguments):
+    if event == "open" and isinstance(arguments[0], str):
+        opened.append(arguments[0])
+import jax  # what JAX itself does is not ours
+sys.addaudithook(audit)
+import jax_llama3
+from jax._src import xla_bridge
+code = (".py", ".pyc", ".so", ".pyi")
+# Packages look up each other's versions as they are imported.
+known = (*code, ".dist-info/METADATA", ".zip")
+files = [p for p in opened if not p.endswith(known) and "__pycache__" not in p]
+assert not files, files
+assert not xla_bridge.backends_are_initialized()
+for name in ("torch", "transformers", "tokenizers", "tiktoken", "jinja2", "gguf", "convert"):
+    assert name not in sys.modules, name
+"""
+
+
+def test_importing_opens_no_file_touches_no_device_and_loads_no_torch() -> None:
+    subprocess.run([sys.executable, "-W", "error", "-c", IMPORT], check=True, cwd="/")

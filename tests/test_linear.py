@@ -1,0 +1,49 @@
+"""The matrix product: every row count and dtype against numpy, sums in float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_llama3.linear import linear
+
+SPECS = {
+    "BTD,NHD->BTNH": ((2, 3, 8), (5, 4, 8)),
+    "BTD,FD->BTF": ((1, 1, 8), (7, 8)),
+    "BTNH,DNH->BTD": ((1, 2, 5, 4), (6, 5, 4)),
+}
+
+
+@pytest.mark.parametrize(("spec", "shapes"), SPECS.items(), ids=SPECS.keys())
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_equals_einsum(spec: str, shapes: tuple, dtype: object) -> None:
+    x, weight = (jax.random.normal(jax.random.key(i), s, dtype) for i, s in enumerate(shapes))
+    expected = np.einsum(spec, np.asarray(x, np.float32), np.asarray(weight, np.float32))
+    wide = linear(spec, x, weight, jnp.float32)
+    assert wide.dtype == jnp.float32
+    np.testing.assert_allclose(wide, expected, rtol=1e-5, atol=1e-5)
+    same = linear(spec, x, weight)
+    assert same.dtype == dtype
+    np.testing.assert_array_equal(same, wide.astype(dtype))
+
+
+def test_operands_of_two_dtypes_meet_in_the_wider_one() -> None:
+    x = jnp.ones((1, 1, 8), jnp.bfloat16)
+    weight = jnp.full((3, 8), 1 + 2**-12, jnp.float32)
+    np.testing.assert_array_equal(linear("BTD,FD->BTF", x, weight, jnp.float32), 8 + 2**-9)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 33])
+def test_every_row_count_gives_the_row_alone(rows: int) -> None:
+    x = jax.random.normal(jax.random.key(0), (rows, 1, 64), jnp.bfloat16)
+    weight = jax.random.normal(jax.random.key(1), (16, 64), jnp.bfloat16)
+    together = linear("BTD,FD->BTF", x, weight, jnp.float32)
+    for row in range(rows):
+        alone = linear("BTD,FD->BTF", x[row : row + 1], weight, jnp.float32)
+        np.testing.assert_allclose(together[row], alone[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", ["BTD,DF->BTF", "BDT,FD->BTF", "BTD,FE->BTF"])
+def test_a_contraction_that_does_not_stand_last_is_refused(spec: str) -> None:
+    with pytest.raises(ValueError, match="does not contract the last axes"):
+        linear(spec, jnp.ones((2, 2, 2)), jnp.ones((2, 2)))

@@ -1,0 +1,77 @@
+"""Text in, text out: stop texts across token borders, streams, scores."""
+
+import math
+
+import numpy as np
+import pytest
+from reference import TINY, replace, sharp_params
+from test_tokenizer import rank_file
+
+from jax_llama3 import Model, Sampler, forward, generate, score, stream_generate
+from jax_llama3.tokenizer import MODEL, tokenizer_from_files
+
+CONFIG = replace(TINY, vocab_size=263 + 256)
+TEXT = Model(CONFIG, sharp_params(4, CONFIG), tokenizer_from_files({MODEL: rank_file()}))
+HOT = Sampler(temperature=3.0)
+
+
+def long_text() -> str:
+    return generate(TEXT, "hello", max_new_tokens=60, sampler=HOT, stop=()).text
+
+
+def test_text_is_the_decoded_tokens_without_special_names() -> None:
+    completion = generate(TEXT, "hello", max_new_tokens=60, sampler=HOT, stop=())
+    assert completion.text == TEXT.tokenizer.decode(completion.tokens, skip_special=True)
+
+
+@pytest.mark.parametrize("start", [0, 5, 20])
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_a_stop_text_ends_the_row_wherever_token_borders_fall(start: int, length: int) -> None:
+    text = long_text()
+    stop = text[start : start + length]
+    completion = generate(TEXT, "hello", max_new_tokens=60, sampler=HOT, stop=[stop, "never said"])
+    assert completion.text == text[: text.index(stop)]
+    assert completion.finish_reason == "stop"
+    assert stop in TEXT.tokenizer.decode(completion.tokens, skip_special=True)
+    fewer = TEXT.tokenizer.decode(completion.tokens[:-1], skip_special=True)
+    assert stop not in fewer
+    pieces = stream_generate(
+        TEXT, "hello", max_new_tokens=60, sampler=HOT, stop=[stop, "never said"]
+    )
+    assert "".join(piece.text for piece in pieces) == completion.text
+
+
+def test_a_stop_text_that_only_begins_is_shown_in_the_end() -> None:
+    text = long_text()
+    stop = text[-3:] + "…"
+    assert generate(TEXT, "hello", max_new_tokens=60, sampler=HOT, stop=[stop]).text == text
+
+
+def test_a_row_stopped_by_text_leaves_the_others_running() -> None:
+    prompts = ["hello", "he"]
+    free = generate(TEXT, prompts, max_new_tokens=40, sampler=HOT, stop=())
+    stop = free[0].text[3:6]
+    first, second = generate(TEXT, prompts, max_new_tokens=40, sampler=HOT, stop=[stop])
+    assert first.text == free[0].text[: free[0].text.index(stop)]
+    expected = free[1].text.split(stop)[0]
+    assert second.text == expected
+
+
+def test_score_is_the_models_log_probability() -> None:
+    scored = score(TEXT, "hello hello hello")
+    assert scored.logprobs[0] is None
+    logits = np.asarray(forward(TEXT.params, np.array([scored.tokens]), CONFIG)[0])[0]
+    for index in range(1, len(scored.tokens)):
+        row = logits[index - 1] - logits[index - 1].max()
+        expected = row[scored.tokens[index]] - math.log(np.exp(row).sum())
+        assert scored.logprobs[index] == pytest.approx(expected, abs=1e-4)
+    assert score(TEXT, ["he", "hello"])[1].tokens == score(TEXT, "hello").tokens
+
+
+def test_score_of_a_long_text_is_that_of_its_chunks_in_one() -> None:
+    scored = score(TEXT, "he" * 150 + "x" * 200)
+    logits = np.asarray(forward(TEXT.params, np.array([scored.tokens]), CONFIG)[0])[0]
+    shifted = logits - logits.max(-1, keepdims=True)
+    logprobs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    expected = logprobs[np.arange(len(scored.tokens) - 1), scored.tokens[1:]]
+    np.testing.assert_allclose(scored.logprobs[1:], expected, atol=1e-4)
