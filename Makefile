@@ -1,0 +1,38 @@
+# What the commands need is installed into .venv; nothing outside the checkout is touched but the
+# fetched model, which lives in $JAX_LLAMA3_HOME (default: the user's cache folder).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The version the tests are run with; installed first, so that nothing else chooses a build.
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/demo
+	$(BIN)/python -m convert fetch smollm2-135m-instruct
+	$(BIN)/python -m jax_llama3 generate -p "What is the capital of France?"
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable . "gguf>=0.17"
+	touch $@
+
+$(VENV)/test: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[convert,test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
