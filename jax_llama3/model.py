@@ -126,6 +126,8 @@ def check_tokens(tokens: Int[Array | np.ndarray, "..."], config: Config) -> None
     """Refuse an empty array and ids outside the vocabulary; under a trace nothing is checked."""
     if tokens.size == 0:
         raise ValueError(f"tokens of shape {tokens.shape} hold no token")
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"tokens are {tokens.dtype}, not integers")
     if isinstance(tokens, Tracer):
         return
     ids = np.asarray(tokens)

@@ -229,6 +229,7 @@ def test_gradients_reach_every_weight() -> None:
 REFUSED = {
     "id below 0": (lambda: forward(PARAMS, np.array([[-1]]), TINY), "token id -1"),
     "id at V": (lambda: decode(PARAMS, np.array([101] * 3), empty(), TINY), "token id 101"),
+    "no integers": (lambda: decode(PARAMS, np.array([1.5] * 3), empty(), TINY), "float64"),
     "no token": (lambda: forward(PARAMS, np.zeros((1, 0), np.int32), TINY), "no token"),
     "length 0": (lambda: prefill(PARAMS, TOKENS, np.array([0, 1, 1]), empty(), TINY), "length 0"),
     "length past T": (

@@ -1,0 +1,68 @@
+"""Every code block of the README runs, and the Chinese README has the same ones."""
+
+import re
+import shlex
+from pathlib import Path
+
+import jax
+import pytest
+from test_convert import PARAMS, V4, hf_tensors, run, write_folder
+
+from convert.__main__ import main as convert_main
+from jax_llama3.__main__ import main as library_main
+
+ROOT = Path(__file__).parent.parent
+READMES = ("README.md", "README.zh.md")
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+
+
+def without_comments(block: str) -> list[str]:
+    return [line.split("#")[0].rstrip() for line in block.splitlines()]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("block", blocks("README.md", "python"))
+def test_python_blocks_run(block: str, capsys: pytest.CaptureFixture) -> None:
+    # A reader's JAX promotes dtypes as usual.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
+@pytest.mark.real
+def test_commands_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
+    mains = {"jax_llama3": library_main, "convert": convert_main}
+    count = 0
+    for block in blocks("README.md", "sh"):
+        for line in without_comments(block):
+            if not line.startswith("python -m"):
+                continue
+            line = line.replace("PATH/TO/Llama-3.2-1B", str(source))
+            words = shlex.split(re.sub(r"\bOUT\b", str(tmp_path / "out"), line))
+            assert run(mains[words[2]], words[3:]) == 0, line
+            count += 1
+    assert count >= 6
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("language", ["python", "sh", "text"])
+def test_the_chinese_readme_has_the_same_blocks(language: str) -> None:
+    english, chinese = (blocks(name, language) for name in READMES)
+    assert len(english) == len(chinese)
+    for ours, theirs in zip(english, chinese, strict=True):
+        if language == "text":
+            assert len(ours.splitlines()) == len(theirs.splitlines())
+        else:
+            assert without_comments(ours) == without_comments(theirs)
+
+
+def test_every_module_is_in_the_file_tree() -> None:
+    for name in READMES:
+        text = (ROOT / name).read_text()
+        for package in ("jax_llama3", "convert"):
+            for path in (ROOT / package).glob("*.py"):
+                assert path.stem == "__init__" or path.name in text, path
