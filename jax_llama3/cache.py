@@ -4,10 +4,13 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from .config import Config
+
+_MAX_SLICES = 4  # rows written one by one; beyond, one scatter is cheaper
 
 
 class Cache(NamedTuple):
@@ -33,9 +36,17 @@ def init_cache(config: Config, batch: int, capacity: int, dtype: Any) -> Cache:
 def write_cache(
     slots: Float[Array, "B S K H"], new: Float[Array, "B T K H"], positions: Int[Array, "B T"]
 ) -> Float[Array, "B S K H"]:
-    """Put `new` into each row's own slots; positions past the capacity are dropped, not clamped."""
-    rows = jnp.arange(slots.shape[0])[:, None]
-    return slots.at[rows, positions].set(new.astype(slots.dtype), mode="drop")
+    """Put `new` into each row's own slots; of several tokens those past the capacity are dropped."""
+    new = new.astype(slots.dtype)
+    batch, length = positions.shape
+    if length == 1 and batch <= _MAX_SLICES:
+        # A slice is written in place; a scatter makes XLA's CPU backend copy the whole cache.
+        for row in range(batch):
+            start = (row, positions[row, 0], 0, 0)
+            slots = lax.dynamic_update_slice(slots, new[row : row + 1], start)
+        return slots
+    rows = jnp.arange(batch)[:, None]
+    return slots.at[rows, positions].set(new, mode="drop")
 
 
 def check_room(cache: Cache, batch: int, new: Any) -> None:

@@ -41,7 +41,7 @@ def forward(
 
     `tap(name, array)` may read or replace every named activation. Not jitted: jit it, differentiate
     it or vmap it yourself. Ids outside the vocabulary or a full cache raise ValueError (not under a
-    trace: there an id outside gives NaN, and what does not fit is not written).
+    trace: there an id outside, or a token without a slot, gives NaN logits).
     """
     check_tokens(tokens, config)
     if cache is not None:
@@ -172,6 +172,10 @@ def _blocks(
         x, slots = _block(layer, x, slots, positions, tables, mask, config, layer_tap)
         k.append(slots[0])
         v.append(slots[1])
+    if cache is not None:
+        # Seen only under a trace, where nothing can be refused: a token without a slot gives NaN.
+        fits = positions < cache.k[0].shape[1]
+        x = jnp.where(fits[..., None], x, jnp.nan)
     return x, tuple(k), tuple(v)
 
 
