@@ -280,7 +280,7 @@ def test_under_a_trace_what_cannot_be_computed_is_nan() -> None:
     logits, _ = step(PARAMS, jnp.asarray(TOKENS[:, 16]), cache)
     assert np.isnan(logits).all()
     _, cache = prefill(PARAMS, TOKENS[:, :16], np.array([16, 15, 9]), empty(3, 16), TINY)
-    two = jax.jit(lambda tokens: forward(PARAMS, tokens, TINY, cache)[0])(TOKENS[:, :2])
+    two, _ = jitted(PARAMS, TOKENS[:, :2], TINY, cache)
     nan = np.isnan(np.asarray(two)).all(axis=-1)
     assert nan.tolist() == [[True, True], [False, True], [False, False]]
     assert np.isfinite(np.asarray(two)[~nan]).all()
