@@ -1,6 +1,7 @@
 """Grouped-query attention (arXiv:2305.13245): N query heads share K key/value heads, none repeated."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,26 @@ def attention(
     scores = tap("scores", scores.reshape(batch, n_heads, new, n_keys))
     pattern = tap("pattern", jax.nn.softmax(scores, axis=-1))
     weights = pattern.astype(v.dtype).reshape(batch, n_kv_heads, -1, new, n_keys)
-    return _product("BKGTS,BSKH->BTKGH", weights, v).astype(q.dtype).reshape(q.shape)
+    return _mix(weights, v).astype(q.dtype).reshape(q.shape)
+
+
+def _mix(
+    weights: Float[Array, "B K G T S"], v: Float[Array, "B S K H"]
+) -> Float[Array, "B T K G H"]:
+    """The sum of the values by their weights, in float32."""
+    einsum = partial(_product, "BKGTS,BSKH->BTKGH")
+    if weights.shape[3] > 1:
+        return einsum(weights, v)
+    return lax.platform_dependent(weights, v, cpu=_mix_one, default=einsum)
+
+
+def _mix_one(
+    weights: Float[Array, "B K G 1 S"], v: Float[Array, "B S K H"]
+) -> Float[Array, "B 1 K G H"]:
+    # For one token XLA's CPU backend runs a sum over rows faster than a product, for which it would
+    # first transpose the values.
+    by_slot = weights[..., 0, :].transpose(0, 3, 1, 2).astype(jnp.float32)
+    return jnp.sum(by_slot[..., None] * v[:, :, :, None].astype(jnp.float32), axis=1)[:, None]
 
 
 def _product(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
