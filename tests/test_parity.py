@@ -90,6 +90,22 @@ def test_a_wrong_config_fails_parity(change: dict) -> None:
     assert np.abs(np.asarray(wrong) - expected).max() > 10 * ATOL
 
 
+PARAGRAPH = """\
+In the spring of 1894 a surveyor named Ilse Brandt walked the whole length of the river Ohre, from
+the marsh where it begins to the town where it meets the Elbe, and wrote down what she saw every 500
+paces. Her notebook has 212 pages. On page 3 she counts nine herons; on page 40 she draws a mill with
+two wheels, one of them broken, and asks who pays for repairs; on page 118 there is only the sentence
+"Rain, and no bridge." She measured the width of the water with a rope (17.5 metres at the widest),
+its depth with a pole, and its speed with a cork and a pocket watch. Where the numbers disagreed with
+the official map she did not correct her numbers. She wrote letters instead, eleven of them, to the
+office in Magdeburg, each more polite and more exact than the last. The office answered once. It
+thanked her for her interest, regretted that the map had been printed the year before, and enclosed,
+as a sign of its esteem, a copy of the map. Later readers have wondered why she went on. The simplest
+answer stands on the last page, under a table of every measurement, added up and checked twice: "It is
+finished, and it is right; whether anyone needs it is a different question, which is not mine." The
+notebook lay in a drawer until 1961, when engineers who were planning a weir found that her depths were
+better than their own. They asked the archive who she was, and the archive could only tell them that"""
+
 PROMPTS = [
     "The capital of France is",
     "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
@@ -101,7 +117,7 @@ PROMPTS = [
     "Once upon a time, in a village by the sea, there lived",
     "\n\n\t  indented\r\n\r\n  text  ",
     "Dear Sir or Madam,\n\nI am writing to",
-    "Water boils at one hundred degrees Celsius at sea level. " * 30,
+    PARAGRAPH,
 ]
 
 
