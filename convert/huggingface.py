@@ -1,6 +1,5 @@
 """A Hugging Face folder as a source: config.json of transformers 4 or 5, safetensors, tokenizer."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import ml_dtypes  # noqa: F401  registers bfloat16 for safetensors
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from jax_llama3.checkpoint import read_json
 from jax_llama3.config import Config, RopeScaling
 
 from .table import Source, TensorInfo
@@ -90,6 +90,8 @@ _ROPE_KEYS = frozenset(
 
 def open_huggingface(folder: Path) -> Source:
     """Read the folder's config and the headers of its weights; what is off raises ValueError."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no config.json; is it a Hugging Face folder?")
     values = read_json(folder / "config.json")
     try:
         config = parse_config(values)
@@ -200,19 +202,6 @@ def _parse_rope(values: dict) -> tuple[float, RopeScaling | None]:
         high_freq_factor=float(rope["high_freq_factor"]),
         original_max_seq_len=rope["original_max_position_embeddings"],
     )
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; is this a Hugging Face folder?")
-    try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: a JSON object was expected")
-    return values
 
 
 def _weight_files(folder: Path) -> dict[str, str]:

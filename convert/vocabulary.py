@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jax_llama3.checkpoint import GENERATION, JSON, TEMPLATE
+from jax_llama3.checkpoint import GENERATION, JSON, TEMPLATE, read_json
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -161,7 +161,4 @@ def _chat_template(folder: Path, settings: dict) -> str | None:
 def _optional_json(path: Path) -> dict:
     if not path.is_file():
         return {}
-    values = json.loads(path.read_bytes())
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: a JSON object was expected")
-    return values
+    return read_json(path)

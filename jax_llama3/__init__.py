@@ -2,9 +2,9 @@
 
 from .cache import Cache, init_cache
 from .checkpoint import Model, load, save
+from .completion import Completion
 from .config import Config, RopeScaling
 from .llama import (
-    Completion,
     Score,
     apply_chat_template,
     generate,

@@ -12,8 +12,9 @@ import jax
 from .chat import has_chat_format
 from .checkpoint import Model, default_folder, load, read_manifest
 from .command import OneLineParser, run_command
+from .completion import Completion
 from .info import describe
-from .llama import Completion, apply_chat_template, encode_prompt, score, stream_batch
+from .llama import apply_chat_template, encode_prompt, score, stream_batch
 from .sample import Sampler
 
 DEFAULT_MODEL = "smollm2-135m-instruct"

@@ -43,6 +43,7 @@ __all__ = [
     "load",
     "progress",
     "read_config",
+    "read_json",
     "read_manifest",
     "read_tokenizer",
     "save",

@@ -16,6 +16,7 @@ RANKS = {
     "manifest": 0,
     "progress": 0,
     "chat": 1,
+    "completion": 1,
     "params": 1,
     "cache": 1,
     "rope": 1,
