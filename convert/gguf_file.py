@@ -9,6 +9,7 @@ import numpy as np
 
 from jax_llama3.config import Config, RopeScaling
 
+from .gguf_header import check_gguf
 from .table import Source, TensorInfo
 from .vocabulary import gguf_texts
 
@@ -41,12 +42,11 @@ def open_gguf(path: Path) -> Source:
         by_name = {tensor.name: tensor for tensor in reader.tensors}
         shapes = {name: tuple(int(n) for n in t.shape)[::-1] for name, t in by_name.items()}
         config = _parse_config(fields, by_name, shapes)
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{path}: field missing or damaged: {error}") from None
+        texts = gguf_texts(fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if len(by_name) != len(reader.tensors):
-        raise ValueError(f"{path}: a tensor name stands twice")
+    except Exception as error:  # a field missing or of the wrong type, in one of many ways
+        raise ValueError(f"{path}: field missing or damaged: {error}") from None
     tensors = {
         name: TensorInfo(shapes[name], _dtype_name(tensor))
         for name, tensor in by_name.items()
@@ -57,7 +57,6 @@ def open_gguf(path: Path) -> Source:
         return _dequantise(by_name[name], shapes[name])
 
     types = sorted({tensor.tensor_type.name for tensor in by_name.values()})
-    texts = gguf_texts(fields)
     decisions = [f"tensor types {', '.join(types)}"]
     if config.rope_scaling is not None:
         decisions.append(f"{_ROPE_FREQS} recovered as factor {config.rope_scaling.factor:g}")
@@ -74,6 +73,7 @@ def _reader(path: Path) -> Any:
             "reading GGUF needs the package gguf: pip install 'jax_llama3[convert]'"
         ) from None
     try:
+        check_gguf(path)
         return gguf.GGUFReader(path)
     except Exception as error:  # the library checks little: damaged files end in any exception
         raise ValueError(f"{path}: not a sound GGUF file: {error}") from None
@@ -157,6 +157,8 @@ def _dequantise(tensor: Any, shape: tuple[int, ...]) -> np.ndarray:
     if kind == "BF16":
         return np.asarray(tensor.data).view(ml_dtypes.bfloat16).reshape(shape)
     try:
-        return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(shape)
+        with np.errstate(all="ignore"):  # what is not finite is refused later, by name
+            values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        return values.astype(np.float32).reshape(shape)
     except NotImplementedError:
         raise ValueError(f"{tensor.name}: type {kind} is not supported") from None

@@ -13,6 +13,7 @@ from jax_llama3.config import Config, RopeScaling
 from .table import Source, TensorInfo
 from .vocabulary import huggingface_texts
 
+_OTHER_FORMATS = ("pytorch_model*.bin", "consolidated*", "*.gguf", "*.pth")
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 # Keys that change nothing in what the network computes at inference.
@@ -90,8 +91,13 @@ _ROPE_KEYS = frozenset(
 
 def open_huggingface(folder: Path) -> Source:
     """Read the folder's config and the headers of its weights; what is off raises ValueError."""
+    for entry in folder.iterdir():
+        check_plain(entry)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json; is it a Hugging Face folder?")
+    others = [p.name for form in _OTHER_FORMATS for p in sorted(folder.glob(form))]
+    if others:
+        raise ValueError(f"{folder} holds a second format, {others[0]}; move one away")
     values = read_json(folder / "config.json")
     try:
         config = parse_config(values)
@@ -99,12 +105,15 @@ def open_huggingface(folder: Path) -> Source:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
     places = _weight_files(folder)
     files = {name: _open_safetensors(folder / name) for name in sorted(set(places.values()))}
+    if stray := sorted({path.name for path in folder.glob("*.safetensors")} - set(files)):
+        raise ValueError(f"{folder / stray[0]} belongs to no index; move it away")
     tensors: dict[str, TensorInfo] = {}
     decisions: list[str] = []
     for file, handle in files.items():
         for name in handle.keys():  # noqa: SIM118  a handle is no mapping
-            if places.setdefault(name, file) != file:
-                raise ValueError(f"{folder / file}: {name} is also in {places[name]}")
+            if places.get(name) != file:
+                where = f"the index says {places[name]}" if name in places else "the index does not"
+                raise ValueError(f"{folder / file} holds {name}, but {where}")
             if name.endswith(".rotary_emb.inv_freq"):
                 decisions.append(f"{name} dropped: RoPE frequencies come from the config")
                 places[name] = ""
@@ -171,7 +180,7 @@ def parse_config(values: dict) -> Config:
         )
     except KeyError as error:
         raise ValueError(f"key {error} is missing") from None
-    except (TypeError, ZeroDivisionError) as error:
+    except (TypeError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"a value has the wrong type: {error}") from None
 
 
@@ -180,26 +189,33 @@ def _parse_rope(values: dict) -> tuple[float, RopeScaling | None]:
     new, old = values.get("rope_parameters"), values.get("rope_scaling")
     if new and old and new != old:
         raise ValueError("rope_parameters and rope_scaling contradict each other")
+    for given in (new, old):
+        if not isinstance(given, dict | None):
+            raise ValueError(f"rope_parameters or rope_scaling {given!r} is no object")
     rope = new or old or {}
-    if not isinstance(rope, dict):
-        raise ValueError(f"rope_parameters {rope!r} is no object")
     if unknown := sorted(set(rope) - _ROPE_KEYS):
         raise ValueError(f"unknown RoPE keys {', '.join(unknown)}")
     thetas = {v for v in (values.get("rope_theta"), rope.get("rope_theta")) if v is not None}
     if len(thetas) > 1:
         raise ValueError(f"rope_theta is given twice, differently: {sorted(thetas)}")
-    theta = float(thetas.pop()) if thetas else 10000.0
+    theta = thetas.pop() if thetas else 10000.0
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError("partial_rotary_factor is not supported, only 1.0")
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kinds = {rope[key] for key in ("rope_type", "type") if rope.get(key) is not None}
+    if len(kinds) > 1:
+        raise ValueError(f"rope_type and type contradict each other: {sorted(kinds)}")
+    kind = kinds.pop() if kinds else "default"
+    scaling_keys = set(rope) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
     if kind == "default":
+        if scaling_keys:
+            raise ValueError(f"RoPE scaling without a type: {', '.join(sorted(scaling_keys))}")
         return theta, None
     if kind != "llama3":
         raise ValueError(f"RoPE scaling {kind!r} is not supported, only 'llama3'")
     return theta, RopeScaling(
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
+        factor=rope["factor"],
+        low_freq_factor=rope["low_freq_factor"],
+        high_freq_factor=rope["high_freq_factor"],
         original_max_seq_len=rope["original_max_position_embeddings"],
     )
 
@@ -233,15 +249,20 @@ def _read_index(folder: Path, index: Path) -> dict[str, str]:
 
 
 def _open_safetensors(path: Path) -> Any:
-    target = path.resolve()
-    # A link may only lead where the hub's own cache keeps its files.
-    if path.is_symlink() and path.parent.resolve() not in target.parents:
-        blobs = path.parent.resolve().parent.parent / "blobs"
-        if target.parent != blobs:
-            raise ValueError(f"{path} is a link that leaves its folder")
-    if not path.is_file():
-        raise ValueError(f"{path} is no plain file")
     try:
         return safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a sound safetensors file: {error}") from None
+
+
+def check_plain(path: Path) -> None:
+    """Refuse a file that the converter would read, if it is none, or a link that leaves the folder."""
+    if path.suffix not in (".json", ".safetensors", ".jinja", ".model"):
+        return
+    # A link may only lead where the hub's own cache keeps its files.
+    target, folder = path.resolve(), path.parent.resolve()
+    leaves = folder not in target.parents and target.parent != folder.parent.parent / "blobs"
+    if path.is_symlink() and leaves:
+        raise ValueError(f"{path} is a link that leaves its folder")
+    if not path.is_file():
+        raise ValueError(f"{path} is no plain file, or a link to nothing")

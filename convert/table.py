@@ -113,6 +113,12 @@ def plan(source: Source, dtype: str | None) -> tuple[list[Rule], Params]:
 
     `dtype` None keeps each tensor's own.
     """
+    if source.config.n_layers > len(source.tensors):
+        # Refused before a tree of that many layers is built.
+        raise ValueError(
+            f"the config says {source.config.n_layers} layers, the files hold "
+            f"{len(source.tensors)} tensors"
+        )
     table = rules(source.kind, source.config)
     abstract = abstract_params(source.config, np.float32)
     errors = []

@@ -48,5 +48,5 @@ def to_jax(path: Path, folder: Path, *, dtype: str = "keep", overwrite: bool = F
 def check_apart(path: Path, folder: Path) -> None:
     """Refuse an output that is the source or lies inside it."""
     source, output = path.resolve(), folder.resolve()
-    if output == source or source in output.parents:
-        raise ValueError(f"the output {folder} lies inside the source; choose another place")
+    if output == source or source in output.parents or output in source.parents:
+        raise ValueError(f"{folder} and the source lie inside each other; choose another place")

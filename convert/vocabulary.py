@@ -15,6 +15,13 @@ _CONTROL, _USER_DEFINED = 3, 4  # GGUF's token types
 
 def huggingface_texts(folder: Path, config_values: dict) -> tuple[dict[str, bytes], list[Path]]:
     """Our tokenizer files from a Hugging Face folder, and the paths they come from."""
+    try:
+        return _huggingface_texts(folder, config_values)
+    except (AttributeError, TypeError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder}: a tokenizer file is damaged: {error}") from None
+
+
+def _huggingface_texts(folder: Path, config_values: dict) -> tuple[dict[str, bytes], list[Path]]:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return {}, []
@@ -25,6 +32,8 @@ def huggingface_texts(folder: Path, config_values: dict) -> tuple[dict[str, byte
     bos_id = _special_id(tokenizer, settings.get("bos_token"), config_values.get("bos_token_id"))
     stops = generation.get("eos_token_id", config_values.get("eos_token_id"))
     stop_ids = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+    if not all(type(token) is int for token in stop_ids):
+        raise ValueError(f"{folder}: eos_token_id {stops!r} is not a list of ids")
     eos_id = _special_id(tokenizer, settings.get("eos_token"), stop_ids[0] if stop_ids else None)
     if eos_id is not None and eos_id not in stop_ids:
         stop_ids.append(eos_id)
@@ -63,12 +72,14 @@ def gguf_texts(fields: dict) -> dict[str, bytes]:
     )
     bos_id = fields.get("tokenizer.ggml.bos_token_id")
     add_bos = fields.get("tokenizer.ggml.add_bos_token", pre in ("llama-bpe", "llama3"))
+    if not isinstance(add_bos, bool):
+        raise ValueError(f"tokenizer.ggml.add_bos_token {add_bos!r} is not true or false")
     texts = {
         JSON: data,
         GENERATION: _generation_bytes(
             bos_id=bos_id,
             eos_id=eos_id,
-            add_bos=bool(add_bos),
+            add_bos=add_bos,
             stop_ids=list(dict.fromkeys(end for end in ends if end is not None)),
         ),
     }

@@ -110,12 +110,21 @@ def _load(options: argparse.Namespace) -> Model:
 
 
 def _texts(options: argparse.Namespace) -> list[str]:
-    stdin = sys.stdin.read() if "-" in options.prompt else ""
+    stdin = _read_stdin() if "-" in options.prompt else ""
     texts = [stdin if text == "-" else text for text in options.prompt]
     for index, text in enumerate(texts):
         if not text:
             raise ValueError(f"prompt {index} is empty; give it some text")
     return texts
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise ValueError("-p - was given, but standard input is closed")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not valid text: {error}") from None
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ _MAX_SLICES = 4  # rows written one by one; beyond, one scatter is cheaper
 
 
 class Cache(NamedTuple):
-    """Slots 0 .. lengths[b] - 1 of row b are filled; what the others hold is never looked at."""
+    """Slots 0 .. lengths[b] - 1 of row b are filled; what the others hold, if finite, never matters."""
 
     k: tuple[Float[Array, "B S K H"], ...]
     v: tuple[Float[Array, "B S K H"], ...]

@@ -4,10 +4,11 @@ import datetime
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from .tokenizer import Tokenizer
 
-Message = dict[str, str]
+Message = dict[str, Any]  # "role" and "content", and what a template may ask for
 
 
 def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
@@ -18,8 +19,8 @@ def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     if not messages:
         raise ValueError("the conversation holds no message")
     for message in messages:
-        fields = (message.get("role"), message.get("content"))
-        if not all(isinstance(value, str) for value in fields):
+        known = isinstance(message, dict)
+        if not known or not all(isinstance(message.get(f), str) for f in ("role", "content")):
             raise ValueError(f"a message needs the texts 'role' and 'content', not {message!r}")
     if tokenizer.chat_template is not None:
         return _from_template(tokenizer, tokenizer.chat_template, messages)
@@ -52,7 +53,7 @@ def _llama3(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
 def _from_template(tokenizer: Tokenizer, template: str, messages: Sequence[Message]) -> list[int]:
     special = tokenizer.vocabulary.special
     shield = _shield(special, messages)
-    shielded = [{key: _replace(text, shield) for key, text in m.items()} for m in messages]
+    shielded = [{key: _replace(value, shield) for key, value in m.items()} for m in messages]
     text = _render(tokenizer, template, shielded)
     unshield = {mark: name for name, mark in shield.items()}
     names = sorted(special, key=len, reverse=True)
@@ -69,12 +70,14 @@ def _from_template(tokenizer: Tokenizer, template: str, messages: Sequence[Messa
 
 def _shield(special: dict[str, int], messages: Sequence[Message]) -> dict[str, str]:
     """A private-use character for each special token named in the messages, used nowhere in them."""
-    said = "".join(text for message in messages for text in message.values())
+    said = "".join(v for message in messages for v in message.values() if isinstance(v, str))
     free = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in said)
     return {name: next(free) for name in special if name in said}
 
 
-def _replace(text: str, table: dict[str, str]) -> str:
+def _replace(text: Any, table: dict[str, str]) -> Any:
+    if not isinstance(text, str):
+        return text
     for old in sorted(table, key=len, reverse=True):
         text = text.replace(old, table[old])
     return text

@@ -51,6 +51,7 @@ __all__ = [
     "write_folder",
 ]
 
+_DTYPES = ("float32", "bfloat16", "float16")
 _TEXTS = (JSON, MODEL, GENERATION, TEMPLATE)
 
 
@@ -76,6 +77,8 @@ def load(path: str | os.PathLike, *, dtype: Any = None) -> Model:
     Headers, names, shapes and sizes are checked, contents are not: `convert check` does that.
     A folder that is not whole, or a cast that overflows, raises ValueError.
     """
+    if dtype is not None and jnp.dtype(dtype).name not in _DTYPES:
+        raise ValueError(f"dtype {jnp.dtype(dtype)} is not supported, only {', '.join(_DTYPES)}")
     folder = Path(path)
     manifest = read_manifest(folder)
     config = read_config(folder)
@@ -98,6 +101,9 @@ def load(path: str | os.PathLike, *, dtype: Any = None) -> Model:
 
 def save(path: str | os.PathLike, model: Model) -> None:
     """Write a model so that `load` and `convert check` take it; the path must not exist."""
+    expected = abstract_params(model.config, np.float32)
+    if jax.tree.map(np.shape, model.params) != jax.tree.map(np.shape, expected):
+        raise ValueError("the weights do not have the shapes that the config gives them")
     tensors = ((name, np.asarray(leaf)) for name, leaf in named_leaves(model.params))
     files = {} if model.tokenizer is None else model.tokenizer.files
     source = {"kind": "jax_llama3.save"}
@@ -169,10 +175,11 @@ def verify(path: str | os.PathLike) -> dict:
 
 def cast(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
     """The array in another dtype, rounded to nearest even; a number that is not finite is refused."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         result = array.astype(jnp.dtype(dtype), copy=False)
-    if not np.isfinite(result).all():
-        if np.isfinite(array).all():
+        finite, was_finite = np.isfinite(result).all(), np.isfinite(array).all()
+    if not finite:
+        if was_finite:
             raise ValueError(f"tensor {name} overflows {jnp.dtype(dtype)}; choose another dtype")
         raise ValueError(f"tensor {name} holds NaN or infinity; the source is damaged")
     return result

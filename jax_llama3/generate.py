@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ CHUNK = 512  # prompt tokens per prefill call: bounds the scores, and the shapes
 _MIN_CAPACITY = 128  # smaller caches would be no faster, only other shapes
 _STEPS = 32  # tokens per row and device call, at most
 _CALL_SECONDS = 0.2  # what a device call should last, so that streaming flows and Ctrl-C works
-_STOP_SLOTS = 16  # the stop set's padded size, so that another stop set compiles nothing
+_STOP_SLOTS = 64  # the stop set's padded size, so that another stop set compiles nothing
 
 
 class State(NamedTuple):
@@ -67,6 +68,8 @@ def generate_tokens(
     penalty, temperature and filters. Arguments that cannot be served raise ValueError at the call.
     """
     _check(prompts, config, max_new_tokens, stop_ids)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be from 0 to 2**32 - 1, not {seed}")
     return _generate(params, prompts, config, max_new_tokens, sampler, seed, stop_ids)
 
 
@@ -116,8 +119,8 @@ def _check(
 ) -> None:
     if not prompts:
         raise ValueError("no prompt was given")
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must be 0 or more, not {max_new_tokens}")
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be a whole number, 0 or more, not {max_new_tokens}")
     if len(stop_ids):
         check_tokens(np.asarray(stop_ids), config)
     if len(stop_ids) > _STOP_SLOTS:

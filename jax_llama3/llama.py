@@ -1,7 +1,10 @@
 """Text in, text out."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, overload
+
+import numpy as np
 
 from .chat import Message, chat_tokens
 from .checkpoint import Model
@@ -45,7 +48,7 @@ def generate(  # pyright: ignore[reportInconsistentOverload]
     max_new_tokens: int | None = None,
     sampler: Sampler | None = None,
     seed: int = 0,
-    stop: Sequence[int | str] | None = None,
+    stop: str | Sequence[int | str] | None = None,
 ) -> Completion | list[Completion]:
     """Continue a prompt, or each of a list of prompts as one batch.
 
@@ -71,7 +74,7 @@ def stream_generate(
     max_new_tokens: int | None = None,
     sampler: Sampler | None = None,
     seed: int = 0,
-    stop: Sequence[int | str] | None = None,
+    stop: str | Sequence[int | str] | None = None,
 ) -> Iterator[Piece]:
     """`generate` for one prompt, piece by piece; the pieces' texts join to the completion's."""
     return stream_batch(
@@ -86,17 +89,21 @@ def stream_batch(
     max_new_tokens: int | None = None,
     sampler: Sampler | None = None,
     seed: int = 0,
-    stop: Sequence[int | str] | None = None,
+    stop: str | Sequence[int | str] | None = None,
 ) -> Iterator[Piece]:
     """`stream_generate` for several prompts at once; every row ends with its own last piece."""
     tokenizer = model.tokenizer
     encoded = [encode_prompt(tokenizer, prompt, row) for row, prompt in enumerate(prompts)]
     if stop is None:
         stop = () if tokenizer is None else tokenizer.stop_ids
+    if isinstance(stop, str):
+        stop = (stop,)
     stop_ids = [item for item in stop if not isinstance(item, str)]
     stop_texts = [item for item in stop if isinstance(item, str)]
     if "" in stop_texts:
         raise ValueError("a stop text is empty; it would stop every row at once")
+    if stop_texts and tokenizer is None:
+        raise ValueError("the model has no tokenizer; a stop text needs one")
     if max_new_tokens is None:
         room = model.config.max_seq_len - max(map(len, encoded), default=0)
         max_new_tokens = min(DEFAULT_NEW_TOKENS, max(room, 0))
@@ -141,7 +148,7 @@ def apply_chat_template(model: Model, messages: Sequence[Message]) -> list[int]:
 def encode_prompt(tokenizer: Tokenizer | None, prompt: Prompt, row: int) -> list[int]:
     """The ids of a prompt: text is encoded, ids are taken as they are."""
     if not isinstance(prompt, str):
-        return [int(token) for token in prompt]
+        return [operator.index(token) for token in prompt]
     if not prompt:
         raise ValueError(f"prompt {row} is empty; give it some text")
     if tokenizer is None:
@@ -152,7 +159,7 @@ def encode_prompt(tokenizer: Tokenizer | None, prompt: Prompt, row: int) -> list
 def _is_batch(prompt: Any) -> bool:
     if isinstance(prompt, str):
         return False
-    return len(prompt) == 0 or isinstance(prompt[0], str) or hasattr(prompt[0], "__len__")
+    return len(prompt) == 0 or isinstance(prompt[0], str) or np.ndim(prompt[0]) > 0
 
 
 def _score(model: Model, text: str) -> Score:

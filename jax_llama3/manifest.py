@@ -19,7 +19,7 @@ def read_manifest(folder: Path) -> dict:
     if not (folder / MANIFEST).is_file():
         raise ValueError(
             f"{folder} holds no {MANIFEST}: not a converted model, or a conversion cut short; "
-            "convert again"
+            "move it away and convert again"
         )
     manifest = read_json(folder / MANIFEST)
     if manifest.get("format") != FORMAT:
@@ -31,7 +31,7 @@ def read_manifest(folder: Path) -> dict:
     for name, entry in manifest["files"].items():
         path = folder / name
         if Path(name).name != name or not path.is_file() or path.is_symlink():
-            raise ValueError(f"{path} is missing or no plain file; convert again")
+            raise ValueError(f"{path} is missing or no plain file; convert again with --overwrite")
         if path.stat().st_size != entry["bytes"]:
             raise ValueError(f"{path} has {path.stat().st_size} bytes, not {entry['bytes']}")
     return manifest
@@ -68,11 +68,20 @@ def hash_file(path: Path, bar: Any = None) -> str:
 def read_json(path: Path) -> dict:
     """A JSON object from a file; anything else raises ValueError."""
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes(), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a JSON object was expected")
+    return values
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice!r} stands twice")
     return values
 
 

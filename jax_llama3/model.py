@@ -159,6 +159,7 @@ def _blocks(
     params: Params, tokens: Int[Array, "B T"], config: Config, cache: Cache | None, tap: Tap
 ) -> tuple[Float[Array, "B T D"], tuple[Array, ...], tuple[Array, ...]]:
     """Embedding and all layers, and each layer's keys and values: the cache's slots if there is one."""
+    _check_tree(params, config, cache)
     batch, new = tokens.shape
     start = jnp.zeros(batch, jnp.int32) if cache is None else cache.lengths
     positions = start[:, None] + jnp.arange(new)[None]
@@ -177,6 +178,14 @@ def _blocks(
         fits = positions < cache.k[0].shape[1]
         x = jnp.where(fits[..., None], x, jnp.nan)
     return x, tuple(k), tuple(v)
+
+
+def _check_tree(params: Params, config: Config, cache: Cache | None) -> None:
+    counts = [len(params.layers)] + ([] if cache is None else [len(cache.k), len(cache.v)])
+    if counts != [config.n_layers] * len(counts):
+        raise ValueError(f"weights and cache have {counts} layers, the config {config.n_layers}")
+    if (params.output is None) != config.tie_embeddings:
+        raise ValueError("the config and the weights differ on whether the embedding is tied")
 
 
 def _prefixed(tap: Tap, prefix: str, name: str, array: Array) -> Array:
@@ -226,6 +235,7 @@ def _embed(embedding: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[A
     # Without the barrier XLA's CPU backend widens the whole bfloat16 table to float32 and hoists
     # the copy out of decode loops. An id outside the table gives NaN, not another token's row.
     embedding, tokens = lax.optimization_barrier((embedding, tokens))
+    tokens = jnp.where(tokens < 0, embedding.shape[0], tokens)
     return jnp.take(embedding, tokens, axis=0, mode="fill")
 
 

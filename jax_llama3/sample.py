@@ -58,7 +58,7 @@ def knobs(sampler: Sampler) -> Knobs:
         return on
     on["temperature"] = float(sampler.temperature)
     if sampler.top_k:
-        on["top_k"] = int(sampler.top_k)
+        on["top_k"] = min(int(sampler.top_k), 2**31 - 1)
     if sampler.top_p < 1:
         on["top_p"] = float(sampler.top_p)
     if sampler.min_p > 0:
@@ -118,7 +118,7 @@ def _keep_top_p(logits: Float[Array, "B V"], top_p: Any) -> Float[Array, "B V"]:
 
 def _sortable(x: Float[Array, "B V"]) -> Int[Array, "B V"]:
     """int32 keys in the order of the floats: the bits themselves, flipped below zero."""
-    bits = lax.bitcast_convert_type(x, jnp.int32)
+    bits = lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.int32)  # -0 equals 0
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
 
@@ -132,9 +132,11 @@ def _border(keys: Int[Array, "B V"], weights: Float[Array, "B V"], limit: Any) -
         low, high = bounds
         middle = (low & high) + ((low ^ high) >> 1)
         weight = jnp.sum(jnp.where(keys > middle, weights, 0), axis=-1, keepdims=True)
-        enough = weight < jnp.asarray(limit, jnp.float32)
+        enough = weight < limit
         return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
+    # A limit that underflows would keep nothing.
+    limit = jnp.maximum(jnp.asarray(limit, jnp.float32), jnp.finfo(jnp.float32).tiny)
     shape = (*keys.shape[:-1], 1)
     ends = jnp.iinfo(jnp.int32)
     bounds = (jnp.full(shape, ends.min), jnp.full(shape, ends.max))

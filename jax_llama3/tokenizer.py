@@ -111,7 +111,7 @@ class JsonVocabulary:
         piece = self._tokenizer.id_to_token(token)
         if piece is None:  # a row of the embedding that no token uses
             return b""
-        if self._bytes is not None:
+        if self._bytes is not None and set(piece) <= set(self._bytes):
             return bytes(self._bytes[character] for character in piece)
         if match := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):
             return bytes.fromhex(match[1])

@@ -159,11 +159,13 @@ REFUSED = {
     "empty prompt": (lambda: run([[1], []]), "prompt 1 is empty"),
     "long prompt": (lambda: run([[1] * 513]), "513 tokens and the model's context 512"),
     "id": (lambda: run([[101]]), "token id 101"),
-    "max": (lambda: run([[1]], max_new_tokens=-1), "max_new_tokens must be 0 or more, not -1"),
+    "max": (lambda: run([[1]], max_new_tokens=-1), "whole number, 0 or more, not -1"),
     "stop id": (lambda: run([[1]], stop=[101]), "token id 101"),
-    "stops": (lambda: run([[1]], stop=range(17)), "17 stop ids"),
+    "stops": (lambda: run([[1]], stop=range(65)), "65 stop ids"),
     "stop text": (lambda: run([[1]], stop=[""]), "stop text is empty"),
     "text": (lambda: run(["x"]), "no tokenizer"),
+    "seed": (lambda: run([[1]], seed=2**32), "seed"),
+    "stop text without a tokenizer": (lambda: run([[1]], stop="x"), "no tokenizer"),
     "score": (lambda: score(MODEL, "x"), "no tokenizer"),
 }
 
