@@ -102,6 +102,14 @@ def test_a_config_of_another_architecture_does_not_load(folder: Path) -> None:
         load(folder)
 
 
+def test_only_known_dtypes_load_and_only_fitting_weights_save(folder: Path, tmp_path: Path) -> None:
+    for dtype in ("int8", "float64"):
+        with pytest.raises(ValueError, match="not supported"):
+            load(folder, dtype=dtype)
+    with pytest.raises(ValueError, match="shapes"):
+        save(tmp_path / "other", SAVED._replace(config=replace(CONFIG, ffn_dim=5)))
+
+
 def test_save_replaces_nothing(folder: Path) -> None:
     before = verify(folder)
     with pytest.raises(FileExistsError, match="exists"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -278,6 +279,19 @@ REFUSED_CONFIGS = {
     "type": ({"hidden_size": "48"}, "dim"),
     "eps": ({"rms_norm_eps": 0.0}, "norm_eps"),
     "partial": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    "no type": (
+        {"rope_scaling": {k: v for k, v in V4["rope_scaling"].items() if k != "rope_type"}},
+        "without a type",
+    ),
+    "default that scales": (
+        {"rope_scaling": {"rope_type": "default", "factor": 8.0}},
+        "without a type",
+    ),
+    "two types": ({"rope_scaling": {"rope_type": "default", "type": "llama3"}}, "contradict"),
+    "scaling is no object": ({"rope_scaling": 0}, "no object"),
+    "theta true": ({"rope_theta": True}, "rope_theta"),
+    "theta text": ({"rope_theta": "10000"}, "rope_theta"),
+    "huge": ({"rms_norm_eps": 10**400}, "wrong type"),
 }
 
 
@@ -389,6 +403,82 @@ def test_a_hub_cache_with_links_to_its_blobs_converts(tmp_path: Path) -> None:
     assert bits(load(tmp_path / "out").params) == bits(PARAMS)
 
 
+def test_duplicate_keys_and_lying_counts_are_refused_at_once(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
+    text = json.dumps(V4)
+    (source / "config.json").write_text(text.replace("{", '{"rope_theta": 7.0, ', 1))
+    with pytest.raises(ValueError, match="'rope_theta' stands twice"):
+        to_jax(source, tmp_path / "out")
+    (source / "config.json").write_text(json.dumps({**V4, "num_hidden_layers": 10**9}))
+    with pytest.raises(ValueError, match="1000000000 layers, the files hold 21 tensors"):
+        to_jax(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "consolidated.00.pth", "model.gguf", "model-2.safetensors"]
+)
+def test_a_second_format_or_stray_shard_is_refused(tmp_path: Path, name: str) -> None:
+    source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
+    (source / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=name):
+        to_jax(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json"])
+@pytest.mark.parametrize("kind", ["link out", "dangling", "directory", "fifo"])
+def test_what_is_no_plain_file_is_refused(tmp_path: Path, name: str, kind: str) -> None:
+    source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
+    path = source / name
+    path.unlink(missing_ok=True)
+    if kind == "link out":
+        (tmp_path / "secret").write_text(json.dumps(V4))
+        path.symlink_to(tmp_path / "secret")
+    elif kind == "dangling":
+        path.symlink_to(source / "nowhere")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"plain file|leaves its folder|no config\.json"):
+        to_jax(source, tmp_path / "out")
+
+
+def lie(data: bytes, name: bytes, form: str, value: int, skip: int) -> bytes:
+    """The file with one number replaced, `skip` bytes after a name."""
+    at = data.index(name) + len(name) + skip
+    return data[:at] + struct.pack(form, value) + data[at + struct.calcsize(form) :]
+
+
+UP_GGUF = b"blk.0.ffn_up.weight"  # then: dimensions <I, two sizes <Q, type <I, offset <Q
+GGUF_LIES = {
+    "magic": lambda data: b"GGML" + data[4:],
+    "version": lambda data: data[:4] + struct.pack("<I", 9) + data[8:],
+    "tensors": lambda data: data[:8] + struct.pack("<Q", 2**62) + data[16:],
+    "fields": lambda data: data[:16] + struct.pack("<Q", 2**62) + data[24:],
+    "string": lambda data: lie(data, b"general.architecture", "<Q", 2**63, 4),
+    "field type": lambda data: lie(data, b"llama.block_count", "<I", 77, 0),
+    "array": lambda data: lie(data, b"llama.block_count", "<I", 9, 0),
+    "layers": lambda data: lie(data, b"llama.block_count", "<I", 10**7, 4),
+    "dimensions": lambda data: lie(data, UP_GGUF, "<I", 99, 0),
+    "shape": lambda data: lie(data, UP_GGUF, "<Q", 2**61, 4),
+    "type": lambda data: lie(data, UP_GGUF, "<I", 250, 20),
+    "offset": lambda data: lie(data, UP_GGUF, "<Q", 2**63, 24),
+    "overlap": lambda data: lie(data, UP_GGUF, "<Q", 0, 24),
+    "truncated": lambda data: data[:-100],
+    "half": lambda data: data[: len(data) // 2],
+    "trailing": lambda data: data + bytes(100),
+}
+
+
+@pytest.mark.parametrize("change", GGUF_LIES.values(), ids=GGUF_LIES.keys())
+def test_a_gguf_file_that_lies_is_refused(tmp_path: Path, change: Callable) -> None:
+    path = write_gguf(tmp_path / "in.gguf", PLAIN, sharp_params(11, PLAIN))
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"in\.gguf|10000000 layers"):
+        to_jax(path, tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.gguf"]
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"1234567", b"\xff" * 64, b"<!doctype html>", b"\x1f\x8b" * 9]
 )
@@ -429,18 +519,25 @@ def test_the_output_is_never_the_source_nor_lost(tmp_path: Path) -> None:
         with pytest.raises((ValueError, FileExistsError)):
             to_jax(source, output)
     foreign = tmp_path / "foreign"
-    foreign.mkdir()
+    to_jax(source, foreign)
     (foreign / "thesis.txt").write_text("precious")
-    for overwrite in (False, True):
-        with pytest.raises(FileExistsError):
-            to_jax(source, foreign, overwrite=overwrite)
+    web = tmp_path / "web"
+    web.mkdir()
+    (web / "manifest.json").write_text('{"name": "a web page"}')
+    for output in (foreign, web):
+        for overwrite in (False, True):
+            with pytest.raises(FileExistsError):
+                to_jax(source, output, overwrite=overwrite)
     assert (foreign / "thesis.txt").read_text() == "precious"
+    inner = write_folder(foreign / "deep", V4, hf_tensors(PARAMS))
+    with pytest.raises((ValueError, FileExistsError)):
+        to_jax(inner, foreign, overwrite=True)
     to_jax(source, tmp_path / "out")
     with pytest.raises(FileExistsError, match="overwrite"):
         to_jax(source, tmp_path / "out")
     to_jax(source, tmp_path / "out", dtype="bfloat16", overwrite=True)
     assert load(tmp_path / "out").params.norm.dtype == jnp.bfloat16
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign", "in", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign", "in", "out", "web"]
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
@@ -457,10 +554,40 @@ def test_files_follow_the_umask(tmp_path: Path, mask: int) -> None:
 
 def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
-    dead = tmp_path / ".out.partial-999999999"
-    dead.mkdir()
-    (dead / "weights").write_bytes(b"half")
+    for pid in (999999999, os.getpid()):  # in a container a later run may have the same number
+        dead = tmp_path / f".out.partial-{pid}"
+        dead.mkdir()
+        (dead / "weights").write_bytes(b"half")
     to_jax(source, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_a_run_killed_between_the_renames_loses_nothing(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
+    to_jax(source, tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".out.old-999999999")
+    with pytest.raises(FileExistsError, match="overwrite"):
+        to_jax(source, tmp_path / "out")
+    verify(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_a_failing_rename_puts_the_old_model_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
+    to_jax(source, tmp_path / "out")
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="No space"):
+        to_jax(source, tmp_path / "out", dtype="bfloat16", overwrite=True)
+    assert load(tmp_path / "out").params.norm.dtype == jnp.float32
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 

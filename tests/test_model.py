@@ -262,6 +262,11 @@ REFUSED = {
         "row 1 needs 40",
     ),
     "capacity 0": (lambda: empty(1, 0), "capacity must be at least 1"),
+    "fewer layers": (
+        lambda: forward(PARAMS._replace(layers=PARAMS.layers[:1]), TOKENS, TINY),
+        "layers",
+    ),
+    "tied or not": (lambda: forward(PARAMS._replace(output=None), TOKENS, TINY), "tied"),
     "other batch": (lambda: forward(PARAMS, TOKENS, TINY, empty(2)), "3 rows"),
 }
 
@@ -273,8 +278,9 @@ def test_what_cannot_be_computed_is_refused(call: object, message: str) -> None:
 
 
 def test_under_a_trace_what_cannot_be_computed_is_nan() -> None:
-    logits, _ = jitted(PARAMS, np.array([[101]]), TINY)
-    assert np.isnan(logits).all()
+    for token in (101, -1, -101):
+        logits, _ = jitted(PARAMS, np.array([[token]]), TINY)
+        assert np.isnan(logits).all()
     _, cache = prefill(PARAMS, TOKENS[:, :16], np.array([16, 16, 16]), empty(3, 16), TINY)
     step = jax.jit(partial(decode_step, config=TINY))
     logits, _ = step(PARAMS, jnp.asarray(TOKENS[:, 16]), cache)

@@ -34,6 +34,7 @@ def kept(sampler: Sampler, logits: jax.Array = LOGITS) -> list[int]:
         ({"top_p": 0.79}, [0, 1]),
         ({"top_p": 0.81}, [0, 1, 2]),
         ({"top_p": 1e-9}, [0]),
+        ({"top_p": 1e-45}, [0]),
         ({"min_p": 0.29}, [0, 1, 2]),
         ({"min_p": 0.31}, [0, 1]),
         ({"min_p": 1.0}, [0]),
@@ -47,6 +48,10 @@ def kept(sampler: Sampler, logits: jax.Array = LOGITS) -> list[int]:
 )
 def test_four_tokens(settings: dict, expected: list[int]) -> None:
     assert kept(Sampler(**{"temperature": 1.0, **settings})) == expected
+
+
+def test_zeros_of_both_signs_are_equal() -> None:
+    assert kept(Sampler(temperature=1.0, top_k=1), jnp.array([[0.0, -0.0, -1.0]])) == [0, 1]
 
 
 def test_equal_logits_at_the_border_of_top_p_keep_the_lower_ids() -> None:

@@ -41,6 +41,12 @@ def test_a_stop_text_ends_the_row_wherever_token_borders_fall(start: int, length
     assert "".join(piece.text for piece in pieces) == completion.text
 
 
+def test_a_single_stop_text_need_not_be_in_a_list() -> None:
+    text = long_text()
+    options = {"max_new_tokens": 60, "sampler": HOT}
+    assert generate(TEXT, "hello", stop=text[4:9], **options).text == text[: text.index(text[4:9])]
+
+
 def test_a_stop_text_that_only_begins_is_shown_in_the_end() -> None:
     text = long_text()
     stop = text[-3:] + "…"
