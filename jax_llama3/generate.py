@@ -23,7 +23,7 @@ from .sample import Knobs, Sampler, knobs, penalize, sample_knobs
 CHUNK = 512  # prompt tokens per prefill call: bounds the scores, and the shapes ever compiled
 _MIN_CAPACITY = 128  # smaller caches would be no faster, only other shapes
 _STEPS = 32  # tokens per row and device call, at most
-_CALL_SECONDS = 0.2  # what a device call should last, so that streaming flows and Ctrl-C works
+_CALL_SECONDS = 0.25  # what a device call should last, so that streaming flows and Ctrl-C works
 _STOP_SLOTS = 64  # the stop set's padded size, so that another stop set compiles nothing
 
 
