@@ -60,11 +60,11 @@ def _from_template(tokenizer: Tokenizer, template: str, messages: Sequence[Messa
     pattern = "|".join(map(re.escape, names)) or r"(?!)"
     tokens: list[int] = []
     # Specials left in the text are the template's own; those of the messages are marks.
-    for piece in re.split(f"({pattern})", text):
+    for index, piece in enumerate(re.split(f"({pattern})", text)):
         if piece in special:
             tokens.append(special[piece])
         elif piece:
-            tokens += tokenizer.encode(_replace(piece, unshield))
+            tokens += tokenizer.encode(_replace(piece, unshield), start=index == 0)
     return tokens
 
 

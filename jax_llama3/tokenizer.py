@@ -53,7 +53,7 @@ class MetaVocabulary:
             "llama3", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=self.special
         )
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, start: bool = True) -> list[int]:
         """Ids of plain text: a special token's name in it is text like any other."""
         # tiktoken's regex overflows its stack on very long runs without a word boundary.
         return [token for run in _runs(text) for token in self._encoding.encode_ordinary(run)]
@@ -85,12 +85,21 @@ class JsonVocabulary:
 
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
-            decoder = json.loads(data).get("decoder") or {}
+            values = json.loads(data)
+            decoder = values.get("decoder") or {}
+            # A tokenizer that puts a blank before a text's first piece must not do so further on.
+            split = values.get("pre_tokenizer") or {}
+            first = split.get("prepend_scheme") == "first"
+            within = {**values, "pre_tokenizer": {**split, "prepend_scheme": "never"}}
+            self._within = self._tokenizer
+            if first:
+                self._within = tokenizers.Tokenizer.from_str(json.dumps(within))
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{JSON}: {error}") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True
+        for tokenizer in (self._tokenizer, self._within):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            tokenizer.encode_special_tokens = True
         kinds = {step["type"] for step in decoder.get("decoders", [decoder]) if "type" in step}
         if not kinds & {"ByteLevel", "ByteFallback"}:
             raise ValueError(f"{JSON}: its decoder {sorted(kinds)} is not supported")
@@ -100,9 +109,10 @@ class JsonVocabulary:
         self.special = {entry.content: token for token, entry in added.items() if entry.special}
         self.size = max(self._tokenizer.get_vocab().values()) + 1
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, start: bool = True) -> list[int]:
         """Ids of plain text: a special token's name in it is text like any other."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        tokenizer = self._tokenizer if start else self._within
+        return tokenizer.encode(text, add_special_tokens=False).ids
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token stands for; alone they need not be UTF-8."""
@@ -141,14 +151,17 @@ class Tokenizer:
     chat_template: str | None
     files: dict[str, bytes] = field(repr=False)
 
-    def encode(self, text: str, *, bos: bool = False) -> list[int]:
-        """Ids of plain text; with `bos`, after the beginning-of-text token if the model wants one."""
+    def encode(self, text: str, *, bos: bool = False, start: bool = True) -> list[int]:
+        """Ids of plain text; with `bos`, after the beginning-of-text token if the model wants one.
+
+        `start` is False for text that continues other text.
+        """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"the text is not valid Unicode: {error}") from None
         prefix = [self.bos_id] if bos and self.add_bos and self.bos_id is not None else []
-        return prefix + self.vocabulary.encode(text)
+        return prefix + self.vocabulary.encode(text, start=start)
 
     def decode(self, tokens: Iterable[int], *, skip_special: bool = False) -> str:
         """Text of the ids; bytes that are no UTF-8 become U+FFFD."""

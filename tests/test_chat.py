@@ -3,11 +3,12 @@
 import dataclasses
 
 import pytest
-from test_tokenizer import rank_file
+from test_tokenizer import generation, rank_file, sentencepiece_like
+from tokenizers import Tokenizer as JsonTokenizer
 
 from jax_llama3 import Model, apply_chat_template
 from jax_llama3.chat import chat_tokens
-from jax_llama3.tokenizer import MODEL, Tokenizer, tokenizer_from_files
+from jax_llama3.tokenizer import GENERATION, JSON, MODEL, Tokenizer, tokenizer_from_files
 
 DIALOG = [
     {"role": "system", "content": "Sei knapp."},
@@ -97,9 +98,23 @@ def test_what_is_no_conversation_is_refused(meta: Tokenizer, messages: list) -> 
         chat_tokens(meta, messages)
 
 
+@pytest.mark.parametrize("scheme", ["never", "first", "always"])
+@pytest.mark.parametrize("text", ["a<end>a a<end>a", "<end>a<end> a"])
+def test_sentencepiece_templates_equal_transformers(scheme: str, text: str) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    data = sentencepiece_like().replace(
+        b'"prepend_scheme":"never"', f'"prepend_scheme":"{scheme}"'.encode()
+    )
+    assert scheme.encode() in data
+    tokenizer = tokenizer_from_files({JSON: data, GENERATION: generation()})
+    theirs = PreTrainedTokenizerFast(tokenizer_object=JsonTokenizer.from_buffer(data))
+    ids = chat_tokens(with_template(tokenizer, text), DIALOG)
+    assert ids == theirs(text, add_special_tokens=False)["input_ids"]
+
+
 @pytest.mark.real
 def test_default_model_equals_transformers(default_model: Model) -> None:
-    from tokenizers import Tokenizer as JsonTokenizer
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = default_model.tokenizer
