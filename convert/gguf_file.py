@@ -10,7 +10,8 @@ import numpy as np
 from jax_llama3.config import Config, RopeScaling
 
 from .gguf_header import check_gguf
-from .table import Source, TensorInfo
+from .rows import hint
+from .source import Source, TensorInfo, source_file
 from .vocabulary import gguf_texts
 
 _ROPE_FREQS = "rope_freqs.weight"
@@ -31,17 +32,28 @@ _USED = frozenset(
         "rope.scaling.type",
     ]
 )
+_PLAIN = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _LLAMA_3_1 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_seq_len": 8192}
 
 
 def open_gguf(path: Path) -> Source:
     """Read a GGUF file's fields and tensor table; what is off raises ValueError."""
+    file = source_file(path)
     reader = _reader(path)
+
+    def read(name: str, start: int, stop: int) -> np.ndarray:
+        return _read_rows(path, by_name[name], shapes[name], start, stop)
+
     try:
         fields = {name: field.contents() for name, field in reader.fields.items()}
         by_name = {tensor.name: tensor for tensor in reader.tensors}
         shapes = {name: tuple(int(n) for n in t.shape)[::-1] for name, t in by_name.items()}
-        config = _parse_config(fields, by_name, shapes)
+        config = _parse_config(fields, shapes)
+        if _ROPE_FREQS in by_name:
+            divisors = read(_ROPE_FREQS, 0, shapes[_ROPE_FREQS][0])
+            config = _with_scaling(config, divisors)
+        for name in {tensor.tensor_type: name for name, tensor in by_name.items()}.values():
+            read(name, 0, 1)  # whether its type can be dequantised shows before anything is written
         texts = gguf_texts(fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -53,16 +65,13 @@ def open_gguf(path: Path) -> Source:
         if name != _ROPE_FREQS
     }
 
-    def read(name: str) -> np.ndarray:
-        return _dequantise(by_name[name], shapes[name])
-
     types = sorted({tensor.tensor_type.name for tensor in by_name.values()})
     decisions = [f"tensor types {', '.join(types)}"]
     if config.rope_scaling is not None:
         decisions.append(f"{_ROPE_FREQS} recovered as factor {config.rope_scaling.factor:g}")
     if not texts:
         decisions.append("the source has no tokenizer")
-    return Source("gguf", config, tensors, read, texts, [path], decisions)
+    return Source("gguf", config, tensors, read, texts, [file], decisions)
 
 
 def _reader(path: Path) -> Any:
@@ -76,10 +85,10 @@ def _reader(path: Path) -> Any:
         check_gguf(path)
         return gguf.GGUFReader(path)
     except Exception as error:  # the library checks little: damaged files end in any exception
-        raise ValueError(f"{path}: not a sound GGUF file: {error}") from None
+        raise ValueError(f"{path}: not a sound GGUF file{hint(path)}: {error}") from None
 
 
-def _parse_config(fields: dict, by_name: dict, shapes: dict) -> Config:
+def _parse_config(fields: dict, shapes: dict) -> Config:
     if fields["general.architecture"] != "llama":
         raise ValueError(f"architecture {fields['general.architecture']!r}, not 'llama'")
     values = {
@@ -112,10 +121,7 @@ def _parse_config(fields: dict, by_name: dict, shapes: dict) -> Config:
         raise ValueError(
             f"llama.vocab_size {values['vocab_size']} is not the embedding's {config.vocab_size}"
         )
-    if _ROPE_FREQS not in by_name:
-        return config
-    divisors = _dequantise(by_name[_ROPE_FREQS], shapes[_ROPE_FREQS])
-    return _with_scaling(config, divisors)
+    return config
 
 
 def _with_scaling(config: Config, divisors: np.ndarray) -> Config:
@@ -143,22 +149,30 @@ def _decimal(value: float) -> float:
 
 
 def _dtype_name(tensor: Any) -> str:
-    name = tensor.tensor_type.name
-    return {"F16": "float16", "BF16": "bfloat16"}.get(name, "float32")
+    return np.dtype(_PLAIN.get(tensor.tensor_type.name, np.float32)).name
 
 
-def _dequantise(tensor: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _read_rows(
+    path: Path, tensor: Any, shape: tuple[int, ...], start: int, stop: int
+) -> np.ndarray:
     """F32, F16 and BF16 as they are, every quantised type as float32."""
     import gguf
 
+    # Blocks of quantised numbers never cross the end of a row.
+    row_bytes = int(tensor.n_bytes) // shape[0]
+    data = np.fromfile(
+        path,
+        np.uint8,
+        (stop - start) * row_bytes,
+        offset=int(tensor.data_offset) + start * row_bytes,
+    )
+    rows = (stop - start, *shape[1:])
     kind = tensor.tensor_type.name
-    if kind in ("F32", "F16"):
-        return np.asarray(tensor.data).reshape(shape)
-    if kind == "BF16":
-        return np.asarray(tensor.data).view(ml_dtypes.bfloat16).reshape(shape)
+    if kind in _PLAIN:
+        return data.view(_PLAIN[kind]).reshape(rows)
     try:
         with np.errstate(all="ignore"):  # what is not finite is refused later, by name
-            values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        return values.astype(np.float32).reshape(shape)
+            values = gguf.dequantize(data.reshape(stop - start, row_bytes), tensor.tensor_type)
+        return values.astype(np.float32, copy=False).reshape(rows)
     except NotImplementedError:
         raise ValueError(f"{tensor.name}: type {kind} is not supported") from None

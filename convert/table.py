@@ -1,45 +1,27 @@
-"""The converter: a table from source names to ours, checked whole before a weight is read."""
+"""The converter: a table of names and layouts, checked whole before a weight is read."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from jax_llama3.checkpoint import cast
+from jax_llama3.checkpoint import AHEAD, BLOCK_BYTES, READ_BACK_BYTES, Tensor, cast
 from jax_llama3.config import Config
-from jax_llama3.params import Params, abstract_params, named_leaves
+from jax_llama3.params import abstract_params, named_leaves
 
-from .layout import Layout, half_split, reshaped
-
-
-class TensorInfo(NamedTuple):
-    """A source tensor as its header describes it."""
-
-    shape: tuple[int, ...]
-    dtype: str  # as numpy names what `Source.read` returns
-
-
-class Source(NamedTuple):
-    """A checkpoint of any kind, opened: headers read, weights not."""
-
-    kind: str  # "huggingface" or "gguf"
-    config: Config
-    tensors: dict[str, TensorInfo]
-    read: Callable[[str], np.ndarray]
-    texts: dict[str, bytes]  # tokenizer files in our format
-    paths: list[Path]  # the files that were used
-    decisions: list[str]
+from .layout import Layout, half_split, interleaved, unchanged
+from .source import Source, TensorInfo
 
 
 class Rule(NamedTuple):
-    """One row of the table: our tensor, the source's name for it, and the layout in between."""
+    """One row of the table: our tensor, another format's name for it, and the layouts in between."""
 
-    target: str
-    source: str
-    layout: Layout
+    ours: str
+    theirs: str
+    read: Layout  # theirs to ours
+    write: Layout  # ours to theirs
 
 
 _HUGGINGFACE = {
@@ -56,6 +38,20 @@ _HUGGINGFACE = {
     "w_up": "model.layers.{}.mlp.up_proj.weight",
     "w_down": "model.layers.{}.mlp.down_proj.weight",
 }
+_META = {
+    "embedding": "tok_embeddings.weight",
+    "norm": "norm.weight",
+    "output": "output.weight",
+    "attn_norm": "layers.{}.attention_norm.weight",
+    "wq": "layers.{}.attention.wq.weight",
+    "wk": "layers.{}.attention.wk.weight",
+    "wv": "layers.{}.attention.wv.weight",
+    "wo": "layers.{}.attention.wo.weight",
+    "ffn_norm": "layers.{}.ffn_norm.weight",
+    "w_gate": "layers.{}.feed_forward.w1.weight",
+    "w_up": "layers.{}.feed_forward.w3.weight",
+    "w_down": "layers.{}.feed_forward.w2.weight",
+}
 _GGUF = {
     "embedding": "token_embd.weight",
     "norm": "output_norm.weight",
@@ -70,18 +66,19 @@ _GGUF = {
     "w_up": "blk.{}.ffn_up.weight",
     "w_down": "blk.{}.ffn_down.weight",
 }
-NAMES = {"huggingface": _HUGGINGFACE, "gguf": _GGUF}
-_INTERLEAVED = {"gguf"}
+NAMES = {"huggingface": _HUGGINGFACE, "meta": _META, "gguf": _GGUF}
+_INTERLEAVED = {"meta", "gguf"}
 
 
 def rules(kind: str, config: Config) -> list[Rule]:
-    """The table of one kind of source, a row for every tensor of the tree, in tree order."""
+    """The table of one format, a row for every tensor of the tree, in tree order."""
     table = []
-    for target, _ in named_leaves(abstract_params(config, np.float32)):
-        prefix, _, leaf = target.rpartition(".")
-        source = NAMES[kind][leaf].format(prefix.removeprefix("layers."))
+    for ours, _ in named_leaves(abstract_params(config, np.float32)):
+        prefix, _, leaf = ours.rpartition(".")
+        theirs = NAMES[kind][leaf].format(prefix.removeprefix("layers."))
         swap = kind in _INTERLEAVED and leaf in ("wq", "wk")
-        table.append(Rule(target, source, half_split if swap else reshaped))
+        layouts = (half_split, interleaved) if swap else (unchanged, unchanged)
+        table.append(Rule(ours, theirs, *layouts))
     return table
 
 
@@ -95,9 +92,7 @@ def resolve_tie(source: Source) -> Source:
     embedding, output = names["embedding"], names["output"]
     if output not in source.tensors or embedding not in source.tensors:
         return source
-    same = source.tensors[embedding] == source.tensors[output] and np.array_equal(
-        source.read(embedding).view(np.uint8), source.read(output).view(np.uint8)
-    )
+    same = _are_equal(source, embedding, output)
     if not same and source.config.tie_embeddings:
         raise ValueError(f"the config ties the embeddings, but {output} differs from {embedding}")
     if not same:
@@ -108,53 +103,111 @@ def resolve_tie(source: Source) -> Source:
     return source._replace(tensors=tensors, config=config, decisions=[*source.decisions, note])
 
 
-def plan(source: Source, dtype: str | None) -> tuple[list[Rule], Params]:
-    """The table and the tree it fills; every name and shape that is off is reported together.
+def _are_equal(source: Source, left: str, right: str) -> bool:
+    info = source.tensors[left]
+    if info != source.tensors[right] or len(info.shape) != 2:
+        return False
+    return all(
+        np.array_equal(
+            source.read(left, start, stop).view(np.uint8),
+            source.read(right, start, stop).view(np.uint8),
+        )
+        for start, stop in _spans(info, 0, info.shape[0], 1)
+    )
+
+
+def plan(source: Source, dtype: str | None) -> list[Tensor]:
+    """The tensors of the tree, ready to be streamed; what is off is reported together, before.
 
     `dtype` None keeps each tensor's own.
     """
-    if source.config.n_layers > len(source.tensors):
+    config = source.config
+    if config.n_layers > len(source.tensors):
         # Refused before a tree of that many layers is built.
         raise ValueError(
-            f"the config says {source.config.n_layers} layers, the files hold "
+            f"the config says {config.n_layers} layers, the files hold "
             f"{len(source.tensors)} tensors"
         )
-    table = rules(source.kind, source.config)
-    abstract = abstract_params(source.config, np.float32)
+    table = rules(source.kind, config)
+    abstract = named_leaves(abstract_params(config, np.float32))
     errors = []
-    leaves = []
-    for rule, (_, leaf) in zip(table, named_leaves(abstract), strict=True):
-        info = source.tensors.get(rule.source)
+    tensors = []
+    for rule, (_, leaf) in zip(table, abstract, strict=True):
+        info = source.tensors.get(rule.theirs)
         if info is None:
-            errors.append(f"{rule.source} is missing")
-            continue
-        flat = _flat_shape(rule.target, leaf.shape)
-        if info.shape != flat:
-            errors.append(
-                f"{rule.source} has shape {list(info.shape)}, the config says {list(flat)}"
-            )
-        leaves.append(jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype or info.dtype)))
-    unused = set(source.tensors) - {rule.source for rule in table}
+            errors.append(f"{rule.theirs} is missing")
+        elif info.shape != (flat := flat_shape(rule.ours, leaf.shape)):
+            shapes = f"has shape {list(info.shape)}, the config says {list(flat)}"
+            errors.append(f"{rule.theirs} {shapes}")
+        else:
+            tensors.append(_to_ours(source, rule, leaf.shape, np.dtype(dtype or info.dtype)))
+    unused = set(source.tensors) - {rule.theirs for rule in table}
     errors += [f"{name} has no place in the model" for name in sorted(unused)]
     if errors:
         more = f" (and {len(errors) - 8} more)" if len(errors) > 8 else ""
         raise ValueError("; ".join(errors[:8]) + more)
-    return table, jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+    return tensors
 
 
-def convert_tensors(
-    source: Source, table: list[Rule], abstract: Params
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Each tensor of the tree in order, read, laid out, cast and checked to be finite."""
-    for rule, (name, leaf) in zip(table, named_leaves(abstract), strict=True):
-        array = rule.layout(source.read(rule.source), leaf.shape)
-        yield name, cast(name, array, leaf.dtype)
+def _to_ours(source: Source, rule: Rule, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+    info, head_dim = source.tensors[rule.theirs], source.config.head_dim
+
+    def blocks() -> Iterator[np.ndarray]:
+        for start, stop in _spans(info, 0, info.shape[0], _unit(rule.ours, head_dim)):
+            rows = rule.read(source.read(rule.theirs, start, stop), head_dim)
+            yield cast(rule.ours, rows, dtype)
+
+    return Tensor(rule.ours, shape, dtype, blocks)
 
 
-def _flat_shape(target: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The two-dimensional shape that PyTorch and GGUF give a matrix whose heads we split out."""
+def part(source: Source, rule: Rule, rows: range, columns: slice = slice(None)) -> Tensor:
+    """Rows and columns of a tensor of ours under the name, and in the layout, of another format."""
+    info, head_dim = source.tensors[rule.ours], source.config.head_dim
+    width = [len(range(info.shape[1])[columns])] if len(info.shape) == 2 else []
+
+    def blocks() -> Iterator[np.ndarray]:
+        for start, stop in _spans(info, rows.start, rows.stop, _unit(rule.ours, head_dim)):
+            read = rule.write(source.read(rule.ours, start, stop), head_dim)
+            yield read[:, columns] if width else read
+
+    return Tensor(rule.theirs, (len(rows), *width), np.dtype(info.dtype), blocks)
+
+
+def buffer_bytes(source: Source, tensors: list[Tensor]) -> int:
+    """The most memory that streaming these tensors of ours takes, besides the program itself.
+
+    What waits to be read back and what is being read back; and of the largest block, the rows as read,
+    joined and laid out, and the finished ones that wait for the threads.
+    """
+    table = {rule.ours: rule.theirs for rule in rules(source.kind, source.config)}
+    largest = 0
+    for tensor in tensors:
+        info = source.tensors[table[tensor.name]]
+        unit = _unit(tensor.name, source.config.head_dim)
+        start, stop = next(_spans(info, 0, info.shape[0], unit))
+        numbers = (stop - start) * math.prod(info.shape[1:])
+        read = numbers * np.dtype(info.dtype).itemsize
+        largest = max(largest, 3 * read + (AHEAD + 3) * numbers * tensor.dtype.itemsize)
+    return 2 * READ_BACK_BYTES + largest
+
+
+def flat_shape(ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The two-dimensional shape that other formats give a matrix whose heads we split out."""
     if len(shape) < 3:
         return shape
-    if target.endswith("wo"):
+    if ours.endswith("wo"):
         return shape[0], shape[1] * shape[2]
     return shape[0] * shape[1], shape[2]
+
+
+def _unit(ours: str, head_dim: int) -> int:
+    """How many rows belong together."""
+    return head_dim if ours.endswith(("wq", "wk", "wv")) else 1
+
+
+def _spans(info: TensorInfo, first: int, last: int, unit: int) -> Iterator[tuple[int, int]]:
+    """The rows from `first` to `last` in blocks of about BLOCK_BYTES, in whole units."""
+    row_bytes = info.nbytes // info.shape[0]
+    step = max(BLOCK_BYTES // (row_bytes * unit), 1) * unit
+    for start in range(first, last, step):
+        yield start, min(start + step, last)

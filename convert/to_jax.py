@@ -1,47 +1,83 @@
 """A checkpoint of any kind to a converted folder."""
 
+import os
 from pathlib import Path
 
-from jax_llama3.checkpoint import check_output, hash_file, progress, write_folder
+from jax_llama3.checkpoint import check_output, write_model
 
 from .gguf_file import open_gguf
 from .huggingface import open_huggingface
-from .table import Source, convert_tensors, plan, resolve_tie
+from .meta import PARAMS, open_meta
+from .source import Source, check_unchanged, hash_files
+from .table import plan, resolve_tie
 
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 
 
-def open_source(path: Path) -> Source:
-    """Open a GGUF file or a Hugging Face folder, headers only."""
+def open_source(path: Path, rope_factor: float | None = None) -> Source:
+    """Open a GGUF file, a Hugging Face folder or one of Meta's: headers only.
+
+    `rope_factor` overrides what a folder of Meta's does not say; others say it themselves.
+    """
+    folder = _meta_folder(path)
+    if folder is not None:
+        return open_meta(folder, rope_factor)
+    if rope_factor is not None:
+        raise ValueError(f"{path} says its own RoPE scaling; --rope-factor is for Meta's folders")
     if path.is_file():
         return open_gguf(path)
     if not path.is_dir():
         raise FileNotFoundError(f"no file or folder at {path}")
-    if (path / "config.json").is_file():
+    if os.path.lexists(path / "config.json"):
         return open_huggingface(path)
-    raise ValueError(f"{path} holds no config.json: not a Hugging Face folder")
+    if ggufs := sorted(path.glob("*.gguf")):
+        raise ValueError(f"{path} is a folder of GGUF files; name one of them, such as {ggufs[0]}")
+    raise ValueError(f"{path} holds neither config.json (Hugging Face) nor {PARAMS} (Meta)")
 
 
-def to_jax(path: Path, folder: Path, *, dtype: str = "keep", overwrite: bool = False) -> None:
+def _meta_folder(path: Path) -> Path | None:
+    """Where Meta's files lie: in the folder, or in `original`, as on the hub; None if not there."""
+    if os.path.lexists(path / "config.json"):
+        return None
+    for folder in (path, path / "original"):
+        if os.path.lexists(folder / PARAMS) or any(folder.glob("consolidated*")):
+            return folder
+    return None
+
+
+def to_jax(
+    path: Path,
+    folder: Path,
+    *,
+    dtype: str = "keep",
+    overwrite: bool = False,
+    rope_factor: float | None = None,
+    origin: dict | None = None,
+) -> None:
     """Convert `path` into `folder`. What cannot be converted exactly raises, and nothing is written.
 
-    `keep` leaves each tensor's dtype; quantised ones become float32.
+    `keep` leaves each tensor's dtype; quantised ones become float32. `origin` says in the manifest
+    where the files came from.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not supported, only {', '.join(DTYPES)}")
     check_output(folder, overwrite=overwrite)
     check_apart(path, folder)
-    source = resolve_tie(open_source(path))
-    table, abstract = plan(source, None if dtype == "keep" else dtype)
-    hashes = {}
-    with progress(sum(p.stat().st_size for p in source.paths), "hashing the source") as bar:
-        for file in source.paths:
-            hashes[file.name] = {"sha256": hash_file(file, bar), "bytes": file.stat().st_size}
+    source = resolve_tie(open_source(path, rope_factor))
+    tensors = plan(source, None if dtype == "keep" else dtype)
     receipt = {
-        "source": {"kind": source.kind, "files": hashes},
+        "source": {"kind": source.kind, **(origin or {}), "files": hash_files(source.files)},
         "decisions": [f"dtype {dtype}", *source.decisions],
     }
-    tensors = convert_tensors(source, table, abstract)
-    write_folder(
-        folder, source.config, abstract, tensors, source.texts, receipt, overwrite=overwrite
+    write_model(
+        folder,
+        source.config,
+        tensors,
+        source.texts,
+        receipt,
+        overwrite=overwrite,
+        resumable=True,
+        check=lambda: check_unchanged(source.files),
     )
 
 

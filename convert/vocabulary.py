@@ -117,7 +117,7 @@ def _byte_level_json(tokens: list[str], kinds: list[int], merges: list[str], pre
     whole_words = pre in ("llama-bpe", "llama3", "llama-v3")
     model = models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=whole_words)
     tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = _pre_tokenizer(pre)
+    tokenizer.pre_tokenizer = pre_tokenizer(pre)
     tokenizer.decoder = decoders.ByteLevel()
     for token, kind in zip(tokens, kinds, strict=True):
         if kind in (_CONTROL, _USER_DEFINED):
@@ -126,7 +126,7 @@ def _byte_level_json(tokens: list[str], kinds: list[int], merges: list[str], pre
     return tokenizer.to_str().encode()
 
 
-def _pre_tokenizer(pre: str) -> Any:
+def pre_tokenizer(pre: str) -> Any:
     from tokenizers import Regex, pre_tokenizers
 
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

@@ -4,7 +4,6 @@ A folder is written under another name and renamed when it is whole; the manifes
 """
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .config import Config, config_from_dict, config_to_dict
-from .folder import check_output, new_folder, write_synced
+from .folder import check_output
 from .manifest import (
     CONFIG,
     FORMAT,
@@ -23,34 +22,70 @@ from .manifest import (
     json_bytes,
     read_json,
     read_manifest,
-    sealed_manifest,
 )
 from .params import Params, abstract_params, named_leaves
 from .progress import progress
-from .shards import open_shards, partition, write_shard
-from .tokenizer import GENERATION, JSON, MODEL, TEMPLATE, Tokenizer, tokenizer_from_files
+from .shards import open_shards
+from .stream import (
+    AHEAD,
+    BLOCK_BYTES,
+    READ_BACK_BYTES,
+    CheckedFile,
+    Tensor,
+    array_tensor,
+    pour,
+)
+from .tokenizer import (
+    GENERATION,
+    JSON,
+    MODEL,
+    TEMPLATE,
+    MetaVocabulary,
+    Tokenizer,
+    byte_level,
+    tokenizer_from_files,
+)
+from .writer import Piece, shard_pieces, write_folder
 
-# What the converter needs to write a folder of this format.
+# What the converter needs to read and write folders of this format, and others in the same way.
 __all__ = [
+    "AHEAD",
+    "BLOCK_BYTES",
+    "EXPORT",
     "GENERATION",
     "JSON",
+    "MODEL",
+    "READ_BACK_BYTES",
     "TEMPLATE",
+    "CheckedFile",
+    "MetaVocabulary",
     "Model",
+    "Piece",
+    "Tensor",
+    "Tokenizer",
+    "byte_level",
     "cast",
     "check_output",
     "default_folder",
     "hash_file",
+    "json_bytes",
     "load",
+    "open_shards",
+    "pour",
     "progress",
     "read_config",
     "read_json",
     "read_manifest",
     "read_tokenizer",
     "save",
+    "shard_pieces",
+    "tokenizer_from_files",
     "verify",
     "write_folder",
+    "write_model",
 ]
 
+EXPORT = "export"  # in a manifest: the folder holds another format, named here
 _DTYPES = ("float32", "bfloat16", "float16")
 _TEXTS = (JSON, MODEL, GENERATION, TEMPLATE)
 
@@ -81,6 +116,10 @@ def load(path: str | os.PathLike, *, dtype: Any = None) -> Model:
         raise ValueError(f"dtype {jnp.dtype(dtype)} is not supported, only {', '.join(_DTYPES)}")
     folder = Path(path)
     manifest = read_manifest(folder)
+    if EXPORT in manifest:
+        raise ValueError(
+            f"{folder} is in the {manifest[EXPORT]} format; convert it with to-jax first"
+        )
     config = read_config(folder)
     tensors = manifest["tensors"]
     stored = {entry["dtype"] for entry in tensors.values()}
@@ -104,46 +143,27 @@ def save(path: str | os.PathLike, model: Model) -> None:
     expected = abstract_params(model.config, np.float32)
     if jax.tree.map(np.shape, model.params) != jax.tree.map(np.shape, expected):
         raise ValueError("the weights do not have the shapes that the config gives them")
-    tensors = ((name, np.asarray(leaf)) for name, leaf in named_leaves(model.params))
+    if wrong := {str(leaf.dtype) for leaf in jax.tree.leaves(model.params)} - {*_DTYPES}:
+        raise ValueError(f"dtype {wrong.pop()} is not supported, only {', '.join(_DTYPES)}")
+    tensors = [array_tensor(name, leaf) for name, leaf in named_leaves(model.params)]
     files = {} if model.tokenizer is None else model.tokenizer.files
     source = {"kind": "jax_llama3.save"}
-    write_folder(Path(path), model.config, model.params, tensors, files, {"source": source})
+    write_model(Path(path), model.config, tensors, files, {"source": source})
 
 
-def write_folder(
+def write_model(
     folder: Path,
     config: Config,
-    abstract: Params,
-    tensors: Iterable[tuple[str, np.ndarray]],
+    tensors: list[Tensor],
     files: dict[str, bytes],
     receipt: dict,
-    *,
-    overwrite: bool = False,
+    **options: Any,
 ) -> None:
-    """Write one converted model. `tensors` come in tree order; `receipt` goes into the manifest."""
+    """Write one model in our format; `tensors` come in tree order. Options: `writer.write_folder`."""
     _check_tokenizer(files, config)
-    with new_folder(folder, overwrite=overwrite) as partial_folder:
-        texts = {CONFIG: json_bytes({"format": FORMAT, **config_to_dict(config)}), **files}
-        for name, data in texts.items():
-            write_synced(partial_folder / name, data)
-        entries = {}
-        sizes = [(name, leaf.size * leaf.dtype.itemsize) for name, leaf in named_leaves(abstract)]
-        shards = partition(sizes)
-        stream = iter(tensors)
-        with progress(sum(size for _, size in sizes), "writing") as bar:
-            for index, names in enumerate(shards, 1):
-                file = f"weights-{index:05}-of-{len(shards):05}.safetensors"
-                shard = {}
-                for name in names:
-                    actual, array = next(stream)
-                    assert actual == name, (actual, name)
-                    shard[name] = np.ascontiguousarray(array)
-                write_shard(partial_folder / file, shard)
-                for name, array in shard.items():
-                    entries[name] = {"file": file, **describe_tensor(array)}
-                    bar.update(array.nbytes)
-        manifest = sealed_manifest(partial_folder, receipt, entries)
-        write_synced(partial_folder / MANIFEST, manifest)
+    texts = {CONFIG: json_bytes({"format": FORMAT, **config_to_dict(config)}), **files}
+    pieces = shard_pieces(tensors, "weights-{:05}-of-{:05}.safetensors")
+    write_folder(folder, pieces, texts, receipt, **options)
 
 
 def verify(path: str | os.PathLike) -> dict:
@@ -161,6 +181,8 @@ def verify(path: str | os.PathLike) -> dict:
         for name, entry in manifest["files"].items():
             if hash_file(folder / name, bar) != entry["sha256"]:
                 raise ValueError(f"{folder / name} is damaged: its sha256 is not the manifest's")
+    if EXPORT in manifest:
+        return manifest
     config = read_config(folder)
     files = open_shards(folder, manifest)
     tensors = manifest["tensors"]
@@ -177,12 +199,19 @@ def cast(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
     """The array in another dtype, rounded to nearest even; a number that is not finite is refused."""
     with np.errstate(all="ignore"):
         result = array.astype(jnp.dtype(dtype), copy=False)
-        finite, was_finite = np.isfinite(result).all(), np.isfinite(array).all()
-    if not finite:
-        if was_finite:
+    if not _is_finite(result):
+        if _is_finite(array):
             raise ValueError(f"tensor {name} overflows {jnp.dtype(dtype)}; choose another dtype")
         raise ValueError(f"tensor {name} holds NaN or infinity; the source is damaged")
     return result
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    if array.dtype.itemsize != 2 or not array.size:
+        return bool(np.isfinite(array).all())
+    # The largest exponent, all ones, means NaN or infinity. NumPy's own test is slow for bfloat16.
+    exponent = 0x7F80 if array.dtype == jnp.bfloat16 else 0x7C00
+    return bool((array.view(np.uint16) & np.uint16(0x7FFF)).max() < exponent)
 
 
 def read_tokenizer(folder: Path, manifest: dict) -> Tokenizer | None:

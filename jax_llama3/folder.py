@@ -1,31 +1,47 @@
 """Output folders that are whole or absent: written beside their place, synced, then renamed."""
 
-import glob
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .manifest import FORMAT, MANIFEST, read_json
+from .manifest import MANIFEST, PARTIAL, is_format, read_json
+
+OLD = ".jax_llama3-old"
 
 
 @contextmanager
-def new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A sibling folder that becomes `folder` when the block ends well, and is removed otherwise."""
+def new_folder(folder: Path, *, overwrite: bool, resumable: bool = False) -> Iterator[Path]:
+    """A sibling folder that becomes `folder` when the block ends well, and is removed if it fails.
+
+    Only one run at a time has it. What a killed run left in it is still there if `resumable`, and so
+    is what an interrupted one leaves.
+    """
     folder = folder.absolute()
-    _sweep(folder)
-    check_output(folder, overwrite=overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial_folder = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    partial_folder.mkdir()
+    parents = _make_parents(folder.parent)
     try:
-        yield partial_folder
-        sync(partial_folder)
-        check_output(folder, overwrite=overwrite)
-        _replace(partial_folder, folder)
+        partial_folder = folder.with_name(f".{folder.name}{PARTIAL}")
+        descriptor = _lock(partial_folder, folder)
+        try:
+            _undo(folder)
+            check_output(folder, overwrite=overwrite)
+            if not resumable:
+                _empty(partial_folder)
+            yield partial_folder
+            sync(partial_folder)
+            check_output(folder, overwrite=overwrite)
+            _replace(partial_folder, folder)
+        except BaseException as error:
+            if not (resumable and isinstance(error, KeyboardInterrupt)):
+                shutil.rmtree(partial_folder, ignore_errors=True)
+            raise
+        finally:
+            os.close(descriptor)
     except BaseException:
-        shutil.rmtree(partial_folder, ignore_errors=True)
+        for parent in parents:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
         raise
 
 
@@ -41,29 +57,14 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         )
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder holds a manifest of this format and no file that it does not list."""
-    try:
-        manifest = read_json(folder / MANIFEST)
-        listed = {MANIFEST, *manifest["files"]}
-        return manifest["format"] == FORMAT and {p.name for p in folder.iterdir()} <= listed
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _replace(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`; what was there is put back if that fails."""
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except BaseException:
-        if old.exists():
-            old.rename(folder)
-        raise
-    sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse to begin what the disk cannot hold."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"{folder.parent}: {needed / 1e9:.3f} GB are needed and {free / 1e9:.3f} GB are free; "
+            "make room or choose another place"
+        )
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -81,24 +82,89 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sweep(folder: Path) -> None:
-    """Clear away what dead runs on the same output left; one that died between renames is undone."""
-    name = glob.escape(folder.name)
-    for path in [*folder.parent.glob(f".{name}.old-*"), *folder.parent.glob(f".{name}.partial-*")]:
-        pid = path.name.rpartition("-")[2]
-        if not pid.isdigit() or (int(pid) != os.getpid() and _alive(int(pid))):
-            continue
-        if ".old-" in path.name and not os.path.lexists(folder):
-            path.rename(folder)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+def _make_parents(folder: Path) -> list[Path]:
+    """Make the folders on the way; those that were missing, the deepest first."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+    return missing
 
 
-def _alive(pid: int) -> bool:
+def _lock(partial_folder: Path, folder: Path) -> int:
+    """Make or take over the partial folder, and hold it until the descriptor is closed.
+
+    The system lets go of a lock when its process dies, however it dies.
+    """
+    import fcntl  # not on Windows, where the library can still be imported
+
+    while True:
+        partial_folder.mkdir(exist_ok=True)
+        descriptor = os.open(partial_folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between the two calls another run may have finished and renamed the folder.
+            if os.path.samestat(os.fstat(descriptor), os.stat(partial_folder)):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            os.close(descriptor)
+            raise FileExistsError(
+                f"another run is writing {folder}; wait for it or choose another place"
+            ) from None
+        os.close(descriptor)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Delete whatever is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder holds a manifest of this format and no file that it does not list."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        manifest = read_json(folder / MANIFEST)
+        listed = {MANIFEST, *manifest["files"]}
+        return is_format(manifest) and {path.name for path in folder.iterdir()} <= listed
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    except PermissionError:
-        return True
-    return True
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}{OLD}")
+
+
+def _undo(folder: Path) -> None:
+    """Put back what a run that died between its two renames had moved away; delete what is left over."""
+    if not os.path.lexists(_old(folder)):
+        return
+    if os.path.lexists(folder) or not _is_ours(_old(folder)):
+        remove(_old(folder))
+    else:
+        _old(folder).rename(folder)
+
+
+def _replace(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`; what was there is put back if that fails."""
+    old = _old(folder)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 FORMAT = "jax_llama3/1"
 CONFIG, MANIFEST = "config.json", "manifest.json"
+PARTIAL = ".jax_llama3-partial"  # ends the name of a folder that is being written
 
 
 def read_manifest(folder: Path) -> dict:
@@ -21,8 +23,10 @@ def read_manifest(folder: Path) -> dict:
             f"{folder} holds no {MANIFEST}: not a converted model, or a conversion cut short; "
             "move it away and convert again"
         )
+    if folder.absolute().name.endswith(PARTIAL):
+        raise ValueError(f"{folder} is being written, or was cut short; run the same command again")
     manifest = read_json(folder / MANIFEST)
-    if manifest.get("format") != FORMAT:
+    if not is_format(manifest):
         raise ValueError(f"{folder / MANIFEST}: format {manifest.get('format')!r}, not {FORMAT!r}")
     # The hash is of the values; that they are written as this module writes them covers the rest.
     written = (folder / MANIFEST).read_bytes() == json_bytes(manifest)
@@ -37,15 +41,21 @@ def read_manifest(folder: Path) -> dict:
     return manifest
 
 
-def sealed_manifest(folder: Path, receipt: dict, tensors: dict[str, dict]) -> bytes:
-    """The manifest of a folder whose other files are all written."""
-    files = {
-        path.name: {"sha256": hash_file(path), "bytes": path.stat().st_size}
-        for path in sorted(folder.iterdir())
-    }
-    manifest = {"format": FORMAT, **receipt, "versions": _versions()}
+def is_format(manifest: dict) -> bool:
+    """Whether a manifest is one of this module's."""
+    return manifest.get("format") == FORMAT
+
+
+def sealed_manifest(receipt: dict, files: dict[str, dict], tensors: dict[str, dict]) -> bytes:
+    """The manifest over files and tensors, with a hash of itself."""
+    manifest = {"format": FORMAT, **receipt, "versions": versions()}
     manifest |= {"files": files, "tensors": tensors}
     return json_bytes({**manifest, "sha256": _self_hash(manifest)})
+
+
+def describe_bytes(data: bytes) -> dict:
+    """sha256 and size of a file's content, as the manifest holds them."""
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
 def describe_tensor(array: np.ndarray) -> dict:
@@ -54,12 +64,13 @@ def describe_tensor(array: np.ndarray) -> dict:
     return {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": data}
 
 
-def hash_file(path: Path, bar: Any = None) -> str:
-    """sha256 of a file, read in pieces."""
+def hash_file(path: Path, bar: Any = None, also: Iterable[Any] = ()) -> str:
+    """sha256 of a file, read in pieces; `also` are further digests of the same bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
-            digest.update(block)
+            for each in (digest, *also):
+                each.update(block)
             if bar is not None:
                 bar.update(len(block))
     return digest.hexdigest()
@@ -90,7 +101,8 @@ def json_bytes(values: dict) -> bytes:
     return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the packages that decide what is written."""
     names = ("jax", "numpy", "ml_dtypes", "safetensors")
     return {"jax_llama3": version("jax_llama3"), **{name: version(name) for name in names}}
 

@@ -103,7 +103,7 @@ class JsonVocabulary:
         kinds = {step["type"] for step in decoder.get("decoders", [decoder]) if "type" in step}
         if not kinds & {"ByteLevel", "ByteFallback"}:
             raise ValueError(f"{JSON}: its decoder {sorted(kinds)} is not supported")
-        self._bytes = _byte_level() if "ByteLevel" in kinds else None
+        self._bytes = byte_level() if "ByteLevel" in kinds else None
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = {token: entry.content for token, entry in added.items()}
         self.special = {entry.content: token for token, entry in added.items() if entry.special}
@@ -128,7 +128,7 @@ class JsonVocabulary:
         return piece.replace("\u2581", " ").encode()
 
 
-def _byte_level() -> dict[str, int]:
+def byte_level() -> dict[str, int]:
     """GPT-2's printable stand-in for every byte, inverted: the unprintable ones count up from 256."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

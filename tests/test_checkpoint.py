@@ -40,7 +40,7 @@ def test_save_and_load_are_inverse(tmp_path: Path, dtype: object) -> None:
 
 
 def test_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jax_llama3.shards._SHARD_BYTES", 40_000)
+    monkeypatch.setattr("jax_llama3.shards._SMALLEST", 40_000)
     save(tmp_path / "model", SAVED)
     shards = sorted(path.name for path in (tmp_path / "model").glob("weights-*"))
     assert len(shards) > 3
@@ -121,7 +121,7 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("jax_llama3.checkpoint.write_shard", full)
+    monkeypatch.setattr("jax_llama3.writer.write_shard", full)
     with pytest.raises(OSError, match="No space"):
         save(tmp_path / "model", SAVED)
     assert list(tmp_path.iterdir()) == []

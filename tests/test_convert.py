@@ -30,6 +30,8 @@ from convert.huggingface import parse_config
 from convert.to_jax import to_jax
 from jax_llama3 import Config, Params, RopeScaling, forward, load
 from jax_llama3.checkpoint import verify
+from jax_llama3.folder import OLD
+from jax_llama3.manifest import PARTIAL
 
 V4 = {
     "architectures": ["LlamaForCausalLM"],
@@ -554,18 +556,19 @@ def test_files_follow_the_umask(tmp_path: Path, mask: int) -> None:
 
 def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
-    for pid in (999999999, os.getpid()):  # in a container a later run may have the same number
-        dead = tmp_path / f".out.partial-{pid}"
-        dead.mkdir()
-        (dead / "weights").write_bytes(b"half")
+    dead = tmp_path / f".out{PARTIAL}"
+    dead.mkdir()
+    (dead / "weights").write_bytes(b"half")
+    (dead / "deeper").mkdir()
     to_jax(source, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    verify(tmp_path / "out")
 
 
 def test_a_run_killed_between_the_renames_loses_nothing(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
     to_jax(source, tmp_path / "out")
-    (tmp_path / "out").rename(tmp_path / ".out.old-999999999")
+    (tmp_path / "out").rename(tmp_path / f".out{OLD}")
     with pytest.raises(FileExistsError, match="overwrite"):
         to_jax(source, tmp_path / "out")
     verify(tmp_path / "out")
@@ -580,7 +583,7 @@ def test_a_failing_rename_puts_the_old_model_back(
     rename = Path.rename
 
     def fail(self: Path, target: Path) -> Path:
-        if ".partial-" in self.name:
+        if self.name.endswith(PARTIAL):
             raise OSError(28, "No space left on device")
         return rename(self, target)
 

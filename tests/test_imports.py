@@ -15,6 +15,7 @@ RANKS = {
     "compilation": 0,
     "manifest": 0,
     "progress": 0,
+    "stream": 0,
     "chat": 1,
     "completion": 1,
     "params": 1,
@@ -26,13 +27,14 @@ RANKS = {
     "folder": 1,
     "model": 2,
     "shards": 2,
-    "checkpoint": 3,
+    "writer": 3,
+    "checkpoint": 4,
     "generate": 3,
     "score": 3,
-    "info": 4,
-    "llama": 4,
-    "__main__": 5,
-    "__init__": 5,
+    "info": 5,
+    "llama": 5,
+    "__main__": 6,
+    "__init__": 6,
 }
 # What the converter may know of the library: the contract, the format, and one-line errors.
 CONVERT_MAY_IMPORT = {"config", "params", "checkpoint", "command"}

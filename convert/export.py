@@ -1,0 +1,155 @@
+"""A converted folder back to a Hugging Face folder or to one of Meta's."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from jax_llama3.checkpoint import (
+    EXPORT,
+    MODEL,
+    Piece,
+    Tensor,
+    Tokenizer,
+    check_output,
+    json_bytes,
+    shard_pieces,
+    write_folder,
+)
+
+from .huggingface_config import config_values
+from .huggingface_tokenizer import huggingface_files
+from .jax_folder import open_jax
+from .meta import CHECKLIST, PARAMS, SHARD
+from .meta_config import params_values
+from .pth_writer import write_pth
+from .source import Source, check_unchanged, hash_files
+from .table import NAMES, Rule, part, rules
+from .to_jax import check_apart
+
+
+def to_hf(path: Path, folder: Path, *, overwrite: bool = False) -> None:
+    """Write the model in `path` as a folder that transformers loads, tensors bit for bit."""
+    check_output(folder, overwrite=overwrite)
+    check_apart(path, folder)
+    source, tokenizer = open_jax(path)
+    table = rules("huggingface", source.config)
+    tensors = [part(source, rule, range(source.tensors[rule.ours].shape[0])) for rule in table]
+    pieces = shard_pieces(tensors, "model-{:05}-of-{:05}.safetensors", {"format": "pt"})
+    texts = _huggingface_texts(source, tokenizer)
+    if len(pieces) == 1:
+        pieces = [pieces[0]._replace(file="model.safetensors")]
+
+    def all_texts(written: dict[str, dict]) -> dict[str, bytes]:
+        if len(pieces) == 1:
+            return texts
+        index = {
+            "metadata": {"total_size": sum(piece.nbytes for piece in pieces)},
+            "weight_map": {name: file for file, e in written.items() for name in e["tensors"]},
+        }
+        return {**texts, "model.safetensors.index.json": json_bytes(index)}
+
+    _write(source, folder, pieces, all_texts, "huggingface", overwrite)
+
+
+def _huggingface_texts(source: Source, tokenizer: Tokenizer | None) -> dict[str, bytes]:
+    dtypes = {info.dtype for info in source.tensors.values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    bos_id, stop_ids, texts = None, [], {}
+    if tokenizer is not None:
+        bos_id, stop_ids = tokenizer.bos_id, list(tokenizer.stop_ids)
+        texts = huggingface_files(tokenizer, source.config.max_seq_len)
+    values = config_values(source.config, dtype, bos_id, stop_ids)
+    return {"config.json": json_bytes(values), **texts}
+
+
+def to_meta(path: Path, folder: Path, *, shards: int = 1, overwrite: bool = False) -> None:
+    """Write the model in `path` as Meta's own code loads it on `shards` devices, bit for bit."""
+    check_output(folder, overwrite=overwrite)
+    check_apart(path, folder)
+    source, tokenizer = open_jax(path)
+    if tokenizer is not None and MODEL not in tokenizer.files:
+        raise ValueError(f"{path} has no {MODEL} of Meta's, which Meta's code needs; use to-hf")
+    values = params_values(source.config)
+    _check_shards(source, shards)
+    pieces = []
+    for index in range(shards):
+        tensors = list(_meta_parts(source, index, shards))
+        write = partial(_write_part, tensors=tensors)
+        size = sum(tensor.nbytes for tensor in tensors)
+        pieces.append(Piece(SHARD.format(index), size, write))
+    texts = {PARAMS: json_bytes(values)}
+    if tokenizer is not None:
+        texts[MODEL] = tokenizer.files[MODEL]
+
+    def all_texts(written: dict[str, dict]) -> dict[str, bytes]:
+        lines = [f"{written[piece.file]['md5']}  {piece.file}\n" for piece in pieces]
+        return {**texts, CHECKLIST: "".join(lines).encode()}
+
+    _write(source, folder, pieces, all_texts, "meta", overwrite)
+
+
+def _check_shards(source: Source, shards: int) -> None:
+    config = source.config
+    if shards < 1 or shards > 99:
+        raise ValueError(f"--shards {shards} is not between 1 and 99")
+    for name in ("n_heads", "ffn_dim", "vocab_size"):
+        if getattr(config, name) % shards:
+            raise ValueError(f"{name} {getattr(config, name)} is not a multiple of {shards} shards")
+    if config.n_kv_heads % shards and shards % config.n_kv_heads:
+        raise ValueError(f"{config.n_kv_heads} key/value heads do not divide into {shards} shards")
+
+
+def _meta_parts(source: Source, index: int, shards: int) -> Iterator[Tensor]:
+    """What one of Meta's shards holds."""
+    table = rules("meta", source.config)
+    if source.config.tie_embeddings:
+        (embedding,) = (rule for rule in table if rule.ours == "embedding")
+        table.append(embedding._replace(theirs=NAMES["meta"]["output"]))
+    for rule in table:
+        yield _meta_part(source, rule, index, shards)
+
+
+def _meta_part(source: Source, rule: Rule, index: int, shards: int) -> Tensor:
+    shape = source.tensors[rule.ours].shape
+    if len(shape) == 1:
+        return part(source, rule, range(shape[0]))
+    if rule.ours.endswith(("wo", "w_down")):
+        width = shape[1] // shards
+        columns = slice(index * width, (index + 1) * width)
+        return part(source, rule, range(shape[0]), columns)
+    if rule.ours.endswith(("wk", "wv")) and shards > source.config.n_kv_heads:
+        # Several shards hold the same head.
+        index, shards = index * source.config.n_kv_heads // shards, source.config.n_kv_heads
+    height = shape[0] // shards
+    return part(source, rule, range(index * height, (index + 1) * height))
+
+
+def _write_part(path: Path, bar: object, *, tensors: list[Tensor]) -> dict:
+    """One shard; in the manifest its tensors bear its name too, for other shards hold theirs."""
+    written = write_pth(path, tensors, bar)
+    entries = {f"{path.name}/{name}": entry for name, entry in written["tensors"].items()}
+    return {**written, "tensors": entries}
+
+
+def _write(
+    source: Source,
+    folder: Path,
+    pieces: list[Piece],
+    texts: Callable[[dict[str, dict]], dict[str, bytes]],
+    kind: str,
+    overwrite: bool,
+) -> None:
+    receipt = {
+        "source": {"kind": "jax_llama3", "files": hash_files(source.files)},
+        EXPORT: kind,
+        "decisions": source.decisions,
+    }
+    write_folder(
+        folder,
+        pieces,
+        texts,
+        receipt,
+        overwrite=overwrite,
+        resumable=True,
+        check=lambda: check_unchanged(source.files),
+    )

@@ -1,0 +1,69 @@
+"""Models on the Hugging Face hub, through huggingface_hub and its cache."""
+
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+_NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
+_TEXTS = (".json", ".jinja")
+
+
+class Snapshot(NamedTuple):
+    """One commit of a repository, as far as a conversion needs it."""
+
+    path: Path  # a folder, or a GGUF file
+    origin: dict[str, str]  # for the manifest
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether this is written like a repository, owner/name or owner/name@revision, and is no path."""
+    return _NAME.fullmatch(name) is not None and not Path(name).exists()
+
+
+def download(name: str) -> Snapshot:
+    """Bring the files of one format into the hub's cache; those of others are left where they are."""
+    try:
+        import huggingface_hub
+        from huggingface_hub.utils import disable_progress_bars
+    except ImportError:
+        raise ModuleNotFoundError(
+            "the hub needs the package huggingface_hub: pip install 'jax_llama3[convert]'"
+        ) from None
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r} is no hub name; write owner/name or owner/name@revision")
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    repository, revision = match.groups()
+    try:
+        info = huggingface_hub.HfApi().model_info(repository, revision=revision)
+        names = _choose(name, [sibling.rfilename for sibling in info.siblings or []])
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=info.sha, allow_patterns=names
+        )
+    except ValueError:
+        raise
+    except Exception as error:  # what the network, the server and the library may raise is wide
+        reason = " ".join(str(error).split())[:300]
+        raise OSError(f"{name}: no such path, and the hub did not give it: {reason}") from None
+    if missing := [file for file in names if not (Path(folder) / file).is_file()]:
+        raise OSError(f"{name}: the hub did not give {missing[0]}")
+    path = Path(folder) / names[0] if names[0].endswith(".gguf") else Path(folder)
+    return Snapshot(path, {"hub": repository, "revision": info.sha or ""})
+
+
+def _choose(name: str, files: list[str]) -> list[str]:
+    """The files of the one format that is taken: safetensors, else Meta's, else a single GGUF file."""
+    top = [file for file in files if "/" not in file]
+    if any(file.endswith(".safetensors") for file in top):
+        return [file for file in top if file.endswith((".safetensors", *_TEXTS))]
+    for prefix in ("original/", ""):
+        if any(re.fullmatch(re.escape(prefix) + r"consolidated\.\d+\.pth", file) for file in files):
+            return [f for f in files if f.startswith(prefix) and "/" not in f.removeprefix(prefix)]
+    ggufs = [file for file in top if file.endswith(".gguf")]
+    if len(ggufs) == 1:
+        return ggufs
+    if ggufs:
+        raise ValueError(f"{name} holds {len(ggufs)} GGUF files; download one and convert it")
+    raise ValueError(f"{name} holds no safetensors, no .pth files of Meta's and no GGUF file")

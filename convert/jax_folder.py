@@ -1,0 +1,60 @@
+"""A converted folder of our own as a source, for what goes back to other formats."""
+
+from pathlib import Path
+
+import numpy as np
+
+from jax_llama3.checkpoint import (
+    EXPORT,
+    Tokenizer,
+    open_shards,
+    read_config,
+    read_manifest,
+    read_tokenizer,
+)
+from jax_llama3.params import abstract_params, named_leaves
+
+from .rows import row_reader
+from .source import Source, TensorInfo, source_file
+from .table import flat_shape
+
+
+def open_jax(folder: Path) -> tuple[Source, Tokenizer | None]:
+    """The source, whose tensors have our names and two-dimensional shapes, and the tokenizer."""
+    manifest = read_manifest(folder)
+    if EXPORT in manifest:
+        raise ValueError(f"{folder} is in the {manifest[EXPORT]} format already")
+    config = read_config(folder)
+    stored = manifest["tensors"]
+    leaves = dict(named_leaves(abstract_params(config, np.float32)))
+    found = {
+        name: tuple(handle.get_slice(name).get_shape())
+        for handle in open_shards(folder, manifest).values()
+        for name in handle.keys()  # noqa: SIM118  a handle is no mapping
+    }
+    if found != {name: leaf.shape for name, leaf in leaves.items()} or set(stored) != set(found):
+        raise ValueError(f"{folder}: its tensors are not those of its config")
+    read_whole = row_reader({name: folder / entry["file"] for name, entry in stored.items()})
+    heights = {name: flat_shape(name, shape)[0] // shape[0] for name, shape in found.items()}
+
+    def read(name: str, start: int, stop: int) -> np.ndarray:
+        height = heights[name]
+        block = read_whole(name, start // height, stop // height)
+        return block.reshape(stop - start, *flat_shape(name, found[name])[1:])
+
+    source = Source(
+        kind="jax",
+        config=config,
+        tensors={
+            name: TensorInfo(flat_shape(name, shape), stored[name]["dtype"])
+            for name, shape in found.items()
+        },
+        read=read,
+        texts={},
+        files=[
+            source_file(folder / name, sha256=entry["sha256"])
+            for name, entry in manifest["files"].items()
+        ],
+        decisions=[],
+    )
+    return source, read_tokenizer(folder, manifest)

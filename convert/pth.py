@@ -1,0 +1,184 @@
+"""A `.pth` file, looked at without running it: where each tensor's bytes lie, and how."""
+
+import math
+import re
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from .rows import hint
+from .source import Record
+
+_LARGEST_PICKLE = 64 << 20
+_LOCAL_HEADER = struct.Struct("<4s5H3L2H")
+_HAS_DESCRIPTOR, _ENCRYPTED = 0x8, 0x1
+
+
+class PthTensor(NamedTuple):
+    """A tensor of a file: its elements begin at `offset`, `strides` bytes apart."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """The rows from `start` to `stop`, whose bytes alone are read."""
+        dtype = np.dtype(ml_dtypes.bfloat16 if self.dtype == "bfloat16" else self.dtype)
+        shape = (stop - start, *self.shape[1:])
+        offset = self.offset + start * self.strides[0]
+        if self.strides == _contiguous(self.shape, dtype.itemsize):
+            count = math.prod(shape)
+            return np.fromfile(self.path, dtype, count, offset=offset).reshape(shape)
+        extent = sum((n - 1) * step for n, step in zip(shape, self.strides, strict=True))
+        data = np.fromfile(self.path, np.uint8, extent + dtype.itemsize, offset=offset)
+        return np.ndarray(shape, dtype, data, strides=self.strides).copy()
+
+
+def open_pth(path: Path) -> tuple[dict[str, PthTensor], tuple[Record, ...]]:
+    """The tensors of a file, by name, and the records whose CRC-32 its bytes must match.
+
+    Only plain tensors are taken: the pickle may name nothing else, and nothing it names is run.
+    """
+    records = _records(path)
+    values = _load(path)
+    tensors = _tensors(path, values)
+    stored = [record for record in records if re.search(r"(^|/)data/\d+$", record.name)]
+    base = _base(path, tensors, stored)
+    return {name: _describe(path, name, tensor, base) for name, tensor in tensors.items()}, records
+
+
+def _records(path: Path) -> tuple[Record, ...]:
+    """The records of the archive, after a check that they are plain, apart and inside the file.
+
+    torch itself checks little of this, and reads rubbish from what is compressed or too short.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+            entries = archive.infolist()
+            records = tuple(_record(file, entry) for entry in entries)
+            begins = sorted(entry.header_offset for entry in entries)
+            ends = sorted(record.offset + record.size for record in records)
+            if archive.comment or _tail(file) != b"PK\x05\x06":
+                raise ValueError("bytes follow its end")
+            # Each record ends before the next one's header, the last one before the directory.
+            if begins[0] != 0 or any(
+                end > begin
+                for end, begin in zip(ends, [*begins[1:], archive.start_dir], strict=True)
+            ):
+                raise ValueError("its records overlap, or do not begin at its beginning")
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, IndexError) as error:
+        # torch's older formats, a tar or a bare pickle, have no such records.
+        raise ValueError(
+            f"{path}: not a zip archive as torch.save writes it{hint(path)}: {error or 'empty'}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if len({record.name for record in records}) != len(records):
+        raise ValueError(f"{path}: it holds a record twice")
+    pickles = [record for record in records if record.name.endswith("data.pkl")]
+    if len(pickles) != 1 or pickles[0].size > _LARGEST_PICKLE:
+        raise ValueError(f"{path}: it does not hold one data.pkl of a sensible size")
+    return records
+
+
+def _record(file: Any, entry: zipfile.ZipInfo) -> Record:
+    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & _ENCRYPTED:
+        raise ValueError(
+            f"{entry.filename} is compressed or encrypted; save it again with torch.save"
+        )
+    if entry.compress_size != entry.file_size:
+        raise ValueError(f"{entry.filename} has two sizes")
+    file.seek(entry.header_offset)
+    fields = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    name = file.read(fields[9])
+    if fields[0] != b"PK\x03\x04" or name != entry.orig_filename.encode() or fields[3] != 0:
+        raise ValueError(f"{entry.filename} has two different headers")
+    crc_and_sizes = (entry.CRC, entry.file_size, entry.file_size)
+    known = not fields[2] & _HAS_DESCRIPTOR and entry.file_size < 0xFFFFFFFF
+    if known and fields[6] != crc_and_sizes[0]:
+        raise ValueError(f"{entry.filename} has two different headers")
+    offset = entry.header_offset + _LOCAL_HEADER.size + fields[9] + fields[10]
+    return Record(entry.filename, offset, entry.file_size, entry.CRC)
+
+
+def _tail(file: Any) -> bytes:
+    file.seek(-22, 2)  # the end record, without a comment
+    return file.read(4)
+
+
+def _load(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise ModuleNotFoundError(
+            "reading .pth files needs the package torch: pip install 'jax_llama3[convert]'"
+        ) from None
+    try:
+        # Mapped, not read; of pickle's instructions only those run that make plain tensors.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged or hostile file may end in any exception
+        text = " ".join(str(error).split())
+        found = re.search(r"GLOBAL (\S+)", text)
+        reason = f"it names {found[1]}" if found else text[:200]
+        raise ValueError(f"{path}: refused, it holds more than plain tensors: {reason}") from None
+
+
+def _tensors(path: Path, values: Any) -> dict[str, Any]:
+    import torch
+
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: it holds a {type(values).__name__}, not a dict of tensors")
+    for name, tensor in values.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{path}: {name!r} is a {type(tensor).__name__}, not a named tensor")
+        plain = tensor.layout == torch.strided and not tensor.is_quantized
+        if not plain or tensor.device.type != "cpu" or tensor.is_neg() or tensor.is_conj():
+            raise ValueError(f"{path}: {name} is not a plain tensor")
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(f"{path}: {name} is {kind}; only float32, float16, bfloat16 are read")
+        if tensor.numel() == 0 or tensor.dim() == 0:
+            raise ValueError(f"{path}: {name} has the shape {list(tensor.shape)}")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{path}: {name} is larger than the bytes that are stored for it")
+    return values
+
+
+def _base(path: Path, tensors: dict[str, Any], stored: list[Record]) -> int:
+    """The address that the file's first byte has in the mapping.
+
+    Storages and records must be the same stretches of the file, one for one: a record that is shorter
+    than its tensors believe would lend them the bytes of the next.
+    """
+    storages = {tensor.untyped_storage() for tensor in tensors.values()}
+    stretches = sorted({(storage.data_ptr(), storage.nbytes()) for storage in storages})
+    records = sorted((record.offset, record.size) for record in stored)
+    base = stretches[0][0] - records[0][0] if stretches and records else 0
+    if [(address - base, size) for address, size in stretches] != records:
+        raise ValueError(
+            f"{path}: its {len(records)} records are not the {len(stretches)} storages of its tensors"
+        )
+    return base
+
+
+def _describe(path: Path, name: str, tensor: Any, base: int) -> PthTensor:
+    size = tensor.element_size()
+    return PthTensor(
+        path=path,
+        name=name,
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        shape=tuple(tensor.shape),
+        strides=tuple(step * size for step in tensor.stride()),
+        offset=tensor.data_ptr() - base,
+    )
+
+
+def _contiguous(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape)))

@@ -1,0 +1,135 @@
+"""A checkpoint of any kind, opened: headers read, weights not."""
+
+import hashlib
+import math
+import os
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from numpy import dtype, ndarray
+
+from jax_llama3.checkpoint import hash_file, progress
+from jax_llama3.config import Config
+
+
+class TensorInfo(NamedTuple):
+    """A source tensor as its header describes it."""
+
+    shape: tuple[int, ...]
+    dtype: str  # as numpy names what `Source.read` returns
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * dtype(self.dtype).itemsize
+
+
+class Record(NamedTuple):
+    """A part of a file whose CRC-32 is known."""
+
+    name: str
+    offset: int
+    size: int
+    crc: int
+
+
+class SourceFile(NamedTuple):
+    """A file that is used, what it must be, and the state it was in when it was first looked at."""
+
+    path: Path
+    stamp: tuple[int, ...]
+    md5: str | None = None
+    sha256: str | None = None
+    records: tuple[Record, ...] = ()
+
+
+class Source(NamedTuple):
+    """`read` returns the rows from `start` to `stop` of a tensor."""
+
+    kind: str  # a key of table.NAMES
+    config: Config
+    tensors: dict[str, TensorInfo]
+    read: Callable[[str, int, int], ndarray]
+    texts: dict[str, bytes]  # tokenizer files in our format
+    files: list[SourceFile]
+    decisions: list[str]
+
+
+def source_file(path: Path, **expected: Any) -> SourceFile:
+    """Note a file before anything is read from it; one that is no plain file is refused."""
+    check_plain(path)
+    return SourceFile(path, _stamp(path), **expected)
+
+
+def check_plain(path: Path) -> None:
+    """Refuse what is no file, or a link that leaves its folder."""
+    # A link may only lead where the hub's own cache keeps its files: the repository's blobs.
+    target, folder = path.resolve(), path.parent.resolve()
+    blobs = [parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots"]
+    if path.is_symlink() and folder not in target.parents and target.parent not in blobs:
+        raise ValueError(f"{path} is a link that leaves its folder")
+    if not path.is_file():
+        if os.path.lexists(path):
+            raise ValueError(f"{path} is no plain file, or a link to nothing")
+        raise FileNotFoundError(f"{path} is missing")
+
+
+def hash_files(files: list[SourceFile]) -> dict[str, dict]:
+    """sha256 and size of every file, for the manifest; what is not as expected raises ValueError.
+
+    Each file is read once, several at a time.
+    """
+
+    def one(file: SourceFile) -> dict:
+        md5 = hashlib.md5(usedforsecurity=False)
+        also = [_Checks(file)] if file.records else []
+        sha256 = hash_file(file.path, bar, [*also, *([md5] if file.md5 else [])])
+        if file.md5 is not None and md5.hexdigest() != file.md5.lower():
+            raise ValueError(f"{file.path} is damaged: its md5 is not the one in checklist.chk")
+        if file.sha256 is not None and sha256 != file.sha256:
+            raise ValueError(f"{file.path} is damaged: its sha256 is not the manifest's")
+        return {"sha256": sha256, "bytes": file.path.stat().st_size}
+
+    total = sum(file.path.stat().st_size for file in files)
+    workers = min(4, os.cpu_count() or 1)
+    with progress(total, "hashing the source") as bar, ThreadPoolExecutor(workers) as pool:
+        entries = list(pool.map(one, files))
+    return {file.path.name: entry for file, entry in zip(files, entries, strict=True)}
+
+
+def check_unchanged(files: Iterable[SourceFile]) -> None:
+    """Refuse a source that was written to since it was opened."""
+    for file in files:
+        if not file.path.is_file() or _stamp(file.path) != file.stamp:
+            raise ValueError(f"{file.path} changed while it was converted; convert it again")
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    state = path.stat()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+class _Checks:
+    """A digest that compares the CRC-32 of a file's records as their bytes pass by."""
+
+    def __init__(self, file: SourceFile) -> None:
+        self._path, self._position, self._crc = file.path, 0, 0
+        self._left = deque(sorted(file.records, key=lambda record: record.offset))
+
+    def update(self, block: bytes) -> None:
+        view, begin = memoryview(block), self._position
+        self._position += len(block)
+        while self._left:
+            record = self._left[0]
+            end = record.offset + record.size
+            piece = view[max(record.offset - begin, 0) : max(end - begin, 0)]
+            self._crc = zlib.crc32(piece, self._crc)
+            if end > self._position:
+                return
+            if self._crc != record.crc:
+                raise ValueError(f"{self._path}: {record.name} is damaged: its CRC-32 differs")
+            self._left.popleft()
+            self._crc = 0

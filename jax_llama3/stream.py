@@ -1,0 +1,151 @@
+"""Tensors on their way to a file: hashed, written and read back in threads beside their maker."""
+
+import hashlib
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+BLOCK_BYTES = 4 << 20
+READ_BACK_BYTES = 16 << 20  # after so many written bytes the disk is asked what it has
+AHEAD = 2  # how many finished blocks may wait for the threads
+
+
+class Tensor(NamedTuple):
+    """A tensor that is to be written; `blocks` yields its elements in order, a piece at a time."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    blocks: Callable[[], Iterable[np.ndarray]]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class CheckedFile:
+    """A new file. What is written is read back from the disk and compared; that is what is hashed.
+
+    `room` is about how many bytes it will have.
+    """
+
+    def __init__(self, path: Path, room: int) -> None:
+        self.path, self.size, self._digest = path, 0, hashlib.sha256()
+        self._unread: list[memoryview] = []
+        self._checking = ThreadPoolExecutor(1)
+        self._checked: Future | None = None
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if hasattr(os, "posix_fallocate"):  # a full disk shows at once
+            os.posix_fallocate(self._descriptor, 0, room)
+
+    def write(self, data: Any) -> int:
+        """Append the bytes of a buffer, which must not change until the file is finished."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view):
+            done += os.pwrite(self._descriptor, view[done:], self.size + done)
+        self.size += done
+        self._unread.append(view)
+        if sum(map(len, self._unread)) >= READ_BACK_BYTES:
+            self._settle()
+            self._checked = self._checking.submit(self._read_back, self._unread, self.size)
+            self._unread = []
+        return done
+
+    def flush(self) -> None:
+        """Nothing waits in a buffer of ours."""
+
+    def finish(self) -> dict:
+        """Cut to what was written; its sha256 and size, as the manifest holds them."""
+        self._settle()
+        self._read_back(self._unread, self.size)
+        os.ftruncate(self._descriptor, self.size)
+        return {"sha256": self._digest.hexdigest(), "bytes": self.size}
+
+    def close(self) -> None:
+        """Let go of the file, finished or not."""
+        self._checking.shutdown()
+        os.close(self._descriptor)
+
+    def _settle(self) -> None:
+        if self._checked is not None:
+            self._checked.result()
+
+    def _read_back(self, views: list[memoryview], end: int) -> None:
+        """Compare what stands before `end` on the disk with the views, and hash it."""
+        length = sum(map(len, views))
+        position = end - length
+        getattr(os, "fdatasync", os.fsync)(self._descriptor)
+        self._forget(position, length)
+        for view in views:
+            read = os.pread(self._descriptor, len(view), position)
+            if read != bytes(view):
+                raise OSError(f"{self.path}: not read back as written; is the disk sound?")
+            self._digest.update(read)
+            position += len(view)
+        self._forget(end - length, length)
+
+    def _forget(self, position: int, length: int) -> None:
+        """Empty the system's cache of this stretch: so it is read from the disk, and memory is free."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, position, length, os.POSIX_FADV_DONTNEED)
+
+
+def pour(
+    tensors: Iterable[Tensor],
+    write: Callable[[Any], int],
+    bar: Any,
+    begin: Callable[[Tensor], None] = lambda tensor: None,
+) -> dict[str, dict]:
+    """Hand each tensor's blocks to `write`, after a call of `begin`, in a thread of their own.
+
+    Returns shape, dtype and sha256 of each tensor.
+    """
+    digests = []
+    pending: deque[list[Future]] = deque()
+
+    def settle(limit: int) -> None:
+        while len(pending) > limit:
+            for future in pending.popleft():
+                future.result()
+
+    with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(1) as writing:
+        for tensor in tensors:
+            digest, size = hashlib.sha256(), 0
+            digests.append((tensor, digest))
+            pending.append([writing.submit(begin, tensor)])
+            for block in tensor.blocks():
+                data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
+                size += data.nbytes
+                pending.append([hashing.submit(digest.update, data), writing.submit(write, data)])
+                settle(AHEAD)
+                bar.update(data.nbytes)
+            if size != tensor.nbytes:
+                raise ValueError(f"{tensor.name} came as {size} bytes, not {tensor.nbytes}")
+        settle(0)
+    return {
+        tensor.name: {
+            "shape": list(tensor.shape),
+            "dtype": tensor.dtype.name,
+            "sha256": digest.hexdigest(),
+        }
+        for tensor, digest in digests
+    }
+
+
+def array_tensor(name: str, array: Any) -> Tensor:
+    """A tensor that is in memory already, on any device."""
+
+    def blocks() -> Iterator[np.ndarray]:
+        flat = np.ascontiguousarray(array).reshape(-1)
+        step = BLOCK_BYTES // flat.dtype.itemsize
+        for start in range(0, flat.size, step):
+            yield flat[start : start + step]
+
+    return Tensor(name, tuple(array.shape), np.dtype(array.dtype), blocks)
