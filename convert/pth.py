@@ -63,6 +63,9 @@ def _records(path: Path) -> tuple[Record, ...]:
         with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
             entries = archive.infolist()
             records = tuple(_record(file, entry) for entry in entries)
+            orders = [e.filename for e in entries if e.filename.endswith("byteorder")]
+            if any(archive.read(name) != b"little" for name in orders):
+                raise ValueError("its numbers are big-endian; save it again with torch.save")
             begins = sorted(entry.header_offset for entry in entries)
             ends = sorted(record.offset + record.size for record in records)
             if archive.comment or _tail(file) != b"PK\x05\x06":
@@ -73,7 +76,14 @@ def _records(path: Path) -> tuple[Record, ...]:
                 for end, begin in zip(ends, [*begins[1:], archive.start_dir], strict=True)
             ):
                 raise ValueError("its records overlap, or do not begin at its beginning")
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, IndexError) as error:
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        EOFError,
+        struct.error,
+        IndexError,
+        RuntimeError,
+    ) as error:
         # torch's older formats, a tar or a bare pickle, have no such records.
         raise ValueError(
             f"{path}: not a zip archive as torch.save writes it{hint(path)}: {error or 'empty'}"
@@ -95,6 +105,8 @@ def _record(file: Any, entry: zipfile.ZipInfo) -> Record:
         )
     if entry.compress_size != entry.file_size:
         raise ValueError(f"{entry.filename} has two sizes")
+    if entry.header_offset < 0:
+        raise ValueError(f"{entry.filename} lies before the beginning")
     file.seek(entry.header_offset)
     fields = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     name = file.read(fields[9])

@@ -1,5 +1,6 @@
 """Output folders that are whole or absent: written beside their place, synced, then renamed."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from .manifest import MANIFEST, PARTIAL, is_format, read_json
 
 OLD = ".jax_llama3-old"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -38,10 +40,14 @@ def new_folder(folder: Path, *, overwrite: bool, resumable: bool = False) -> Ite
             raise
         finally:
             os.close(descriptor)
-    except BaseException:
+    except BaseException as error:
         for parent in parents:
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise OSError(
+                f"{folder} cannot be written: {error.strerror}; make room or choose another place"
+            ) from None
         raise
 
 

@@ -12,14 +12,23 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import safetensors.numpy
 import torch
+from checkpoints import (
+    PARAMS,
+    PLAIN,
+    V4,
+    V5,
+    bits,
+    hf_tensors,
+    write_folder,
+    write_gguf,
+    write_sharded,
+)
 from reference import (
     LLAMA_3_1,
     TINY,
     replace,
     sharp_params,
-    state_dict,
     transformers_logits,
     transformers_model,
 )
@@ -28,134 +37,10 @@ from test_tokenizer import generation, sentencepiece_like
 from convert.__main__ import main
 from convert.huggingface import parse_config
 from convert.to_jax import to_jax
-from jax_llama3 import Config, Params, RopeScaling, forward, load
+from jax_llama3 import RopeScaling, forward, load
 from jax_llama3.checkpoint import verify
 from jax_llama3.folder import OLD
 from jax_llama3.manifest import PARTIAL
-
-V4 = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "vocab_size": 101,
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "intermediate_size": 88,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    },
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": False,
-    "torch_dtype": "float32",
-    "transformers_version": "4.46.0",
-}
-V5 = {key: value for key, value in V4.items() if not key.startswith("rope_")}
-V5 |= {"rope_parameters": {"rope_theta": 10000.0, **V4["rope_scaling"]}, "dtype": "float32"}
-
-
-def bits(tree: Params) -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
-
-
-def write_folder(folder: Path, config: dict, tensors: dict[str, np.ndarray]) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-    return folder
-
-
-def hf_tensors(params: Params) -> dict[str, np.ndarray]:
-    return {name: tensor.numpy() for name, tensor in state_dict(params).items()}
-
-
-def write_sharded(folder: Path, config: dict, tensors: dict[str, np.ndarray]) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    places = {}
-    for index in range(3):
-        names = list(tensors)[index::3]
-        file = f"model-{index + 1:05}-of-00003.safetensors"
-        safetensors.numpy.save_file({name: tensors[name] for name in names}, folder / file)
-        places |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": 0}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
-
-
-def interleaved(rows: np.ndarray, n_heads: int) -> np.ndarray:
-    """Half-split rows back to the interleaved order that GGUF holds."""
-    return rows.reshape(n_heads, 2, -1, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
-
-
-GGUF_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "model.layers": "blk",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "input_layernorm": "attn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-
-
-def write_gguf(
-    path: Path,
-    config: Config,
-    params: Params,
-    *,
-    kind: gguf.GGMLQuantizationType | None = None,
-    divisors: np.ndarray | None = None,
-) -> Path:
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.n_layers)
-    writer.add_context_length(config.max_seq_len)
-    writer.add_embedding_length(config.dim)
-    writer.add_feed_forward_length(config.ffn_dim)
-    writer.add_head_count(config.n_heads)
-    writer.add_head_count_kv(config.n_kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    if divisors is not None:
-        writer.add_tensor("rope_freqs.weight", divisors)
-    for name, array in hf_tensors(params).items():
-        if name.endswith("q_proj.weight"):
-            array = interleaved(array, config.n_heads)
-        if name.endswith("k_proj.weight"):
-            array = interleaved(array, config.n_kv_heads)
-        for old, new in GGUF_NAMES.items():
-            name = name.replace(old, new)
-        if kind is None or array.ndim == 1:
-            writer.add_tensor(name, np.ascontiguousarray(array))
-        else:
-            writer.add_tensor(name, gguf.quantize(array, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-PLAIN = replace(TINY, rope_scaling=None)
-PARAMS = sharp_params(11, TINY)
 
 
 @pytest.mark.parametrize("config", [V4, V5], ids=["v4", "v5"])
