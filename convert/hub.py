@@ -2,11 +2,13 @@
 
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 _NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
 _TEXTS = (".json", ".jinja")
+_AT_A_TIME = 4
 
 
 class Snapshot(NamedTuple):
@@ -39,17 +41,18 @@ def download(name: str) -> Snapshot:
     try:
         info = huggingface_hub.HfApi().model_info(repository, revision=revision)
         names = _choose(name, [sibling.rfilename for sibling in info.siblings or []])
-        folder = huggingface_hub.snapshot_download(
-            repository, revision=info.sha, allow_patterns=names
-        )
+
+        def bring(file: str) -> Path:
+            return Path(huggingface_hub.hf_hub_download(repository, file, revision=info.sha))
+
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+            paths = list(pool.map(bring, names))
     except ValueError:
         raise
     except Exception as error:  # what the network, the server and the library may raise is wide
         reason = " ".join(str(error).split())[:300]
         raise OSError(f"{name}: no such path, and the hub did not give it: {reason}") from None
-    if missing := [file for file in names if not (Path(folder) / file).is_file()]:
-        raise OSError(f"{name}: the hub did not give {missing[0]}")
-    path = Path(folder) / names[0] if names[0].endswith(".gguf") else Path(folder)
+    path = paths[0] if names[0].endswith(".gguf") else paths[0].parents[names[0].count("/")]
     return Snapshot(path, {"hub": repository, "revision": info.sha or ""})
 
 

@@ -6,7 +6,7 @@ from jax_llama3.checkpoint import read_json
 from jax_llama3.config import Config
 
 from .huggingface_config import parse_config
-from .rows import open_safetensors, row_reader
+from .rows import check_header, open_safetensors, row_reader
 from .source import Source, TensorInfo, check_plain, source_file
 from .vocabulary import huggingface_texts
 
@@ -64,6 +64,7 @@ def _read_headers(
     found = set()
     for file in shards:
         handle = open_safetensors(folder / file)
+        check_header(folder / file)
         for name in handle.keys():  # noqa: SIM118  a handle is no mapping
             found.add(name)
             if places.get(name) != file:

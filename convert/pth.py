@@ -50,8 +50,8 @@ def open_pth(path: Path) -> tuple[dict[str, PthTensor], tuple[Record, ...]]:
     values = _load(path)
     tensors = _tensors(path, values)
     stored = [record for record in records if re.search(r"(^|/)data/\d+$", record.name)]
-    base = _base(path, tensors, stored)
-    return {name: _describe(path, name, tensor, base) for name, tensor in tensors.items()}, records
+    _check_storages(path, tensors, stored)
+    return {name: _describe(path, name, tensor) for name, tensor in tensors.items()}, records
 
 
 def _records(path: Path) -> tuple[Record, ...]:
@@ -63,27 +63,14 @@ def _records(path: Path) -> tuple[Record, ...]:
         with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
             entries = archive.infolist()
             records = tuple(_record(file, entry) for entry in entries)
-            orders = [e.filename for e in entries if e.filename.endswith("byteorder")]
-            if any(archive.read(name) != b"little" for name in orders):
-                raise ValueError("its numbers are big-endian; save it again with torch.save")
-            begins = sorted(entry.header_offset for entry in entries)
-            ends = sorted(record.offset + record.size for record in records)
+            begins = [entry.header_offset for entry in entries] + [archive.start_dir]
+            _check_apart(records, sorted(begins))
             if archive.comment or _tail(file) != b"PK\x05\x06":
                 raise ValueError("bytes follow its end")
-            # Each record ends before the next one's header, the last one before the directory.
-            if begins[0] != 0 or any(
-                end > begin
-                for end, begin in zip(ends, [*begins[1:], archive.start_dir], strict=True)
-            ):
-                raise ValueError("its records overlap, or do not begin at its beginning")
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        EOFError,
-        struct.error,
-        IndexError,
-        RuntimeError,
-    ) as error:
+            orders = [entry for entry in entries if entry.filename.endswith("byteorder")]
+            if any(archive.open(entry).read(16) != b"little" for entry in orders):
+                raise ValueError("its numbers are big-endian; save it again with torch.save")
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, IndexError) as error:
         # torch's older formats, a tar or a bare pickle, have no such records.
         raise ValueError(
             f"{path}: not a zip archive as torch.save writes it{hint(path)}: {error or 'empty'}"
@@ -120,6 +107,13 @@ def _record(file: Any, entry: zipfile.ZipInfo) -> Record:
     return Record(entry.filename, offset, entry.file_size, entry.CRC)
 
 
+def _check_apart(records: tuple[Record, ...], begins: list[int]) -> None:
+    """Each record must end before the next one's header, the last one before the directory."""
+    ends = sorted(record.offset + record.size for record in records)
+    if begins[0] != 0 or any(end > begin for end, begin in zip(ends, begins[1:], strict=True)):
+        raise ValueError("its records overlap, or do not begin at its beginning")
+
+
 def _tail(file: Any) -> bytes:
     file.seek(-22, 2)  # the end record, without a comment
     return file.read(4)
@@ -133,13 +127,23 @@ def _load(path: Path) -> Any:
             "reading .pth files needs the package torch: pip install 'jax_llama3[convert]'"
         ) from None
     try:
-        # Mapped, not read; of pickle's instructions only those run that make plain tensors.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Of pickle's instructions only those run that make plain tensors, and no weights are read.
+        if _reads_nothing_for_meta(torch):
+            return torch.load(path, map_location="meta", weights_only=True)
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        with FakeTensorMode():
+            return torch.load(path, weights_only=True)
     except Exception as error:  # a damaged or hostile file may end in any exception
         text = " ".join(str(error).split())
         found = re.search(r"GLOBAL (\S+)", text)
         reason = f"it names {found[1]}" if found else text[:200]
         raise ValueError(f"{path}: refused, it holds more than plain tensors: {reason}") from None
+
+
+def _reads_nothing_for_meta(torch: Any) -> bool:
+    """Whether this torch only notes the places of tensors that go to the meta device; 2.10 reads them."""
+    return hasattr(torch.serialization, "_is_meta_location")
 
 
 def _tensors(path: Path, values: Any) -> dict[str, Any]:
@@ -151,7 +155,7 @@ def _tensors(path: Path, values: Any) -> dict[str, Any]:
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise ValueError(f"{path}: {name!r} is a {type(tensor).__name__}, not a named tensor")
         plain = tensor.layout == torch.strided and not tensor.is_quantized
-        if not plain or tensor.device.type != "cpu" or tensor.is_neg() or tensor.is_conj():
+        if not plain or _place(tensor) is None or tensor.is_neg() or tensor.is_conj():
             raise ValueError(f"{path}: {name} is not a plain tensor")
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             kind = str(tensor.dtype).removeprefix("torch.")
@@ -163,32 +167,35 @@ def _tensors(path: Path, values: Any) -> dict[str, Any]:
     return values
 
 
-def _base(path: Path, tensors: dict[str, Any], stored: list[Record]) -> int:
-    """The address that the file's first byte has in the mapping.
+def _place(tensor: Any) -> int | None:
+    """Where in the file the tensor's storage begins."""
+    return getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
 
-    Storages and records must be the same stretches of the file, one for one: a record that is shorter
-    than its tensors believe would lend them the bytes of the next.
+
+def _check_storages(path: Path, tensors: dict[str, Any], stored: list[Record]) -> None:
+    """Storages and records must be the same stretches of the file, one for one.
+
+    A record that is shorter than its tensors believe would lend them the bytes of the next.
     """
-    storages = {tensor.untyped_storage() for tensor in tensors.values()}
-    stretches = sorted({(storage.data_ptr(), storage.nbytes()) for storage in storages})
-    records = sorted((record.offset, record.size) for record in stored)
-    base = stretches[0][0] - records[0][0] if stretches and records else 0
-    if [(address - base, size) for address, size in stretches] != records:
+    stretches = {(_place(tensor), tensor.untyped_storage().nbytes()) for tensor in tensors.values()}
+    if stretches != {(record.offset, record.size) for record in stored}:
         raise ValueError(
-            f"{path}: its {len(records)} records are not the {len(stretches)} storages of its tensors"
+            f"{path}: its {len(stored)} records are not the {len(stretches)} storages of its tensors; "
+            "save it again with torch.save"
         )
-    return base
 
 
-def _describe(path: Path, name: str, tensor: Any, base: int) -> PthTensor:
+def _describe(path: Path, name: str, tensor: Any) -> PthTensor:
     size = tensor.element_size()
+    place = _place(tensor)
+    assert place is not None
     return PthTensor(
         path=path,
         name=name,
         dtype=str(tensor.dtype).removeprefix("torch."),
         shape=tuple(tensor.shape),
         strides=tuple(step * size for step in tensor.stride()),
-        offset=tensor.data_ptr() - base,
+        offset=place + tensor.storage_offset() * size,
     )
 
 

@@ -85,7 +85,8 @@ def _skeleton(path: Path, tensors: list[Tensor]) -> tuple[str, dict[str, bytes]]
             torch.save(state, path)
         with zipfile.ZipFile(path) as archive:
             root = archive.namelist()[0].partition("/")[0]
-            kept = ("data.pkl", "byteorder", "version", ".format_version", ".storage_alignment")
+            # Without .format_version torch looks records up and does not reckon where they are.
+            kept = ("data.pkl", "byteorder", "version")
             names = [f"{root}/{name}" for name in kept]
             return root, {name: archive.read(name) for name in names if name in archive.namelist()}
     finally:

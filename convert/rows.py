@@ -8,6 +8,8 @@ import ml_dtypes  # noqa: F401  registers bfloat16 for safetensors
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from jax_llama3.checkpoint import parse_json
+
 
 def open_safetensors(path: Path) -> Any:
     """A handle on a file whose header is sound; any other raises ValueError."""
@@ -15,6 +17,13 @@ def open_safetensors(path: Path) -> Any:
         return safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a sound safetensors file{hint(path)}: {error}") from None
+
+
+def check_header(path: Path) -> None:
+    """Refuse a header that names a tensor twice, of which the library would take the last."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        parse_json(file.read(length), path)
 
 
 def row_reader(places: dict[str, Path]) -> Callable[[str, int, int], np.ndarray]:

@@ -20,6 +20,7 @@ from .manifest import (
     describe_tensor,
     hash_file,
     json_bytes,
+    parse_json,
     read_json,
     read_manifest,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "json_bytes",
     "load",
     "open_shards",
+    "parse_json",
     "pour",
     "progress",
     "read_config",

@@ -78,8 +78,13 @@ def hash_file(path: Path, bar: Any = None, also: Iterable[Any] = ()) -> str:
 
 def read_json(path: Path) -> dict:
     """A JSON object from a file; anything else raises ValueError."""
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(data: bytes, path: Path) -> dict:
+    """A JSON object without a key twice; the path is for the message of the ValueError."""
     try:
-        values = json.loads(path.read_bytes(), object_pairs_hook=_without_duplicates)
+        values = json.loads(data, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(values, dict):

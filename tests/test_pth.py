@@ -222,6 +222,16 @@ def test_a_damaged_container_is_refused(tmp_path: Path, change: Callable) -> Non
         read(path)
 
 
+def test_older_torch_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convert.pth._reads_nothing_for_meta", lambda torch: False)
+    found = read(save(tmp_path / "x.pth", {**PLAIN, "c": A[1:], "d": A.T}))
+    np.testing.assert_array_equal(found["a"], A.numpy())
+    np.testing.assert_array_equal(found["c"], A[1:].numpy())
+    np.testing.assert_array_equal(found["d"], A.T.numpy())
+    with pytest.raises(ValueError, match="it names"):
+        read(save(tmp_path / "y.pth", {"a": Runs(os.system, "true")}))
+
+
 def test_hints_name_what_the_file_is(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     for data, message in (
