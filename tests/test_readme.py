@@ -6,7 +6,9 @@ from pathlib import Path
 
 import jax
 import pytest
-from test_convert import PARAMS, V4, hf_tensors, run, write_folder
+from checkpoints import META, write_meta
+from reference import sharp_params
+from test_convert import run
 
 from convert.__main__ import main as convert_main
 from jax_llama3.__main__ import main as library_main
@@ -34,7 +36,7 @@ def test_python_blocks_run(block: str, capsys: pytest.CaptureFixture) -> None:
 
 @pytest.mark.real
 def test_commands_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
+    source = write_meta(tmp_path / "in", sharp_params(1, META))
     mains = {"jax_llama3": library_main, "convert": convert_main}
     count = 0
     for block in blocks("README.md", "sh"):
