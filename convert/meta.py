@@ -1,5 +1,6 @@
 """A folder of Meta's as a source: consolidated.NN.pth, params.json, checklist.chk, tokenizer.model."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from jax_llama3.config import Config
 
 from .meta_config import parse_params
 from .pth import PthTensor, open_pth
-from .source import Source, TensorInfo, source_file
+from .source import Source, TensorInfo, check_plain, source_file
 
 PARAMS, CHECKLIST = "params.json", "checklist.chk"
 SHARD = "consolidated.{:02}.pth"
@@ -37,12 +38,15 @@ def open_meta(folder: Path, rope_factor: float | None = None) -> Source:
         files.append(file._replace(records=records))
         shards.append(_without_rope(path, tensors, config, decisions))
     texts = {}
-    if (folder / MODEL).exists():
+    if os.path.lexists(folder / MODEL):
         files.append(source_file(folder / MODEL, md5=sums.get(MODEL)))
         texts[MODEL] = (folder / MODEL).read_bytes()
     else:
         decisions.append("the source has no tokenizer")
-    decisions.append("checklist.chk verified" if sums else "the source has no checklist.chk")
+    # Whatever else the list names must be as it says, too.
+    used = {file.path.name for file in files}
+    files += [source_file(folder / name, md5=sums[name]) for name in sorted({*sums} - used)]
+    decisions.append("md5 sums as in checklist.chk" if sums else "the source has no checklist.chk")
     joined = _join(shards, config)
     return Source(
         kind="meta",
@@ -58,20 +62,20 @@ def open_meta(folder: Path, rope_factor: float | None = None) -> Source:
 def _read_checklist(folder: Path) -> dict[str, str]:
     """File name to md5; every file that the list names must be there."""
     path = folder / CHECKLIST
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
-    source_file(path)
-    sums = {}
+    check_plain(path)
     try:
-        for line in filter(None, path.read_text(encoding="ascii").splitlines()):
-            md5, name = line.split()
-            sums[name.lstrip("*")] = bytes.fromhex(md5).hex()
+        lines = [line.split() for line in path.read_text(encoding="ascii").splitlines() if line]
+        sums = {name.removeprefix("*"): bytes.fromhex(md5).hex() for md5, name in lines}
     except ValueError:
         raise ValueError(f"{path}: not a list of md5 sums and file names") from None
+    if not sums or len(sums) != len(lines):
+        raise ValueError(f"{path}: it is empty, or names a file twice")
     for name in sums:
         if Path(name).name != name:
             raise ValueError(f"{path}: {name!r} is not a plain file name")
-        if not (folder / name).exists():
+        if not os.path.lexists(folder / name):
             raise FileNotFoundError(f"{folder / name} is missing; {CHECKLIST} names it")
     return sums
 

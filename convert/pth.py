@@ -3,6 +3,7 @@
 import math
 import re
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,6 +83,9 @@ def _records(path: Path) -> tuple[Record, ...]:
     pickles = [record for record in records if record.name.endswith("data.pkl")]
     if len(pickles) != 1 or pickles[0].size > _LARGEST_PICKLE:
         raise ValueError(f"{path}: it does not hold one data.pkl of a sensible size")
+    named = re.match(r"consolidated\.\d+(?=/)", pickles[0].name)
+    if named and named[0] != path.stem:
+        raise ValueError(f"{path}: it was saved as {named[0]}.pth; give it its name back")
     return records
 
 
@@ -127,18 +131,27 @@ def _load(path: Path) -> Any:
             "reading .pth files needs the package torch: pip install 'jax_llama3[convert]'"
         ) from None
     try:
-        # Of pickle's instructions only those run that make plain tensors, and no weights are read.
-        if _reads_nothing_for_meta(torch):
-            return torch.load(path, map_location="meta", weights_only=True)
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
-        with FakeTensorMode():
-            return torch.load(path, weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            return _load_places(torch, path)
     except Exception as error:  # a damaged or hostile file may end in any exception
         text = " ".join(str(error).split())
         found = re.search(r"GLOBAL (\S+)", text)
-        reason = f"it names {found[1]}" if found else text[:200]
-        raise ValueError(f"{path}: refused, it holds more than plain tensors: {reason}") from None
+        reason = re.search(r"WeightsUnpickler error: (.*?)( Check the documentation|$)", text)
+        said = f"it names {found[1]}" if found else (reason[1] if reason else text)[:200]
+        raise ValueError(f"{path}: refused, it holds more than plain tensors: {said}") from None
+
+
+def _load_places(torch: Any, path: Path) -> Any:
+    """What the pickle says, with tensors that know where in the file they are and have no numbers.
+
+    Of pickle's instructions only those run that make plain tensors.
+    """
+    if _reads_nothing_for_meta(torch):
+        return torch.load(path, map_location="meta", weights_only=True)
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        return torch.load(path, weights_only=True)
 
 
 def _reads_nothing_for_meta(torch: Any) -> bool:

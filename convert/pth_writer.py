@@ -23,12 +23,21 @@ def write_pth(path: Path, tensors: list[Tensor], bar: Any) -> dict:
     root, texts = _skeleton(path, tensors)
     room = sum(map(len, texts.values())) + sum(tensor.nbytes + 512 for tensor in tensors)
     with closing(_HashedFile(path, room)) as file:
-        with zipfile.ZipFile(file, "w") as archive:
+        archive = zipfile.ZipFile(file, "w")
+        records = _Records(archive, root, file)
+        try:
             for name, data in texts.items():
-                _open_record(archive, name, len(data), file.size).write(data)
-            records = _Records(archive, root, file)
+                with _open_record(archive, name, len(data), file.size) as record:
+                    record.write(data)
             entries = pour(tensors, records.write, bar, records.begin)
             records.close()
+            archive.close()
+        except BaseException:
+            file.abandoned = True  # closing the archive still writes to it
+            raise
+        finally:
+            records.close()
+            archive.close()
         written = {**file.finish(), "tensors": entries}
     found, _ = open_pth(path)
     if {name: tensor.shape for name, tensor in found.items()} != {t.name: t.shape for t in tensors}:
@@ -42,8 +51,11 @@ class _HashedFile(CheckedFile):
     def __init__(self, path: Path, room: int) -> None:
         super().__init__(path, room)
         self._md5 = hashlib.md5(usedforsecurity=False)
+        self.abandoned = False
 
     def write(self, data: Any) -> int:
+        if self.abandoned:
+            return len(data)
         self._md5.update(data)
         return super().write(data)
 

@@ -97,7 +97,19 @@ def hash_files(files: list[SourceFile]) -> dict[str, dict]:
     workers = min(4, os.cpu_count() or 1)
     with progress(total, "hashing the source") as bar, ThreadPoolExecutor(workers) as pool:
         entries = list(pool.map(one, files))
-    return {file.path.name: entry for file, entry in zip(files, entries, strict=True)}
+    hashes = {file.path.name: entry for file, entry in zip(files, entries, strict=True)}
+    _check_distinct(files, hashes)
+    return hashes
+
+
+def _check_distinct(files: list[SourceFile], hashes: dict[str, dict]) -> None:
+    """Refuse a file of weights that is there twice under two names."""
+    seen: dict[str, Path] = {}
+    for file in files:
+        if file.path.suffix in (".pth", ".safetensors"):
+            first = seen.setdefault(hashes[file.path.name]["sha256"], file.path)
+            if first != file.path:
+                raise ValueError(f"{file.path} is a copy of {first.name}; a shard is missing")
 
 
 def check_unchanged(files: Iterable[SourceFile]) -> None:

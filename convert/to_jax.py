@@ -40,6 +40,8 @@ def _meta_folder(path: Path) -> Path | None:
     if os.path.lexists(path / "config.json"):
         return None
     for folder in (path, path / "original"):
+        if folder != path and folder.is_symlink():
+            raise ValueError(f"{folder} is a link; name the folder that it leads to")
         if os.path.lexists(folder / PARAMS) or any(folder.glob("consolidated*")):
             return folder
     return None

@@ -1,6 +1,8 @@
 """Back to Hugging Face's and Meta's formats: the source's tensors, and the source's logits."""
 
+import gc
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,7 @@ from checkpoints import (
     write_meta,
 )
 from reference import TINY, replace, sharp_params, transformers_logits
+from test_durability import full_from
 from test_tokenizer import rank_file, sentencepiece_like
 
 from convert.export import to_hf, to_meta
@@ -185,6 +188,23 @@ def test_large_records_are_written_in_64_bits(
     assert_same(found, meta_shards(params, META, 1)[0])
     to_jax(tmp_path / "meta", tmp_path / "again")
     assert bits(load(tmp_path / "again").params) == bits(params)
+
+
+@pytest.mark.parametrize("call", [0, 3, 40])
+def test_a_full_disk_while_meta_shards_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, call: int
+) -> None:
+    from convert.__main__ import main
+
+    save(tmp_path / "jax", Model(META, sharp_params(1, META), None))
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pwrite", full_from(call, os.pwrite))
+        assert main(["to-meta", str(tmp_path / "jax"), str(tmp_path / "meta")]) == 1
+    gc.collect()
+    error = capfd.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["jax"]
 
 
 REFUSED = {

@@ -197,6 +197,22 @@ def rewrite(change: Callable[[dict], None], rank: int = 1) -> Callable[[Path], N
     return apply
 
 
+def exchange(one: Path, other: Path) -> None:
+    one.rename(one.with_name("aside"))
+    other.rename(one)
+    one.with_name("aside").rename(other)
+
+
+def double(folder: Path) -> None:
+    """Both shards are the first, saved under a name that says nothing."""
+    for rank in (0, 1):
+        tensors = torch.load(folder / "consolidated.00.pth", weights_only=True)
+        torch.save(tensors, folder / "archive.pth")
+        (folder / "archive.pth").rename(folder / f"new{rank}")
+    for rank in (0, 1):
+        (folder / f"new{rank}").rename(folder / f"consolidated.{rank:02}.pth")
+
+
 UP = "layers.1.feed_forward.w3.weight"
 BROKEN_SETS = {
     "first missing": (lambda f: (f / "consolidated.00.pth").unlink(), "00.pth is missing"),
@@ -207,8 +223,13 @@ BROKEN_SETS = {
     ),
     "twice": (
         lambda f: shutil.copy(f / "consolidated.01.pth", f / "consolidated.02.pth"),
-        "has shape",
+        "02.pth: it was saved as consolidated.01.pth",
     ),
+    "exchanged": (
+        lambda f: exchange(f / "consolidated.00.pth", f / "consolidated.01.pth"),
+        "00.pth: it was saved as consolidated.01.pth",
+    ),
+    "one in the other's place": (double, "consolidated.01.pth is a copy of consolidated.00.pth"),
     "odd name": (
         lambda f: (f / "consolidated.01.pth").rename(f / "consolidated.1.pth"),
         "01.pth is missing",
@@ -268,7 +289,11 @@ def test_a_checklist_is_verified(tmp_path: Path) -> None:
     checklist(folder, "consolidated.00.pth")
     with pytest.raises(ValueError, match=r"consolidated\.01\.pth is not in checklist\.chk"):
         to_jax(folder, tmp_path / "bad")
+    (folder / "USE_POLICY.md").write_text("be good")
     for text, message in (
+        ("", "is empty"),
+        (good + good, "names a file twice"),
+        (good + f"{0:032x}  USE_POLICY.md", r"USE_POLICY\.md is damaged: its md5"),
         (good + f"{0:032x}  consolidated.02.pth\n", "02.pth is missing"),
         (good + f"{0:032x}  ../secret\n", "not a plain file name"),
         ("<html>no such page</html>", "not a list of md5 sums"),
@@ -278,6 +303,30 @@ def test_a_checklist_is_verified(tmp_path: Path) -> None:
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             to_jax(folder, tmp_path / "bad")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "checklist.chk", "params.json"])
+@pytest.mark.parametrize("kind", ["dangling", "link out", "directory"])
+def test_what_is_no_plain_file_is_refused(tmp_path: Path, name: str, kind: str) -> None:
+    folder = write_meta(tmp_path / "in", PARAMS)
+    path = folder / name
+    path.unlink(missing_ok=True)
+    if kind == "directory":
+        path.mkdir()
+    else:
+        if kind == "link out":
+            (tmp_path / "secret").write_text("{}")
+        path.symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match=rf"{name} is (no plain file|a link that leaves)"):
+        to_jax(folder, tmp_path / "out")
+
+
+def test_an_original_folder_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    write_meta(tmp_path / "secret", PARAMS)
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "original").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match="original is a link"):
+        to_jax(tmp_path / "hub", tmp_path / "out")
 
 
 def test_stored_rope_frequencies_must_be_the_configs(tmp_path: Path) -> None:
