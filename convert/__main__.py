@@ -86,7 +86,7 @@ def _add_rope_factor(command: argparse.ArgumentParser) -> None:
 
 def _fetch(options: argparse.Namespace) -> None:
     folder = fetch(options.name, options.folder, dtype=options.dtype, overwrite=options.overwrite)
-    print(folder)
+    _say(folder)
 
 
 def _to_jax(options: argparse.Namespace) -> None:
@@ -103,17 +103,17 @@ def _to_jax(options: argparse.Namespace) -> None:
         rope_factor=options.rope_factor,
         origin=origin,
     )
-    print(options.folder)
+    _say(options.folder)
 
 
 def _to_hf(options: argparse.Namespace) -> None:
     to_hf(options.source, options.folder, overwrite=options.overwrite)
-    print(options.folder)
+    _say(options.folder)
 
 
 def _to_meta(options: argparse.Namespace) -> None:
     to_meta(options.source, options.folder, shards=options.shards, overwrite=options.overwrite)
-    print(options.folder)
+    _say(options.folder)
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -123,6 +123,12 @@ def _inspect(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> None:
     manifest = verify(options.folder)
     print(f"{options.folder}: {len(manifest['tensors'])} tensors, every byte as written")
+
+
+def _say(folder: Path) -> None:
+    """The answer: where the result is. A name that the terminal cannot show is shown as far as it can."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(str(folder).encode(encoding, errors="replace").decode(encoding))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A converted folder back to a Hugging Face folder or to one of Meta's."""
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -27,8 +28,9 @@ from .table import NAMES, Rule, part, rules
 from .to_jax import check_apart
 
 
-def to_hf(path: Path, folder: Path, *, overwrite: bool = False) -> None:
+def to_hf(path: str | os.PathLike, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
     """Write the model in `path` as a folder that transformers loads, tensors bit for bit."""
+    path, folder = Path(path), Path(folder)
     check_output(folder, overwrite=overwrite)
     check_apart(path, folder)
     source, tokenizer = open_jax(path)
@@ -62,8 +64,11 @@ def _huggingface_texts(source: Source, tokenizer: Tokenizer | None) -> dict[str,
     return {"config.json": json_bytes(values), **texts}
 
 
-def to_meta(path: Path, folder: Path, *, shards: int = 1, overwrite: bool = False) -> None:
+def to_meta(
+    path: str | os.PathLike, folder: str | os.PathLike, *, shards: int = 1, overwrite: bool = False
+) -> None:
     """Write the model in `path` as Meta's own code loads it on `shards` devices, bit for bit."""
+    path, folder = Path(path), Path(folder)
     check_output(folder, overwrite=overwrite)
     check_apart(path, folder)
     source, tokenizer = open_jax(path)

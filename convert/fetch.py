@@ -67,9 +67,13 @@ def _check_same(manifest: dict, name: str, folder: Path, dtype: str | None) -> N
         hashes = {entry["sha256"] for entry in source.get("files", {}).values()}
         same = hashes == {PACKAGES[name].member_sha256}
     else:
-        same = source.get("hub") == name.partition("@")[0]
+        repository, _, revision = name.partition("@")
+        known = (source.get("asked"), source.get("revision"))
+        same = source.get("hub") == repository and (not revision or revision in known)
     if not same:
-        raise FileExistsError(f"{folder} holds another model; choose another place")
+        raise FileExistsError(
+            f"{folder} holds another model or revision; choose another place, or add --overwrite"
+        )
     stored = {entry["dtype"] for entry in manifest["tensors"].values()}
     # Of a package, which is quantised, `keep` gives float32; of a hub's model it takes what is there.
     wanted = dtype if dtype != "keep" else "float32" if name in PACKAGES else None

@@ -2,14 +2,13 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from jax_llama3.config import Config, RopeScaling
 
-from .gguf_header import check_gguf
+from .gguf_header import GgufHeader, GgufTensor, read_header
 from .rows import hint
 from .source import Source, TensorInfo, source_file
 from .vocabulary import gguf_texts
@@ -39,33 +38,28 @@ _LLAMA_3_1 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_seq
 def open_gguf(path: Path) -> Source:
     """Read a GGUF file's fields and tensor table; what is off raises ValueError."""
     file = source_file(path)
-    reader = _reader(path)
-
-    def read(name: str, start: int, stop: int) -> np.ndarray:
-        return _read_rows(path, by_name[name], shapes[name], start, stop)
-
     try:
-        fields = {name: field.contents() for name, field in reader.fields.items()}
-        by_name = {tensor.name: tensor for tensor in reader.tensors}
-        shapes = {name: tuple(int(n) for n in t.shape)[::-1] for name, t in by_name.items()}
-        config = _parse_config(fields, shapes)
-        if _ROPE_FREQS in by_name:
-            divisors = read(_ROPE_FREQS, 0, shapes[_ROPE_FREQS][0])
-            config = _with_scaling(config, divisors)
-        for name in {tensor.tensor_type: name for name, tensor in by_name.items()}.values():
+        fields, places = _read_header(path)
+
+        def read(name: str, start: int, stop: int) -> np.ndarray:
+            return _read_rows(path, name, places[name], start, stop)
+
+        config = _parse_config(fields, places)
+        if _ROPE_FREQS in places:
+            config = _with_scaling(config, read(_ROPE_FREQS, 0, places[_ROPE_FREQS].shape[0]))
+        for name in {place.kind: name for name, place in places.items()}.values():
             read(name, 0, 1)  # whether its type can be dequantised shows before anything is written
         texts = gguf_texts(fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    except Exception as error:  # a field missing or of the wrong type, in one of many ways
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"{path}: field missing or damaged: {error}") from None
     tensors = {
-        name: TensorInfo(shapes[name], _dtype_name(tensor))
-        for name, tensor in by_name.items()
+        name: TensorInfo(place.shape, np.dtype(_PLAIN.get(place.kind, np.float32)).name)
+        for name, place in places.items()
         if name != _ROPE_FREQS
     }
-
-    types = sorted({tensor.tensor_type.name for tensor in by_name.values()})
+    types = sorted({place.kind for place in places.values()})
     decisions = [f"tensor types {', '.join(types)}"]
     if config.rope_scaling is not None:
         decisions.append(f"{_ROPE_FREQS} recovered as factor {config.rope_scaling.factor:g}")
@@ -74,21 +68,18 @@ def open_gguf(path: Path) -> Source:
     return Source("gguf", config, tensors, read, texts, [file], decisions)
 
 
-def _reader(path: Path) -> Any:
+def _read_header(path: Path) -> GgufHeader:
     try:
-        import gguf
+        return read_header(path)
     except ImportError:
         raise ModuleNotFoundError(
             "reading GGUF needs the package gguf: pip install 'jax_llama3[convert]'"
         ) from None
-    try:
-        check_gguf(path)
-        return gguf.GGUFReader(path)
-    except Exception as error:  # the library checks little: damaged files end in any exception
-        raise ValueError(f"{path}: not a sound GGUF file{hint(path)}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"not a sound GGUF file{hint(path)}: {error}") from None
 
 
-def _parse_config(fields: dict, shapes: dict) -> Config:
+def _parse_config(fields: dict, places: dict[str, GgufTensor]) -> Config:
     if fields["general.architecture"] != "llama":
         raise ValueError(f"architecture {fields['general.architecture']!r}, not 'llama'")
     values = {
@@ -104,7 +95,7 @@ def _parse_config(fields: dict, shapes: dict) -> Config:
         if int(values.get(key, head_dim)) != head_dim:
             raise ValueError(f"llama.{key} {values[key]} is not the head dim {head_dim}")
     config = Config(
-        vocab_size=shapes["token_embd.weight"][0],
+        vocab_size=places["token_embd.weight"].shape[0],
         dim=dim,
         n_layers=int(values["block_count"]),
         n_heads=n_heads,
@@ -115,7 +106,7 @@ def _parse_config(fields: dict, shapes: dict) -> Config:
         rope_theta=_decimal(values.get("rope.freq_base", 10000.0)),
         rope_scaling=None,
         max_seq_len=int(values["context_length"]),
-        tie_embeddings="output.weight" not in shapes,
+        tie_embeddings="output.weight" not in places,
     )
     if int(values.get("vocab_size", config.vocab_size)) != config.vocab_size:
         raise ValueError(
@@ -148,31 +139,23 @@ def _decimal(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _dtype_name(tensor: Any) -> str:
-    return np.dtype(_PLAIN.get(tensor.tensor_type.name, np.float32)).name
-
-
-def _read_rows(
-    path: Path, tensor: Any, shape: tuple[int, ...], start: int, stop: int
-) -> np.ndarray:
+def _read_rows(path: Path, name: str, place: GgufTensor, start: int, stop: int) -> np.ndarray:
     """F32, F16 and BF16 as they are, every quantised type as float32."""
     import gguf
 
-    # Blocks of quantised numbers never cross the end of a row.
-    row_bytes = int(tensor.n_bytes) // shape[0]
-    data = np.fromfile(
-        path,
-        np.uint8,
-        (stop - start) * row_bytes,
-        offset=int(tensor.data_offset) + start * row_bytes,
-    )
-    rows = (stop - start, *shape[1:])
-    kind = tensor.tensor_type.name
-    if kind in _PLAIN:
-        return data.view(_PLAIN[kind]).reshape(rows)
+    row_bytes = place.nbytes // place.shape[0]
+    count, offset = (stop - start) * row_bytes, place.offset + start * row_bytes
+    data = np.fromfile(path, np.uint8, count, offset=offset)
+    if data.size != count:
+        raise ValueError(f"{path}: {name} ends too early; the file has changed")
+    rows = (stop - start, *place.shape[1:])
+    if place.kind in _PLAIN:
+        return data.view(_PLAIN[place.kind]).reshape(rows)
     try:
         with np.errstate(all="ignore"):  # what is not finite is refused later, by name
-            values = gguf.dequantize(data.reshape(stop - start, row_bytes), tensor.tensor_type)
+            values = gguf.dequantize(
+                data.reshape(stop - start, row_bytes), gguf.GGMLQuantizationType[place.kind]
+            )
         return values.astype(np.float32, copy=False).reshape(rows)
     except NotImplementedError:
-        raise ValueError(f"{tensor.name}: type {kind} is not supported") from None
+        raise ValueError(f"{name}: type {place.kind} is not supported") from None

@@ -1,16 +1,49 @@
-"""A walk over a GGUF header that believes nothing: the gguf library's reader checks no bounds."""
+"""The header of a GGUF file, read by a walk that believes nothing.
+
+The gguf library's reader checks no bounds, and makes several objects of every number of an array.
+"""
 
 import os
 import struct
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-_STRING, _ARRAY = 8, 9
-_DEFAULT_ALIGNMENT = 32
+import numpy as np
+
+_NUMBERS = {
+    0: "<u1",
+    1: "<i1",
+    2: "<u2",
+    3: "<i2",
+    4: "<u4",
+    5: "<i4",
+    6: "<f4",
+    7: "?",
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
+}
+_UINT32, _STRING, _ARRAY = 4, 8, 9
+_ALIGNMENT, _DEFAULT_ALIGNMENT = "general.alignment", 32
 
 
-class _Header:
+class GgufTensor(NamedTuple):
+    """A tensor's place in the file, its bytes being those of ggml's type of that name."""
+
+    shape: tuple[int, ...]  # in NumPy's order
+    kind: str
+    offset: int
+    nbytes: int
+
+
+class GgufHeader(NamedTuple):
+    """Fields are numbers, texts, NumPy arrays of numbers, or lists of texts."""
+
+    fields: dict[str, Any]
+    tensors: dict[str, GgufTensor]
+
+
+class _Bytes:
     """The file read forward, never past its end."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
@@ -24,96 +57,100 @@ class _Header:
     def number(self, form: str) -> int:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
-    def string(self) -> bytes:
-        return self.take(self.number("<Q"))
+    def string(self) -> str:
+        return self.take(self.number("<Q")).decode()
 
 
-def check_gguf(path: Path) -> None:
-    """Raise ValueError unless every count, length, offset and size lies inside the file.
+def read_header(path: Path) -> GgufHeader:
+    """Fields and tensors; ValueError unless every count, length and offset lies inside the file.
 
     Tensors must follow one another without holes, overlaps or trailing bytes.
     """
-    size = os.path.getsize(path)
     with open(path, "rb") as file:
-        header = _Header(file, size)
+        data = _Bytes(file, os.path.getsize(path))
         try:
-            _check(header)
+            return _read(data)
         except (struct.error, UnicodeDecodeError) as error:
             raise ValueError(str(error)) from None
 
 
-def _check(header: _Header) -> None:
-    if header.take(4) != b"GGUF":
+def _read(data: _Bytes) -> GgufHeader:
+    if data.take(4) != b"GGUF":
         raise ValueError("it does not begin with GGUF")
-    if (version := header.number("<I")) not in (2, 3):
+    if (version := data.number("<I")) not in (2, 3):
         raise ValueError(f"GGUF version {version} is not supported, only 2 and 3")
-    n_tensors, n_fields = header.number("<Q"), header.number("<Q")
+    n_tensors, n_fields = data.number("<Q"), data.number("<Q")
+    fields: dict[str, Any] = {}
     alignment = _DEFAULT_ALIGNMENT
-    seen: set[bytes] = set()
     for _ in range(n_fields):
-        key = header.string()
-        if key in seen:
-            raise ValueError(f"field {key.decode()} stands twice")
-        seen.add(key)
-        kind = header.number("<I")
-        if key == b"general.alignment" and kind == 4:
-            alignment = header.number("<I")
+        key = data.string()
+        if key in fields:
+            raise ValueError(f"field {key} stands twice")
+        kind = data.number("<I")
+        fields[key] = _value(data, kind)
+        if key == _ALIGNMENT and kind == _UINT32:
+            alignment = int(fields[key])
             if alignment < 8 or alignment & (alignment - 1):
                 raise ValueError(f"an alignment of {alignment} bytes is not possible")
-        else:
-            _skip_value(header, kind)
-    _check_tensors(header, n_tensors, alignment)
+    return GgufHeader(fields, _tensors(data, n_tensors, alignment))
 
 
-def _skip_value(header: _Header, kind: int) -> None:
+def _value(data: _Bytes, kind: int) -> Any:
     if kind == _STRING:
-        header.string()
-    elif kind == _ARRAY:
-        inner, count = header.number("<I"), header.number("<Q")
-        if inner == _STRING:
-            for _ in range(count):
-                header.string()
-        else:
-            header.take(_scalar_bytes(inner) * count)
-    else:
-        header.take(_scalar_bytes(kind))
+        return data.string()
+    if kind != _ARRAY:
+        return _numbers(data, kind, 1)[0].item()
+    inner, count = data.number("<I"), data.number("<Q")
+    if inner == _STRING:
+        return [data.string() for _ in range(count)]
+    return _numbers(data, inner, count)
 
 
-def _scalar_bytes(kind: int) -> int:
-    if kind not in _SCALAR_BYTES:
+def _numbers(data: _Bytes, kind: int, count: int) -> np.ndarray:
+    if kind not in _NUMBERS:
         raise ValueError(f"a field of type {kind} is not supported")
-    return _SCALAR_BYTES[kind]
+    dtype = np.dtype(_NUMBERS[kind])
+    return np.frombuffer(data.take(dtype.itemsize * count), dtype)
 
 
-def _check_tensors(header: _Header, n_tensors: int, alignment: int) -> None:
+def _tensors(data: _Bytes, n_tensors: int, alignment: int) -> dict[str, GgufTensor]:
     import gguf
 
-    places = []
-    names: set[bytes] = set()
+    tensors: dict[str, GgufTensor] = {}
     for _ in range(n_tensors):
-        name, n_dims = header.string(), header.number("<I")
-        if n_dims > 4 or name in names:
-            raise ValueError(f"tensor {name.decode()} stands twice, or has {n_dims} dimensions")
-        names.add(name)
-        count = 1
-        for _ in range(n_dims):
-            count *= header.number("<Q")
-        kind, offset = header.number("<I"), header.number("<Q")
+        name, n_dims = data.string(), data.number("<I")
+        if n_dims > 4 or name in tensors:
+            raise ValueError(f"tensor {name} stands twice, or has {n_dims} dimensions")
+        shape = tuple(data.number("<Q") for _ in range(n_dims))[::-1]
+        number, offset = data.number("<I"), data.number("<Q")
         try:
-            block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+            kind = gguf.GGMLQuantizationType(number)
+            block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
         except (KeyError, ValueError):
-            raise ValueError(f"tensor {name.decode()} has the unknown type {kind}") from None
-        if count % block:
-            raise ValueError(f"tensor {name.decode()} does not fill its blocks of {block}")
-        places.append((offset, count // block * block_bytes, name.decode()))
-    start = _padded(header.file.tell(), alignment)
+            raise ValueError(f"tensor {name} has the unknown type {number}") from None
+        # Blocks of quantised numbers never cross the end of a row.
+        if not shape or shape[-1] % block:
+            raise ValueError(f"tensor {name} does not fill its blocks of {block}")
+        count = 1
+        for size in shape:
+            count *= size
+        tensors[name] = GgufTensor(shape, kind.name, offset, count // block * block_bytes)
+    return _placed(tensors, data, alignment)
+
+
+def _placed(tensors: dict[str, GgufTensor], data: _Bytes, alignment: int) -> dict[str, GgufTensor]:
+    """The tensors with their offsets from the beginning of the file, after a check that they fill it."""
+    start = _padded(data.file.tell(), alignment)
     end = 0
-    for offset, length, name in sorted(places):
-        if offset != _padded(end, alignment):
-            raise ValueError(f"tensor {name} begins at {offset}, not where the one before it ends")
-        end = offset + length
-    if not start + end <= header.size <= start + _padded(end, alignment):
-        raise ValueError(f"{header.size} bytes, but its tensors end at {start + end}")
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if tensor.offset != _padded(end, alignment):
+            raise ValueError(
+                f"tensor {name} begins at {tensor.offset}, not where the one before it ends"
+            )
+        end = tensor.offset + tensor.nbytes
+    if not start + end <= data.size <= start + _padded(end, alignment):
+        raise ValueError(f"{data.size} bytes, but its tensors end at {start + end}")
+    return {n: tensor._replace(offset=start + tensor.offset) for n, tensor in tensors.items()}
 
 
 def _padded(position: int, alignment: int) -> int:

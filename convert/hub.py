@@ -9,6 +9,7 @@ from typing import NamedTuple
 _NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
 _TEXTS = (".json", ".jinja")
 _AT_A_TIME = 4
+_TIMEOUT = 30.0  # seconds
 
 
 class Snapshot(NamedTuple):
@@ -39,21 +40,32 @@ def download(name: str) -> Snapshot:
         disable_progress_bars()
     repository, revision = match.groups()
     try:
-        info = huggingface_hub.HfApi().model_info(repository, revision=revision)
-        names = _choose(name, [sibling.rfilename for sibling in info.siblings or []])
+        info = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=_TIMEOUT)
+    except Exception as error:
+        raise _not_given(name, error) from None
+    names = _choose(name, [sibling.rfilename for sibling in info.siblings or []])
 
-        def bring(file: str) -> Path:
-            return Path(huggingface_hub.hf_hub_download(repository, file, revision=info.sha))
+    def bring(file: str) -> Path:
+        return Path(
+            huggingface_hub.hf_hub_download(
+                repository, file, revision=info.sha, etag_timeout=_TIMEOUT
+            )
+        )
 
+    try:
         with ThreadPoolExecutor(_AT_A_TIME) as pool:
             paths = list(pool.map(bring, names))
-    except ValueError:
-        raise
-    except Exception as error:  # what the network, the server and the library may raise is wide
-        reason = " ".join(str(error).split())[:300]
-        raise OSError(f"{name}: no such path, and the hub did not give it: {reason}") from None
+    except Exception as error:
+        raise _not_given(name, error) from None
     path = paths[0] if names[0].endswith(".gguf") else paths[0].parents[names[0].count("/")]
-    return Snapshot(path, {"hub": repository, "revision": info.sha or ""})
+    asked = revision or "main"
+    return Snapshot(path, {"hub": repository, "asked": asked, "revision": info.sha or ""})
+
+
+def _not_given(name: str, error: Exception) -> OSError:
+    """What the network, the server and the library may raise is wide; it becomes one line."""
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return OSError(f"{name}: no such path, and the hub did not give it: {reason}")
 
 
 def _choose(name: str, files: list[str]) -> list[str]:

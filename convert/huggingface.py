@@ -21,10 +21,10 @@ def open_huggingface(folder: Path) -> Source:
     for path in folder.iterdir():
         if path.suffix in _READ:
             check_plain(path)
-    if others := [p.name for form in _OTHER_FORMATS for p in sorted(folder.glob(form))]:
-        raise ValueError(f"{folder} holds a second format, {others[0]}; move one away")
     files = [source_file(folder / "config.json")]
     config, values = _read_config(folder / "config.json")
+    if others := [p.name for form in _OTHER_FORMATS for p in sorted(folder.glob(form))]:
+        raise ValueError(f"{folder} holds a second format, {others[0]}; move one away")
     places = _weight_files(folder)
     if (folder / _INDEX).is_file():
         files.append(source_file(folder / _INDEX))
@@ -35,7 +35,7 @@ def open_huggingface(folder: Path) -> Source:
     tensors, decisions = _read_headers(folder, shards, places)
     texts, text_paths = huggingface_texts(folder, values)
     if not texts:
-        decisions.append("the source has no tokenizer")
+        decisions.append("the source has no tokenizer that can be read")
     return Source(
         kind="huggingface",
         config=config,
@@ -49,6 +49,10 @@ def open_huggingface(folder: Path) -> Source:
 
 def _read_config(path: Path) -> tuple[Config, dict]:
     values = read_json(path)
+    if str(values.get("format")).startswith("jax_llama3/"):
+        raise ValueError(
+            f"{path.parent} is a converted model already; load it, or use to-hf or to-meta"
+        )
     try:
         return parse_config(values), values
     except ValueError as error:

@@ -38,7 +38,9 @@ def huggingface_files(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, bytes
         settings["eos_token"] = names[tokenizer.eos_id]
     if template is not None:
         settings["chat_template"] = template
-    generation: dict[str, Any] = {"eos_token_id": list(tokenizer.stop_ids)}
+    generation: dict[str, Any] = {}
+    if tokenizer.stop_ids:
+        generation["eos_token_id"] = list(tokenizer.stop_ids)
     if tokenizer.bos_id is not None:
         generation["bos_token_id"] = tokenizer.bos_id
     return {

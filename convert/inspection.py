@@ -7,7 +7,7 @@ from jax_llama3.config import config_to_dict
 
 from .jax_folder import open_jax
 from .source import Source
-from .table import buffer_bytes, plan
+from .table import NAMES, buffer_bytes, plan
 from .to_jax import open_source
 
 _MB = 1e6
@@ -20,6 +20,13 @@ def inspect(path: Path, rope_factor: float | None = None) -> str:
         return "\n".join([*_head(path, source), *_table(source)])
     source = open_source(path, rope_factor)
     lines = [*_head(path, source), *_table(source)]
+    output = NAMES[source.kind]["output"]
+    if source.config.tie_embeddings and output in source.tensors:
+        lines.append(
+            f"  note: to-jax compares {output} with the embedding, and refuses another one"
+        )
+        rest = {name: info for name, info in source.tensors.items() if name != output}
+        source = source._replace(tensors=rest)
     try:
         tensors = plan(source, None)
     except ValueError as error:

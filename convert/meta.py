@@ -89,7 +89,7 @@ def _shard_paths(folder: Path, sums: dict[str, str]) -> list[Path]:
         )
     if sums and (unlisted := sorted({*found} - {*sums})):
         raise ValueError(f"{folder / unlisted[0]} is not in {CHECKLIST}; is it of another model?")
-    return [folder / name for name in found]
+    return [folder / name for name in expected]
 
 
 def _without_rope(

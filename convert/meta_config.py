@@ -29,6 +29,11 @@ def parse_params(values: dict, rope_factor: float | None) -> tuple[Config, list[
                 raise ValueError(f"{name} must be a positive integer, not {values[name]!r}")
         if dim % n_heads:
             raise ValueError(f"dim {dim} is not a multiple of {n_heads} heads")
+        multiplier, multiple = values.get("ffn_dim_multiplier"), values.get("multiple_of", 256)
+        if type(multiple) is not int or multiple < 1:
+            raise ValueError(f"multiple_of must be a positive integer, not {multiple!r}")
+        if multiplier is not None and not 0 < _number("ffn_dim_multiplier", multiplier) < 1000:
+            raise ValueError(f"ffn_dim_multiplier {multiplier!r} is not between 0 and 1000")
         scaled = values.get("use_scaled_rope", False)
         if not isinstance(scaled, bool):
             raise ValueError(f"use_scaled_rope must be true or false, not {scaled!r}")
@@ -40,7 +45,7 @@ def parse_params(values: dict, rope_factor: float | None) -> tuple[Config, list[
             n_heads=n_heads,
             n_kv_heads=n_heads if n_kv_heads is None else n_kv_heads,
             head_dim=dim // n_heads,
-            ffn_dim=ffn_dim(dim, values.get("ffn_dim_multiplier"), values.get("multiple_of", 256)),
+            ffn_dim=ffn_dim(dim, multiplier, multiple),
             norm_eps=values["norm_eps"],
             rope_theta=values["rope_theta"],
             rope_scaling=scaling,
@@ -90,6 +95,12 @@ def ffn_dim(dim: int, multiplier: float | None, multiple: int) -> int:
     if multiplier is not None:
         width = int(multiplier * width)
     return multiple * -(-width // multiple)
+
+
+def _number(name: str, value: Any) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"{name} must be a number, not {value!r}")
+    return value
 
 
 def _ffn_numbers(config: Config) -> tuple[float | None, int]:

@@ -1,10 +1,12 @@
 """A `.pth` file, looked at without running it: where each tensor's bytes lie, and how."""
 
 import math
+import pickletools
 import re
 import struct
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,14 @@ import numpy as np
 from .rows import hint
 from .source import Record
 
-_LARGEST_PICKLE = 64 << 20
+# What a pickle may name, and how large it may be beside the number of its records: Meta's have 0.2 kB
+# for each.
+_NAMED = re.compile(
+    r"torch \w+Storage|torch\._utils _rebuild_(tensor_v2|parameter)|collections OrderedDict"
+)
+_PICKLE_BYTES, _RECORD_BYTES = 1 << 16, 1 << 10
+_PUT, _GET = ("BINPUT", "LONG_BINPUT"), ("BINGET", "LONG_BINGET")
+_TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "UNICODE")
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _HAS_DESCRIPTOR, _ENCRYPTED = 0x8, 0x1
 
@@ -36,10 +45,16 @@ class PthTensor(NamedTuple):
         offset = self.offset + start * self.strides[0]
         if self.strides == _contiguous(self.shape, dtype.itemsize):
             count = math.prod(shape)
-            return np.fromfile(self.path, dtype, count, offset=offset).reshape(shape)
+            return self._read(dtype, count, offset).reshape(shape)
         extent = sum((n - 1) * step for n, step in zip(shape, self.strides, strict=True))
-        data = np.fromfile(self.path, np.uint8, extent + dtype.itemsize, offset=offset)
+        data = self._read(np.dtype(np.uint8), extent + dtype.itemsize, offset)
         return np.ndarray(shape, dtype, data, strides=self.strides).copy()
+
+    def _read(self, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
+        data = np.fromfile(self.path, dtype, count, offset=offset)
+        if data.size != count:
+            raise ValueError(f"{self.path}: {self.name} ends too early; the file has changed")
+        return data
 
 
 def open_pth(path: Path) -> tuple[dict[str, PthTensor], tuple[Record, ...]]:
@@ -48,6 +63,7 @@ def open_pth(path: Path) -> tuple[dict[str, PthTensor], tuple[Record, ...]]:
     Only plain tensors are taken: the pickle may name nothing else, and nothing it names is run.
     """
     records = _records(path)
+    _check_pickle(path, next(record for record in records if record.name.endswith("data.pkl")))
     values = _load(path)
     tensors = _tensors(path, values)
     stored = [record for record in records if re.search(r"(^|/)data/\d+$", record.name)]
@@ -78,10 +94,11 @@ def _records(path: Path) -> tuple[Record, ...]:
         ) from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if len({record.name for record in records}) != len(records):
+    # torch looks names up without regard to case.
+    if len({record.name.lower() for record in records}) != len(records):
         raise ValueError(f"{path}: it holds a record twice")
     pickles = [record for record in records if record.name.endswith("data.pkl")]
-    if len(pickles) != 1 or pickles[0].size > _LARGEST_PICKLE:
+    if len(pickles) != 1 or pickles[0].size > _PICKLE_BYTES + _RECORD_BYTES * len(records):
         raise ValueError(f"{path}: it does not hold one data.pkl of a sensible size")
     named = re.match(r"consolidated\.\d+(?=/)", pickles[0].name)
     if named and named[0] != path.stem:
@@ -121,6 +138,50 @@ def _check_apart(records: tuple[Record, ...], begins: list[int]) -> None:
 def _tail(file: Any) -> bytes:
     file.seek(-22, 2)  # the end record, without a comment
     return file.read(4)
+
+
+def _check_pickle(path: Path, record: Record) -> None:
+    """Refuse a pickle that names more than tensors need, or that grows as it is interpreted."""
+    with open(path, "rb") as file:
+        file.seek(record.offset)
+        data = file.read(record.size)
+    try:
+        _check_opcodes((code.name, argument) for code, argument, _ in pickletools.genops(data))
+    except ValueError as error:
+        raise ValueError(f"{path}: refused, it holds more than plain tensors: {error}") from None
+
+
+def _check_opcodes(opcodes: Iterator[tuple[str, Any]]) -> None:
+    """Of what was made before, only names, texts and tensors may be used again, and dicts begin empty.
+
+    So nothing can hold itself twice, and that twice, and fill memory or time from a hundred bytes.
+    """
+    recallable: dict[Any, str] = {}
+    last, made = "", ""  # the opcode before, memo aside, and what it made
+    for name, argument in opcodes:
+        if name in _PUT:
+            if made:
+                recallable[argument] = made
+            else:
+                recallable.pop(argument, None)
+            continue
+        if made == "collections OrderedDict" and name != "EMPTY_TUPLE":
+            raise ValueError("it fills a dict as it makes it")
+        if name == "GLOBAL":
+            if not _NAMED.fullmatch(argument):
+                raise ValueError(f"it names {argument.replace(' ', '.')}")
+            made = argument
+        elif name == "STACK_GLOBAL":
+            raise ValueError("its pickle is of another protocol; save it again with torch.save")
+        elif name in _GET:
+            if argument not in recallable:
+                raise ValueError("it uses an object twice")
+            made = recallable[argument]
+        elif name in _TEXTS or (name == "REDUCE" and last != "EMPTY_TUPLE"):
+            made = name
+        else:
+            made = ""
+        last = name
 
 
 def _load(path: Path) -> Any:
@@ -166,7 +227,8 @@ def _tensors(path: Path, values: Any) -> dict[str, Any]:
         raise ValueError(f"{path}: it holds a {type(values).__name__}, not a dict of tensors")
     for name, tensor in values.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"{path}: {name!r} is a {type(tensor).__name__}, not a named tensor")
+            shown = name if isinstance(name, str) else f"an entry named by a {type(name).__name__}"
+            raise ValueError(f"{path}: {shown} is a {type(tensor).__name__}, not a named tensor")
         plain = tensor.layout == torch.strided and not tensor.is_quantized
         if not plain or _place(tensor) is None or tensor.is_neg() or tensor.is_conj():
             raise ValueError(f"{path}: {name} is not a plain tensor")

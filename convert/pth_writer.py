@@ -101,6 +101,9 @@ def _skeleton(path: Path, tensors: list[Tensor]) -> tuple[str, dict[str, bytes]]
             kept = ("data.pkl", "byteorder", "version")
             names = [f"{root}/{name}" for name in kept]
             return root, {name: archive.read(name) for name in names if name in archive.namelist()}
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise OSError(f"{path} cannot be written; is the disk full? {reason}") from None
     finally:
         path.unlink(missing_ok=True)
 

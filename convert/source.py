@@ -142,6 +142,9 @@ class _Checks:
             if end > self._position:
                 return
             if self._crc != record.crc:
-                raise ValueError(f"{self._path}: {record.name} is damaged: its CRC-32 differs")
+                raise ValueError(
+                    f"{self._path}: {record.name} is damaged: its CRC-32 differs; "
+                    "bring it again, or save it again with torch.save"
+                )
             self._left.popleft()
             self._crc = 0

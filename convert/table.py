@@ -105,7 +105,7 @@ def resolve_tie(source: Source) -> Source:
 
 def _are_equal(source: Source, left: str, right: str) -> bool:
     info = source.tensors[left]
-    if info != source.tensors[right] or len(info.shape) != 2:
+    if info != source.tensors[right] or len(info.shape) != 2 or 0 in info.shape:
         return False
     return all(
         np.array_equal(

@@ -48,8 +48,8 @@ def _meta_folder(path: Path) -> Path | None:
 
 
 def to_jax(
-    path: Path,
-    folder: Path,
+    path: str | os.PathLike,
+    folder: str | os.PathLike,
     *,
     dtype: str = "keep",
     overwrite: bool = False,
@@ -61,6 +61,7 @@ def to_jax(
     `keep` leaves each tensor's dtype; quantised ones become float32. `origin` says in the manifest
     where the files came from.
     """
+    path, folder = Path(path), Path(folder)
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported, only {', '.join(DTYPES)}")
     check_output(folder, overwrite=overwrite)

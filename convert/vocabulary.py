@@ -4,7 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jax_llama3.checkpoint import GENERATION, JSON, TEMPLATE, read_json
+from jax_llama3.checkpoint import (
+    GENERATION,
+    JSON,
+    MODEL,
+    TEMPLATE,
+    read_json,
+    tokenizer_from_files,
+)
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -24,7 +31,7 @@ def huggingface_texts(folder: Path, config_values: dict) -> tuple[dict[str, byte
 def _huggingface_texts(folder: Path, config_values: dict) -> tuple[dict[str, bytes], list[Path]]:
     path = folder / "tokenizer.json"
     if not path.is_file():
-        return {}, []
+        return _meta_texts(folder / MODEL)
     settings = _optional_json(folder / "tokenizer_config.json")
     generation = _optional_json(folder / "generation_config.json")
     data = path.read_bytes()
@@ -50,6 +57,16 @@ def _huggingface_texts(folder: Path, config_values: dict) -> tuple[dict[str, byt
         texts[TEMPLATE] = template.encode()
     names = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", TEMPLATE)
     return texts, [folder / name for name in names if (folder / name).is_file()]
+
+
+def _meta_texts(path: Path) -> tuple[dict[str, bytes], list[Path]]:
+    """Meta's tokenizer.model, if the folder has that one; SentencePiece's has the same name."""
+    try:
+        texts = {MODEL: path.read_bytes()}
+        tokenizer_from_files(texts)
+    except (FileNotFoundError, ValueError):
+        return {}, []
+    return texts, [path]
 
 
 def gguf_texts(fields: dict) -> dict[str, bytes]:

@@ -1,6 +1,7 @@
 """Output folders that are whole or absent: written beside their place, synced, then renamed."""
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ def new_folder(folder: Path, *, overwrite: bool, resumable: bool = False) -> Ite
     folder = folder.absolute()
     parents = _make_parents(folder.parent)
     try:
-        partial_folder = folder.with_name(f".{folder.name}{PARTIAL}")
+        partial_folder = _sibling(folder, PARTIAL)
         descriptor = _lock(partial_folder, folder)
         try:
             _undo(folder)
@@ -56,7 +57,7 @@ def new_folder(folder: Path, *, overwrite: bool, resumable: bool = False) -> Ite
 def scratch_folder(folder: Path) -> Iterator[Path]:
     """A sibling of `folder` for what is needed on the way; what a killed run left in it is deleted."""
     folder = folder.absolute()
-    path = folder.with_name(f".{folder.name}{_SCRATCH}")
+    path = _sibling(folder, _SCRATCH)
     descriptor = _lock(path, folder)
     try:
         _empty(path)
@@ -68,6 +69,8 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
     """Refuse an output that exists, unless it is ours and may be replaced."""
+    if folder.absolute().name.endswith((PARTIAL, OLD, _SCRATCH)):
+        raise ValueError(f"{folder}: such names are for what is being written; choose another")
     if not os.path.lexists(folder):
         return
     if not overwrite:
@@ -101,6 +104,13 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sibling(folder: Path, suffix: str) -> Path:
+    """A hidden name beside the folder; of a very long name it holds the hash."""
+    name = os.fsencode(folder.name)
+    stem = folder.name if len(name) <= 200 else hashlib.sha256(name).hexdigest()
+    return folder.with_name(f".{stem}{suffix}")
 
 
 def _make_parents(folder: Path) -> list[Path]:
@@ -163,7 +173,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _old(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}{OLD}")
+    return _sibling(folder, OLD)
 
 
 def _undo(folder: Path) -> None:

@@ -102,7 +102,11 @@ class _Journal:
 
     def verified(self, bar: Any) -> dict[str, dict]:
         """The files of an earlier run that are as it left them; everything else is deleted."""
-        finished = {name: entry for name, entry in self._read() if self._is_sound(name, entry, bar)}
+        try:
+            lines = self._read()
+            finished = {name: entry for name, entry in lines if self._is_sound(name, entry, bar)}
+        except (KeyError, TypeError):  # no journal of ours
+            finished = {}
         for path in self._folder.iterdir():
             if path.name not in finished:
                 remove(path)

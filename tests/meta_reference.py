@@ -6,6 +6,7 @@ Every rank of the model-parallel world is a process of its own; they meet at the
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -32,6 +33,9 @@ def main(folder: Path, rank: int, world: int, store: str, tokens: str, logits: s
     result = model(ids, 0)
     if rank == 0:
         np.save(logits, result.numpy())
+    torch.distributed.barrier()
+    sys.stderr.flush()
+    os._exit(0)  # gloo's threads may abort a process that others have left
 
 
 if __name__ == "__main__":

@@ -32,13 +32,13 @@ from reference import (
     transformers_logits,
     transformers_model,
 )
-from test_tokenizer import generation, sentencepiece_like
+from test_tokenizer import generation, rank_file, sentencepiece_like
 
 from convert.__main__ import main
 from convert.huggingface import parse_config
 from convert.to_jax import to_jax
 from jax_llama3 import RopeScaling, forward, load
-from jax_llama3.checkpoint import verify
+from jax_llama3.checkpoint import read_manifest, verify
 from jax_llama3.folder import OLD
 from jax_llama3.manifest import PARTIAL
 
@@ -398,6 +398,20 @@ def test_a_tokenizer_goes_along_and_one_that_is_too_large_is_refused(tmp_path: P
     with pytest.raises(ValueError, match="261 tokens, the embedding only 101"):
         to_jax(small, tmp_path / "small-out")
     assert generation() != b""
+
+
+def test_metas_tokenizer_in_a_hugging_face_folder_goes_along(tmp_path: Path) -> None:
+    config = replace(TINY, vocab_size=600)
+    tensors = hf_tensors(sharp_params(1, config))
+    source = write_folder(tmp_path / "in", {**V4, "vocab_size": 600}, tensors)
+    (source / "tokenizer.model").write_bytes(rank_file())
+    to_jax(source, tmp_path / "out")
+    assert load(tmp_path / "out").tokenizer.encode("hello", bos=True) == [263, 259]
+    (source / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>")  # SentencePiece's
+    to_jax(source, tmp_path / "other")
+    assert load(tmp_path / "other").tokenizer is None
+    decisions = read_manifest(tmp_path / "other")["decisions"]
+    assert "the source has no tokenizer that can be read" in decisions
 
 
 def test_the_output_is_never_the_source_nor_lost(tmp_path: Path) -> None:

@@ -40,6 +40,27 @@ def test_any_number_of_shards_gives_the_tree_bit_for_bit(tmp_path: Path, shards:
     verify(tmp_path / "out")
 
 
+def test_a_hundred_shards_and_more_are_joined_by_number(tmp_path: Path) -> None:
+    """As texts, 100 would come before 11."""
+    config = replace(
+        META,
+        dim=256,
+        n_heads=128,
+        n_kv_heads=128,
+        head_dim=2,
+        ffn_dim=256,
+        vocab_size=256,
+        n_layers=1,
+    )
+    values = META_PARAMS | {"dim": 256, "n_heads": 128, "n_kv_heads": 128, "vocab_size": 256}
+    values |= {"ffn_dim_multiplier": 0.376, "multiple_of": 256, "n_layers": 1}
+    params = sharp_params(5, config)
+    folder = write_meta(tmp_path / "in", params, config, shards=128, values=values)
+    assert (folder / "consolidated.127.pth").exists()
+    to_jax(folder, tmp_path / "out")
+    assert bits(load(tmp_path / "out").params) == bits(params)
+
+
 def test_rows_of_q_and_k_are_reordered_and_of_v_are_not(tmp_path: Path) -> None:
     folder = write_meta(tmp_path / "in", PARAMS)
     raw = torch.load(folder / "consolidated.00.pth", weights_only=True)
@@ -160,8 +181,10 @@ PARAMS_LIES = {
     "theta true": ({"rope_theta": True}, "rope_theta"),
     "eps none": ({"norm_eps": None}, "norm_eps"),
     "width": ({"multiple_of": 256}, r"w1\.weight has shape"),
-    "multiple": ({"multiple_of": 0}, "wrong type"),
-    "multiplier": ({"ffn_dim_multiplier": float("nan")}, "ValueError|cannot convert|params"),
+    "multiple": ({"multiple_of": 0}, "multiple_of must be a positive integer, not 0"),
+    "multiplier": ({"ffn_dim_multiplier": float("nan")}, "multiplier nan is not between"),
+    "multiplier text": ({"ffn_dim_multiplier": "1"}, "ffn_dim_multiplier must be a number"),
+    "multiplier absurd": ({"ffn_dim_multiplier": 1e18}, r"multiplier 1e\+18 is not between"),
     "scaled": ({"use_scaled_rope": "yes"}, "use_scaled_rope"),
     "dim text": ({"dim": "64"}, "dim"),
 }

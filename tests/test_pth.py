@@ -1,5 +1,6 @@
 """`.pth` files: plain tensors come out exactly, however they are stored; everything else is refused."""
 
+import collections
 import importlib
 import io
 import os
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from convert.pth import open_pth
+from convert.pth import _check_opcodes, open_pth
 from convert.source import hash_files, source_file
 
 
@@ -52,6 +53,8 @@ STORED = {
     "every second row": lambda: {"a": A[::2]},
     "parameters": lambda: {"a": torch.nn.Parameter(A.clone())},
     "half": lambda: {"a": A.half()},
+    "in an OrderedDict": lambda: collections.OrderedDict(a=A, b=A),
+    "as a module's state": lambda: torch.nn.Linear(3, 5).state_dict(),
 }
 
 
@@ -61,6 +64,8 @@ def test_aliased_and_strided_storage_is_read_exactly(tmp_path: Path, make: Calla
     found = read(save(tmp_path / "x.pth", values))
     for name, tensor in values.items():
         np.testing.assert_array_equal(found[name], tensor.detach().numpy())
+    if "a" not in values:
+        return
     tensors, _ = open_pth(tmp_path / "x.pth")
     np.testing.assert_array_equal(tensors["a"].rows(1, 2), values["a"].detach().numpy()[1:2])
 
@@ -97,6 +102,61 @@ def test_code_in_a_pickle_never_runs(tmp_path: Path, make: Callable, place: str)
     with pytest.raises(ValueError, match=r"x\.pth: refused, it holds more than plain tensors"):
         read(path)
     assert not mark.exists()
+
+
+def copy_bomb(levels: int) -> dict:
+    """A dict made of a dict, and so on."""
+    values = {str(index): A for index in range(10)}
+    return {"a": [collections.OrderedDict(values) for _ in range(levels)]}
+
+
+BOMBS = {
+    "of a size": ({"a": Runs(torch.Size, bytearray(100))}, "torch.Size|bytearray"),
+    "of bytes": ({"a": bytearray(100)}, "bytearray"),
+    "of dicts": ({str(index): {} for index in range(10**5)}, "data.pkl of a sensible size"),
+    "of lists": ({"a": [A] * 5}, "is a list"),
+    "of copies": (copy_bomb(50), "is a list"),
+}
+
+
+@pytest.mark.parametrize(("values", "message"), BOMBS.values(), ids=BOMBS.keys())
+def test_a_bomb_costs_nothing(tmp_path: Path, values: dict, message: str) -> None:
+    path = save(tmp_path / "x.pth", values)
+    with pytest.raises(ValueError, match=rf"x\.pth: .*({message})"):
+        read(path)
+
+
+def test_a_bomb_of_hashes_is_not_lit(tmp_path: Path) -> None:
+    """A dict's key whose hash is that of two keys, whose hashes are those of two, 60 times."""
+    path = save(tmp_path / "x.pth", PLAIN)
+    levels = b"h\x00h\x00\x86q\x00" * 60
+    bomb = b"\x80\x02}K\x01\x85q\x00" + levels + b"K\x01s."
+    repack(path, lambda name, data: bomb if name.endswith("data.pkl") else data)
+    with pytest.raises(ValueError, match="it uses an object twice"):
+        read(path)
+
+
+def test_the_scan_knows_what_may_be_used_again(tmp_path: Path) -> None:
+    """Opcodes as torch writes them, and ones that would grow."""
+    ordered = [("GLOBAL", "collections OrderedDict"), ("BINPUT", 0)]
+    _check_opcodes(iter([*ordered, ("EMPTY_TUPLE", None), ("REDUCE", None), ("BINPUT", 1)]))
+    for opcodes, message in (
+        ([*ordered, ("BINGET", 0), ("TUPLE1", None), ("REDUCE", None)], "fills a dict"),
+        ([("EMPTY_DICT", None), ("BINPUT", 0), ("BINGET", 0)], "twice"),
+        ([("TUPLE2", None), ("BINPUT", 0), ("BINGET", 0)], "twice"),
+        (
+            [*ordered, ("EMPTY_TUPLE", None), ("REDUCE", None), ("BINPUT", 1), ("BINGET", 1)],
+            "twice",
+        ),
+        (
+            [("BINUNICODE", "a"), ("BINPUT", 0), ("TUPLE1", None), ("BINPUT", 0), ("BINGET", 0)],
+            "twice",
+        ),
+        ([("GLOBAL", "torch Size")], "torch.Size"),
+        ([("STACK_GLOBAL", None)], "another protocol"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _check_opcodes(iter(opcodes))
 
 
 REFUSED = {
