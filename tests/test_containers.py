@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,21 @@ def test_a_flipped_bit_in_a_gguf_header_gives_the_exact_tensors_or_an_error(
         assert [entry.name for entry in folder.iterdir()] == ["in.gguf"]
     else:
         assert bits(load(folder / "out").params) == bits(GGUF_PARAMS)
+
+
+def test_a_gguf_header_costs_memory_like_its_size(tmp_path: Path) -> None:
+    """Two million numbers and as many empty texts in fields that nobody reads."""
+    path = tmp_path / "in.gguf"
+    # 3,600,074 bytes of header, and 22 to the alignment
+    numbers = struct.pack("<Q1sIIQ", 1, b"a", 9, 0, 2_000_000) + bytes(2_000_000)
+    texts = struct.pack("<Q1sIIQ", 1, b"b", 9, 8, 200_000) + bytes(8 * 200_000)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + numbers + texts + bytes(22))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"damaged: 'general\.architecture'"):
+        open_gguf(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * path.stat().st_size
 
 
 # --- GGUF's quantisations ---

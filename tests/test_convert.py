@@ -249,6 +249,22 @@ def test_tensors_that_do_not_fit_are_refused_and_nothing_is_left(
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+def test_a_converted_model_is_not_converted_again(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
+    to_jax(str(source), str(tmp_path / "out"))  # names will do for paths
+    with pytest.raises(ValueError, match="is a converted model already"):
+        to_jax(tmp_path / "out", tmp_path / "again")
+
+
+@pytest.mark.parametrize("shape", [(0, 48), (101, 0)])
+def test_tensors_without_numbers_are_refused(tmp_path: Path, shape: tuple) -> None:
+    tensors = hf_tensors(PARAMS)
+    empty = np.zeros(shape, np.float32)
+    tensors |= {"model.embed_tokens.weight": empty, "lm_head.weight": empty}
+    with pytest.raises(ValueError, match=r"embed_tokens\.weight has shape"):
+        to_jax(write_folder(tmp_path / "in", V4, tensors), tmp_path / "out")
+
+
 def test_all_errors_come_in_one_report(tmp_path: Path) -> None:
     tensors = broken(UP, None)
     tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1]

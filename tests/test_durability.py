@@ -96,6 +96,10 @@ SPOILED = {
     "a flipped bit": lambda folder, source: spoil(folder / "weights-00001-of-00009.safetensors"),
     "a missing shard": lambda folder, source: next(folder.glob("weights-*")).unlink(),
     "no journal": lambda folder, source: (folder / "journal.jsonl").unlink(),
+    "a journal of something else": lambda folder, source: rewrite_journal(folder, '{"file": 3}'),
+    "a journal that climbs": lambda folder, source: rewrite_journal(
+        folder, '{"file": "../in/config.json", "entry": {"bytes": 1}}'
+    ),
     "a torn journal": lambda folder, source: tear(folder / "journal.jsonl"),
     "a stray file": lambda folder, source: (folder / "weights-stray").write_bytes(b"x"),
     "a changed source": lambda folder, source: write_again(source),
@@ -106,6 +110,11 @@ def spoil(path: Path) -> None:
     path = sorted(path.parent.glob("weights-*"))[0]
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def rewrite_journal(folder: Path, line: str) -> None:
+    key = (folder / "journal.jsonl").read_text().splitlines()[0]
+    (folder / "journal.jsonl").write_text(f"{key}\n{line}\n")
 
 
 def tear(path: Path) -> None:
@@ -279,6 +288,14 @@ def test_what_the_disk_did_not_keep_is_noticed(
     with pytest.raises(OSError, match=r"weights-00001-of-00001\.safetensors: not read back"):
         to_jax(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("suffix", [PARTIAL, OLD])
+def test_names_of_unfinished_folders_are_not_outputs(
+    tmp_path: Path, source: Path, suffix: str
+) -> None:
+    with pytest.raises(ValueError, match="such names are for what is being written"):
+        to_jax(source, tmp_path / f".x{suffix}")
 
 
 def test_a_late_refusal_leaves_no_parent_folders(tmp_path: Path) -> None:

@@ -123,6 +123,9 @@ def test_a_name_is_brought_and_converted(tmp_path: Path, hub: tuple) -> None:
     assert done.stdout.strip() == str(tmp_path / "home" / "Tiny.Llama-1")
     again = run(environment, "fetch", "some-lab/Tiny.Llama-1@main")
     assert again.stdout == done.stdout
+    later = run(environment, "fetch", "some-lab/Tiny.Llama-1@v2")
+    assert later.returncode == 1
+    assert "holds another model or revision" in later.stderr
     other = run(environment, "fetch", "another-lab/Tiny.Llama-1")
     assert other.returncode == 1
     assert "holds another model" in other.stderr

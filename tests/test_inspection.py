@@ -1,5 +1,6 @@
 """`inspect`: what a checkpoint is, from its headers; and what its conversion would need."""
 
+import gc
 import json
 import re
 import subprocess
@@ -63,6 +64,16 @@ def test_what_cannot_be_converted_is_said(tmp_path: Path, capsys: pytest.Capture
     assert "cannot be converted: model.norm.weight is missing" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "nothing")]) == 1
     assert capsys.readouterr().err.startswith("error: no file or folder at")
+
+
+def test_a_tied_model_that_holds_its_output_too_is_no_error(tmp_path: Path) -> None:
+    config = replace(TINY, tie_embeddings=True)
+    tensors = hf_tensors(sharp_params(1, config))
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    path = write_folder(tmp_path / "hf", {**V4, "tie_word_embeddings": True}, tensors)
+    lines = inspect(path).splitlines()
+    assert lines[-1].startswith("to-jax: 20 tensors")
+    assert any("compares lm_head.weight with the embedding" in line for line in lines)
 
 
 def test_headers_that_claim_more_than_is_there_are_refused(tmp_path: Path) -> None:
@@ -163,6 +174,8 @@ def test_streaming_needs_what_the_plan_says(
     monkeypatch.setattr("jax_llama3.stream.READ_BACK_BYTES", 2 << 20)
     folder, needed = wide(tmp_path / "in", shards)
     assert needed < 20e6
+    to_jax(write_meta(tmp_path / "small", sharp_params(1, META)), tmp_path / "first")  # imports
+    gc.collect()
     tracemalloc.start()
     to_jax(folder, tmp_path / "out")
     _, peak = tracemalloc.get_traced_memory()
