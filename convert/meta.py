@@ -1,6 +1,7 @@
 """A folder of Meta's as a source: consolidated.NN.pth, params.json, checklist.chk, tokenizer.model."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from jax_llama3.config import Config
 
 from .meta_config import parse_params
 from .pth import PthTensor, open_pth
-from .source import Source, TensorInfo, check_plain, source_file
+from .source import Source, SourceFile, TensorInfo, check_plain, source_file
 
 PARAMS, CHECKLIST = "params.json", "checklist.chk"
 SHARD = "consolidated.{:02}.pth"
@@ -37,6 +38,7 @@ def open_meta(folder: Path, rope_factor: float | None = None) -> Source:
         tensors, records = open_pth(path)
         files.append(file._replace(records=records))
         shards.append(_without_rope(path, tensors, config, decisions))
+    _check_order(files[1:])
     texts = {}
     if os.path.lexists(folder / MODEL):
         files.append(source_file(folder / MODEL, md5=sums.get(MODEL)))
@@ -90,6 +92,20 @@ def _shard_paths(folder: Path, sums: dict[str, str]) -> list[Path]:
     if sums and (unlisted := sorted({*found} - {*sums})):
         raise ValueError(f"{folder / unlisted[0]} is not in {CHECKLIST}; is it of another model?")
     return [folder / name for name in expected]
+
+
+def _check_order(shards: list[SourceFile]) -> None:
+    """Refuse shards in another order than torch named them in when it saved them.
+
+    What is the same for all of them, or no such name, says nothing.
+    """
+    saved = [file.records[0].name.partition("/")[0] for file in shards]
+    if len({*saved}) == len(saved) > 1 and all(
+        re.fullmatch(r"consolidated\.\d+", n) for n in saved
+    ):
+        for file, name in zip(shards, saved, strict=True):
+            if file.path.stem != name:
+                raise ValueError(f"{file.path}: it was saved as {name}.pth; give it its name back")
 
 
 def _without_rope(

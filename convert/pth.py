@@ -100,9 +100,6 @@ def _records(path: Path) -> tuple[Record, ...]:
     pickles = [record for record in records if record.name.endswith("data.pkl")]
     if len(pickles) != 1 or pickles[0].size > _PICKLE_BYTES + _RECORD_BYTES * len(records):
         raise ValueError(f"{path}: it does not hold one data.pkl of a sensible size")
-    named = re.match(r"consolidated\.\d+(?=/)", pickles[0].name)
-    if named and named[0] != path.stem:
-        raise ValueError(f"{path}: it was saved as {named[0]}.pth; give it its name back")
     return records
 
 

@@ -246,7 +246,7 @@ BROKEN_SETS = {
     ),
     "twice": (
         lambda f: shutil.copy(f / "consolidated.01.pth", f / "consolidated.02.pth"),
-        "02.pth: it was saved as consolidated.01.pth",
+        "has shape",
     ),
     "exchanged": (
         lambda f: exchange(f / "consolidated.00.pth", f / "consolidated.01.pth"),
