@@ -11,7 +11,7 @@ from jax_llama3.checkpoint import MODEL, read_json
 from jax_llama3.config import Config
 
 from .meta_config import parse_params
-from .pth import PthTensor, open_pth
+from .pth import PthTensor, read_records, read_tensors
 from .source import Source, SourceFile, TensorInfo, check_plain, source_file
 
 PARAMS, CHECKLIST = "params.json", "checklist.chk"
@@ -20,8 +20,15 @@ _OTHER_FORMATS = ("*.safetensors", "*.gguf", "*.bin")
 _ROPE = "rope.freqs"
 
 
-def open_meta(folder: Path, rope_factor: float | None = None) -> Source:
-    """Read params.json and the headers of every shard; what is off raises ValueError."""
+def open_meta(
+    folder: Path,
+    rope_factor: float | None = None,
+    found: Callable[[SourceFile], None] = lambda file: None,
+) -> Source:
+    """Read params.json and the headers of every shard; what is off raises ValueError.
+
+    `found` is told of each shard before its tensors are looked at.
+    """
     if others := [p.name for form in _OTHER_FORMATS for p in sorted(folder.glob(form))]:
         raise ValueError(f"{folder} holds a second format, {others[0]}; move one away")
     sums = _read_checklist(folder)
@@ -32,13 +39,16 @@ def open_meta(folder: Path, rope_factor: float | None = None) -> Source:
         config, decisions = parse_params(values, rope_factor)
     except ValueError as error:
         raise ValueError(f"{folder / PARAMS}: {error}") from None
-    files, shards = [params], []
+    files = [params]
     for path in paths:
         file = source_file(path, md5=sums.get(path.name))
-        tensors, records = open_pth(path)
-        files.append(file._replace(records=records))
-        shards.append(_without_rope(path, tensors, config, decisions))
+        files.append(file._replace(records=read_records(path)))
+        found(files[-1])
     _check_order(files[1:])
+    shards = [
+        _without_rope(file.path, read_tensors(file.path, file.records), config, decisions)
+        for file in files[1:]
+    ]
     texts = {}
     if os.path.lexists(folder / MODEL):
         files.append(source_file(folder / MODEL, md5=sums.get(MODEL)))

@@ -57,21 +57,26 @@ class PthTensor(NamedTuple):
         return data
 
 
-def open_pth(path: Path) -> tuple[dict[str, PthTensor], tuple[Record, ...]]:
-    """The tensors of a file, by name, and the records whose CRC-32 its bytes must match.
+def read_tensors(path: Path, records: tuple[Record, ...]) -> dict[str, PthTensor]:
+    """The tensors of a file, by name, given its records.
 
     Only plain tensors are taken: the pickle may name nothing else, and nothing it names is run.
     """
-    records = _records(path)
     _check_pickle(path, next(record for record in records if record.name.endswith("data.pkl")))
     values = _load(path)
     tensors = _tensors(path, values)
     stored = [record for record in records if re.search(r"(^|/)data/\d+$", record.name)]
     _check_storages(path, tensors, stored)
-    return {name: _describe(path, name, tensor) for name, tensor in tensors.items()}, records
+    return {name: _describe(path, name, tensor) for name, tensor in tensors.items()}
 
 
-def _records(path: Path) -> tuple[Record, ...]:
+def open_pth(path: Path) -> tuple[dict[str, PthTensor], tuple[Record, ...]]:
+    """The tensors of a file, by name, and the records whose CRC-32 its bytes must match."""
+    records = read_records(path)
+    return read_tensors(path, records), records
+
+
+def read_records(path: Path) -> tuple[Record, ...]:
     """The records of the archive, after a check that they are plain, apart and inside the file.
 
     torch itself checks little of this, and reads rubbish from what is compressed or too short.

@@ -6,7 +6,7 @@ import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,29 +77,62 @@ def check_plain(path: Path) -> None:
         raise FileNotFoundError(f"{path} is missing")
 
 
-def hash_files(files: list[SourceFile]) -> dict[str, dict]:
-    """sha256 and size of every file, for the manifest; what is not as expected raises ValueError.
+class Hashing:
+    """sha256 and size of files, for the manifest, in threads; each file is read once.
 
-    Each file is read once, several at a time.
+    A file may be given as soon as it is known, so that the time in which headers are read, and torch
+    is loaded, is not lost. Leaving the context early stops the threads.
     """
 
-    def one(file: SourceFile) -> dict:
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        self._entries: dict[Path, Future] = {}
+        self._stopped = False
+        self._bar = progress(0, "hashing the source")
+
+    def __enter__(self) -> "Hashing":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped = True
+        self._pool.shutdown(cancel_futures=True)
+        self._bar.close()
+
+    def add(self, file: SourceFile) -> None:
+        """Begin with a file, if that has not been done."""
+        if file.path not in self._entries:
+            self._bar.total += file.path.stat().st_size
+            self._entries[file.path] = self._pool.submit(self._hash, file)
+
+    def result(self, files: list[SourceFile]) -> dict[str, dict]:
+        """The entries of these files; what is not as expected raises ValueError."""
+        for file in files:
+            self.add(file)
+        hashes = {file.path.name: self._entries[file.path].result() for file in files}
+        _check_distinct(files, hashes)
+        return hashes
+
+    def _hash(self, file: SourceFile) -> dict:
         md5 = hashlib.md5(usedforsecurity=False)
         also = [_Checks(file)] if file.records else []
-        sha256 = hash_file(file.path, bar, [*also, *([md5] if file.md5 else [])])
+        sha256 = hash_file(file.path, self, [*also, *([md5] if file.md5 else [])])
         if file.md5 is not None and md5.hexdigest() != file.md5.lower():
             raise ValueError(f"{file.path} is damaged: its md5 is not the one in checklist.chk")
         if file.sha256 is not None and sha256 != file.sha256:
             raise ValueError(f"{file.path} is damaged: its sha256 is not the manifest's")
         return {"sha256": sha256, "bytes": file.path.stat().st_size}
 
-    total = sum(file.path.stat().st_size for file in files)
-    workers = min(4, os.cpu_count() or 1)
-    with progress(total, "hashing the source") as bar, ThreadPoolExecutor(workers) as pool:
-        entries = list(pool.map(one, files))
-    hashes = {file.path.name: entry for file, entry in zip(files, entries, strict=True)}
-    _check_distinct(files, hashes)
-    return hashes
+    def update(self, count: int) -> None:
+        """Called between two blocks: moves the bar on, or ends the thread."""
+        if self._stopped:
+            raise InterruptedError("the hash is not needed any more")
+        self._bar.update(count)
+
+
+def hash_files(files: list[SourceFile]) -> dict[str, dict]:
+    """sha256 and size of every file; what is not as expected raises ValueError."""
+    with Hashing() as hashing:
+        return hashing.result(files)
 
 
 def _check_distinct(files: list[SourceFile], hashes: dict[str, dict]) -> None:

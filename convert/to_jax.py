@@ -1,6 +1,7 @@
 """A checkpoint of any kind to a converted folder."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from jax_llama3.checkpoint import check_output, write_model
@@ -8,20 +9,25 @@ from jax_llama3.checkpoint import check_output, write_model
 from .gguf_file import open_gguf
 from .huggingface import open_huggingface
 from .meta import PARAMS, open_meta
-from .source import Source, check_unchanged, hash_files
+from .source import Hashing, Source, SourceFile, check_unchanged
 from .table import plan, resolve_tie
 
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 
 
-def open_source(path: Path, rope_factor: float | None = None) -> Source:
+def open_source(
+    path: Path,
+    rope_factor: float | None = None,
+    found: Callable[[SourceFile], None] = lambda file: None,
+) -> Source:
     """Open a GGUF file, a Hugging Face folder or one of Meta's: headers only.
 
-    `rope_factor` overrides what a folder of Meta's does not say; others say it themselves.
+    `rope_factor` overrides what a folder of Meta's does not say; others say it themselves. `found` is
+    told of files whose headers take long.
     """
     folder = _meta_folder(path)
     if folder is not None:
-        return open_meta(folder, rope_factor)
+        return open_meta(folder, rope_factor, found)
     if rope_factor is not None:
         raise ValueError(f"{path} says its own RoPE scaling; --rope-factor is for Meta's folders")
     if path.is_file():
@@ -66,10 +72,12 @@ def to_jax(
         raise ValueError(f"dtype {dtype!r} is not supported, only {', '.join(DTYPES)}")
     check_output(folder, overwrite=overwrite)
     check_apart(path, folder)
-    source = resolve_tie(open_source(path, rope_factor))
-    tensors = plan(source, None if dtype == "keep" else dtype)
+    with Hashing() as hashing:
+        source = resolve_tie(open_source(path, rope_factor, hashing.add))
+        tensors = plan(source, None if dtype == "keep" else dtype)
+        hashes = hashing.result(source.files)
     receipt = {
-        "source": {"kind": source.kind, **(origin or {}), "files": hash_files(source.files)},
+        "source": {"kind": source.kind, **(origin or {}), "files": hashes},
         "decisions": [f"dtype {dtype}", *source.decisions],
     }
     write_model(

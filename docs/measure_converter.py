@@ -10,8 +10,8 @@ and compares the result with that of an undisturbed run. WORK is a folder for wh
 
 import argparse
 import json
+import os
 import random
-import resource
 import shutil
 import signal
 import statistics
@@ -71,7 +71,7 @@ def speed(source: Path, work: Path, rounds: int) -> None:
     """Whole processes in turn; the ratio of their times, round by round."""
     files = [str(path) for path in sorted(source.iterdir())]
     copy, folder = work / "copy", work / "out"
-    ratios = []
+    ratios, peak = [], 0
     for _ in range(rounds):
         shutil.rmtree(copy, ignore_errors=True)
         copy.mkdir()
@@ -82,8 +82,11 @@ def speed(source: Path, work: Path, rounds: int) -> None:
         shutil.rmtree(copy)
         shutil.rmtree(folder, ignore_errors=True)
         start = time.perf_counter()
-        subprocess.run(converter(source, folder), check=True, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(converter(source, folder), stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
         converted = time.perf_counter() - start
+        assert status == 0
+        peak = max(peak, usage.ru_maxrss * 1024)
         ratios.append(copied / converted)
         print(f"cp and sha256sum {copied:.2f} s, to-jax {converted:.2f} s, ratio {ratios[-1]:.2f}")
     tensors = read_manifest(folder)["tensors"]
@@ -91,7 +94,6 @@ def speed(source: Path, work: Path, rounds: int) -> None:
         torch.Size(entry["shape"]).numel() * getattr(torch, entry["dtype"]).itemsize
         for entry in tensors.values()
     )
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     size = sum(path.stat().st_size for path in source.iterdir())
     print(f"{size / 1e9:.2f} GB, median ratio {statistics.median(ratios):.2f}")
     print(f"peak memory {peak / 1e6:.0f} MB, largest tensor {largest / 1e6:.0f} MB")
