@@ -12,7 +12,7 @@ from jax_llama3.config import Config
 
 from .meta_config import parse_params
 from .pth import PthTensor, read_records, read_tensors
-from .source import Source, SourceFile, TensorInfo, check_plain, source_file
+from .source import Source, SourceFile, TensorInfo, check_plain, refuse_all, source_file
 
 PARAMS, CHECKLIST = "params.json", "checklist.chk"
 SHARD = "consolidated.{:02}.pth"
@@ -152,9 +152,7 @@ def _join(shards: list[dict[str, PthTensor]], config: Config) -> dict[str, tuple
             errors.append(f"{name} differs in shape or dtype between the shards")
             continue
         joined[name] = _join_parts(name, parts, config)
-    if errors:
-        more = f" (and {len(errors) - 8} more)" if len(errors) > 8 else ""
-        raise ValueError("; ".join(errors[:8]) + more)
+    refuse_all(errors)
     return joined
 
 

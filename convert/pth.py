@@ -63,8 +63,7 @@ def read_tensors(path: Path, records: tuple[Record, ...]) -> dict[str, PthTensor
     Only plain tensors are taken: the pickle may name nothing else, and nothing it names is run.
     """
     _check_pickle(path, next(record for record in records if record.name.endswith("data.pkl")))
-    values = _load(path)
-    tensors = _tensors(path, values)
+    tensors = _tensors(path, _load(path))
     stored = [record for record in records if re.search(r"(^|/)data/\d+$", record.name)]
     _check_storages(path, tensors, stored)
     return {name: _describe(path, name, tensor) for name, tensor in tensors.items()}
@@ -122,9 +121,7 @@ def _record(file: Any, entry: zipfile.ZipInfo) -> Record:
     name = file.read(fields[9])
     if fields[0] != b"PK\x03\x04" or name != entry.orig_filename.encode() or fields[3] != 0:
         raise ValueError(f"{entry.filename} has two different headers")
-    crc_and_sizes = (entry.CRC, entry.file_size, entry.file_size)
-    known = not fields[2] & _HAS_DESCRIPTOR and entry.file_size < 0xFFFFFFFF
-    if known and fields[6] != crc_and_sizes[0]:
+    if not fields[2] & _HAS_DESCRIPTOR and fields[6] != entry.CRC:
         raise ValueError(f"{entry.filename} has two different headers")
     offset = entry.header_offset + _LOCAL_HEADER.size + fields[9] + fields[10]
     return Record(entry.filename, offset, entry.file_size, entry.CRC)

@@ -58,6 +58,13 @@ class Source(NamedTuple):
     decisions: list[str]
 
 
+def refuse_all(errors: list[str]) -> None:
+    """Raise ValueError with every error in one line, the first eight in full; none raises nothing."""
+    if errors:
+        more = f" (and {len(errors) - 8} more)" if len(errors) > 8 else ""
+        raise ValueError("; ".join(errors[:8]) + more)
+
+
 def source_file(path: Path, **expected: Any) -> SourceFile:
     """Note a file before anything is read from it; one that is no plain file is refused."""
     check_plain(path)

@@ -12,7 +12,7 @@ from jax_llama3.config import Config
 from jax_llama3.params import abstract_params, named_leaves
 
 from .layout import Layout, half_split, interleaved, unchanged
-from .source import Source, TensorInfo
+from .source import Source, TensorInfo, refuse_all
 
 
 class Rule(NamedTuple):
@@ -143,9 +143,7 @@ def plan(source: Source, dtype: str | None) -> list[Tensor]:
             tensors.append(_to_ours(source, rule, leaf.shape, np.dtype(dtype or info.dtype)))
     unused = set(source.tensors) - {rule.theirs for rule in table}
     errors += [f"{name} has no place in the model" for name in sorted(unused)]
-    if errors:
-        more = f" (and {len(errors) - 8} more)" if len(errors) > 8 else ""
-        raise ValueError("; ".join(errors[:8]) + more)
+    refuse_all(errors)
     return tensors
 
 

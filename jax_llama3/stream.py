@@ -41,8 +41,12 @@ class CheckedFile:
         self._checking = ThreadPoolExecutor(1)
         self._checked: Future | None = None
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        if hasattr(os, "posix_fallocate"):  # a full disk shows at once
-            os.posix_fallocate(self._descriptor, 0, room)
+        try:
+            if hasattr(os, "posix_fallocate"):  # a full disk shows at once
+                os.posix_fallocate(self._descriptor, 0, room)
+        except BaseException:
+            self.close()
+            raise
 
     def write(self, data: Any) -> int:
         """Append the bytes of a buffer, which must not change until the file is finished."""
