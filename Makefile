@@ -31,7 +31,7 @@ $(VENV)/demo: $(BIN)/python pyproject.toml
 
 $(VENV)/test: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[convert,test]"
+	$(BIN)/python -m pip install --quiet --editable ".[convert,compare,plot,test]"
 	# Meta's own model, to compare with. Most of what it asks for is not needed to run it.
 	$(BIN)/python -m pip install --quiet --no-deps "llama-models==0.3.0"
 	$(BIN)/python -m pip install --quiet setuptools wheel

@@ -54,6 +54,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_rope_factor(command)
     command.set_defaults(run=_inspect)
 
+    command = commands.add_parser(
+        "compare", help="run the reference implementation beside ours; name where they diverge"
+    )
+    command.add_argument(
+        "source", metavar="SRC", help="what was converted: a folder, a .gguf file, or owner/name"
+    )
+    command.add_argument("folder", metavar="DIR", type=Path, help="the converted model")
+    command.add_argument("--text", help="default: one of several scripts, and code")
+    command.add_argument("--plot", metavar="FILE", type=Path, help="a picture of the table")
+    _add_rope_factor(command)
+    command.set_defaults(run=_compare)
+
     command = commands.add_parser("check", help="verify every byte against the manifest")
     command.add_argument("folder", metavar="DIR", type=Path)
     command.set_defaults(run=_check)
@@ -118,6 +130,25 @@ def _to_meta(options: argparse.Namespace) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     print(inspect(options.source, options.rope_factor))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    # Loaded for this command alone: with it come JAX's compiler and a model's worth of memory.
+    from .compare import check_picture, compare, plot, report
+
+    if options.plot is not None:
+        check_picture(options.plot)
+    path = Path(options.source)
+    if is_hub_name(options.source):
+        path, _ = download(options.source)
+    comparison = compare(path, options.folder, text=options.text, rope_factor=options.rope_factor)
+    print(report(comparison))
+    if options.plot is not None:
+        plot(comparison, options.plot)
+    if comparison.first is not None:
+        raise ValueError(
+            f"{options.folder} differs from {path} first in {comparison.first}; convert it again"
+        )
 
 
 def _check(options: argparse.Namespace) -> None:

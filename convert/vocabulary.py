@@ -1,6 +1,7 @@
 """Tokenizers of other formats as the files that jax_llama3 keeps."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from jax_llama3.checkpoint import (
     JSON,
     MODEL,
     TEMPLATE,
+    byte_level,
     read_json,
     tokenizer_from_files,
 )
@@ -134,7 +136,7 @@ def _byte_level_json(tokens: list[str], kinds: list[int], merges: list[str], pre
     whole_words = pre in ("llama-bpe", "llama3", "llama-v3")
     model = models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=whole_words)
     tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizer(pre)
+    tokenizer.pre_tokenizer = _without_lost_bytes(pre_tokenizer(pre), vocabulary)
     tokenizer.decoder = decoders.ByteLevel()
     for token, kind in zip(tokens, kinds, strict=True):
         if kind in (_CONTROL, _USER_DEFINED):
@@ -157,6 +159,21 @@ def pre_tokenizer(pre: str) -> Any:
         plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         return pre_tokenizers.Sequence([split, plain])
     raise ValueError(f"its pre-tokenizer {pre!r} is not supported")
+
+
+def _without_lost_bytes(pre_tokenizer: Any, vocabulary: dict[str, int]) -> Any:
+    """Take the bytes that have no token out, as a place where nothing merges.
+
+    They are lost either way; but the library alone would merge what stands on their two sides.
+    """
+    from tokenizers import Regex, pre_tokenizers
+
+    in_utf8 = {*range(0xC0), *range(0xC2, 0xF5)}
+    lost = [s for s, byte in byte_level().items() if byte in in_utf8 and s not in vocabulary]
+    if not lost:
+        return pre_tokenizer
+    split = pre_tokenizers.Split(Regex("|".join(map(re.escape, lost))), "removed")
+    return pre_tokenizers.Sequence([pre_tokenizer, split])
 
 
 def _adds_bos(tokenizer: Any, settings: dict, bos_id: int | None) -> bool:

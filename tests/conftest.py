@@ -25,3 +25,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def default_model() -> Model:
     """The default model in float32, fetched if this machine does not have it yet."""
     return load(fetch("smollm2-135m-instruct"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The worst of every figure that tests recorded with record_property."""
+    worst: dict[str, tuple[float, str, int]] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for name, value in report.user_properties:
+                figure, where, count = worst.get(name, (-1.0, "", 0))
+                larger = (value, report.nodeid) if value > figure else (figure, where)
+                worst[name] = (*larger, count + 1)
+    if worst:
+        terminalreporter.section("worst figures")
+    for name, (figure, where, count) in sorted(worst.items()):
+        terminalreporter.write_line(f"{name}: {figure:.2e} of {count}, in {where}")

@@ -6,7 +6,6 @@ import pytest
 from test_tokenizer import generation, rank_file, sentencepiece_like
 from tokenizers import Tokenizer as JsonTokenizer
 
-from jax_llama3 import Model, apply_chat_template
 from jax_llama3.chat import chat_tokens
 from jax_llama3.tokenizer import GENERATION, JSON, MODEL, Tokenizer, tokenizer_from_files
 
@@ -111,17 +110,3 @@ def test_sentencepiece_templates_equal_transformers(scheme: str, text: str) -> N
     theirs = PreTrainedTokenizerFast(tokenizer_object=JsonTokenizer.from_buffer(data))
     ids = chat_tokens(with_template(tokenizer, text), DIALOG)
     assert ids == theirs(text, add_special_tokens=False)["input_ids"]
-
-
-@pytest.mark.real
-def test_default_model_equals_transformers(default_model: Model) -> None:
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = default_model.tokenizer
-    theirs = PreTrainedTokenizerFast(
-        tokenizer_object=JsonTokenizer.from_buffer(tokenizer.files["tokenizer.json"]),
-        chat_template=tokenizer.chat_template,
-    )
-    for messages in (DIALOG, DIALOG[1:2], DIALOG[1:]):
-        expected = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-        assert apply_chat_template(default_model, messages) == expected

