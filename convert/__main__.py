@@ -8,7 +8,7 @@ from jax_llama3.checkpoint import check_output, verify
 from jax_llama3.command import OneLineParser, run_command
 
 from .export import to_hf, to_meta
-from .fetch import fetch
+from .fetch import fetch, found
 from .hub import download, is_hub_name
 from .inspection import inspect
 from .to_jax import DTYPES, to_jax
@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         "compare", help="run the reference implementation beside ours; name where they diverge"
     )
     command.add_argument(
-        "source", metavar="SRC", help="what was converted: a folder, a .gguf file, or owner/name"
+        "source",
+        metavar="SRC",
+        help="what was converted: a folder, a .gguf file, or a model's name",
     )
     command.add_argument("folder", metavar="DIR", type=Path, help="the converted model")
     command.add_argument("--text", help="default: one of several scripts, and code")
@@ -138,16 +140,17 @@ def _compare(options: argparse.Namespace) -> None:
 
     if options.plot is not None:
         check_picture(options.plot)
-    path = Path(options.source)
-    if is_hub_name(options.source):
-        path, _ = download(options.source)
-    comparison = compare(path, options.folder, text=options.text, rope_factor=options.rope_factor)
+    with found(options.source) as path:
+        comparison = compare(
+            path, options.folder, text=options.text, rope_factor=options.rope_factor
+        )
     print(report(comparison))
     if options.plot is not None:
         plot(comparison, options.plot)
     if comparison.first is not None:
         raise ValueError(
-            f"{options.folder} differs from {path} first in {comparison.first}; convert it again"
+            f"{options.folder} differs from {options.source} first in {comparison.first}; "
+            "convert it again"
         )
 
 

@@ -26,6 +26,7 @@ def area(radius):
 
 The quick brown fox jumps over the lazy dog, and then it sleeps until the lazy dog wakes up."""
 _DRAWN = 96  # tokens for a model without a tokenizer
+_LONGEST = 512  # tokens of a text: all attention patterns are kept until ours have been seen
 _ROUNDOFF = 2.0**-24  # of float32
 _COLUMNS = (
     "attn.q attn.k attn.v attn.pattern attn.z attn.out resid_mid mlp.gate mlp.up mlp.out resid_post"
@@ -107,8 +108,9 @@ def _tokens(folder: Path, manifest: dict, config: Config, text: str | None) -> n
         ids = np.random.default_rng(0).integers(0, config.vocab_size, _DRAWN).tolist()
     else:
         raise ValueError(f"{folder} has no tokenizer for a text; leave --text out")
-    if not 0 < len(ids) <= config.max_seq_len:
-        raise ValueError(f"the text has {len(ids)} tokens, not 1 to {config.max_seq_len}")
+    longest = min(_LONGEST, config.max_seq_len)
+    if not 0 < len(ids) <= longest:
+        raise ValueError(f"the text has {len(ids)} tokens; give one of 1 to {longest}")
     return np.array([ids], np.int32)
 
 

