@@ -226,7 +226,8 @@ def plot(comparison: Comparison, file: Path) -> None:
     axes.set_xticks(range(len(_COLUMNS)), _COLUMNS, rotation=45, ha="right")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("layer")
-    axes.set_title(f"{comparison.program}, {comparison.first or 'no divergence'}")
+    verdict = f"diverges first in {comparison.first}" if comparison.first else "no divergence"
+    axes.set_title(f"{comparison.program}: {verdict}")
     figure.colorbar(image).set_label(f"log10 of the relative error; the limit is {limit:.1f}")
     figure.savefig(file, dpi=150)
 

@@ -26,6 +26,8 @@ _PRELOADED = (
     "llama_models.llama3.model pytest transformers.models.llama.modeling_llama"
 ).split()
 
+_AT_A_TIME = min(4, os.cpu_count() or 1)  # each takes 1.5 GB
+
 
 class Mutation(NamedTuple):
     """A bug: the test that must see it, and texts of the file with what stands there instead."""
@@ -141,7 +143,7 @@ def main(words: list[str]) -> int:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     wrong = []
-    with ProcessPoolExecutor(os.cpu_count(), context, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(_AT_A_TIME, context, max_tasks_per_child=1) as pool:
 
         def tell(name: str, line: str, outcome: Future, *, fails: bool) -> None:
             if outcome.exception() is None and bool(outcome.result()) == fails:
