@@ -16,6 +16,7 @@ from jax_llama3.checkpoint import progress, read_json
 from jax_llama3.config import Config, RopeScaling
 
 from .source import Source
+from .table import NAMES, rules
 
 
 class Recording(NamedTuple):
@@ -57,10 +58,11 @@ _META = {
 _META_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)  # what Meta's code holds as constants
 
 
-def record(path: Path, source: Source, tokens: np.ndarray, rounding: str | None) -> Recording:
+def record(path: Path, source: Source, tokens: np.ndarray, dtypes: dict[str, str]) -> Recording:
     """Run the program that a checkpoint's format belongs to: transformers, or Meta's own model.
 
-    `tokens` are [B T]. `rounding` names a dtype that every weight is rounded to before.
+    `tokens` are [B T]. Weights are rounded before, to the dtypes that stand under our names for them.
+    It reads the weights by itself: nothing of our conversion is in them.
     """
     run = _run_meta if source.kind == "meta" else _run_transformers
     activations: dict[str, np.ndarray] = {}
@@ -72,20 +74,20 @@ def record(path: Path, source: Source, tokens: np.ndarray, rounding: str | None)
         bar.update(name.endswith("resid_post"))
 
     with bar:
-        program = run(path, source, tokens, rounding, save)
+        program = run(path, source, tokens, dtypes, save)
     return Recording(program, activations)
 
 
 def _run_transformers(
-    path: Path, source: Source, tokens: np.ndarray, rounding: str | None, save: Save
+    path: Path, source: Source, tokens: np.ndarray, dtypes: dict[str, str], save: Save
 ) -> str:
     try:
         import torch
         import transformers
         from transformers.models.llama import modeling_llama
-    except ImportError:
+    except ImportError as error:
         raise ImportError(
-            "comparing needs the package transformers: pip install 'jax_llama3[compare]'"
+            f"comparing needs the package {error.name}: pip install 'jax_llama3[compare]'"
         ) from None
     original = modeling_llama.eager_attention_forward
 
@@ -98,7 +100,7 @@ def _run_transformers(
         return mixed, pattern
 
     model = _load_transformers(transformers, path, source)
-    _round(model, rounding)
+    _round(model, "huggingface", source.config, dtypes)
     with (
         _hooked(model, _TRANSFORMERS, source.config.n_layers, save),
         _replaced(modeling_llama, "eager_attention_forward", attend),
@@ -109,7 +111,7 @@ def _run_transformers(
 
 
 def _load_transformers(transformers: ModuleType, path: Path, source: Source) -> Any:
-    """The model as transformers itself reads it: nothing of our conversion."""
+    """The model as transformers itself reads it."""
     options: dict[str, Any] = {"dtype": "float32", "attn_implementation": "eager"}
     if source.kind == "gguf":
         path, options["gguf_file"] = path.parent, path.name
@@ -121,11 +123,24 @@ def _load_transformers(transformers: ModuleType, path: Path, source: Source) -> 
         loaded = transformers.LlamaForCausalLM.from_pretrained(
             path, local_files_only=True, **options
         )
+    if source.kind == "gguf":
+        # A GGUF file says its scaling in a tensor, which transformers passes over.
+        for divisors in _gguf_tensors(path / options["gguf_file"], "rope_freqs.weight"):
+            loaded.model.rotary_emb.inv_freq /= divisors
     return loaded.eval()
 
 
+def _gguf_tensors(file: Path, name: str) -> list[Any]:
+    """The tensor of that name, if the file has one, read by the gguf library."""
+    import gguf
+    import torch
+
+    tensors = gguf.GGUFReader(file).tensors
+    return [torch.tensor(np.array(tensor.data)) for tensor in tensors if tensor.name == name]
+
+
 def _run_meta(
-    path: Path, source: Source, tokens: np.ndarray, rounding: str | None, save: Save
+    path: Path, source: Source, tokens: np.ndarray, dtypes: dict[str, str], save: Save
 ) -> str:
     try:
         import torch
@@ -148,7 +163,7 @@ def _run_meta(
 
     with _world_of_one():
         model = _load_meta(meta, ModelArgs, source, tokens)
-        _round(model, rounding)
+        _round(model, "meta", source.config, dtypes)
         with (
             _hooked(model, _META, source.config.n_layers, save),
             _replaced(meta, "apply_rotary_emb", rotate),
@@ -158,20 +173,34 @@ def _run_meta(
 
 
 def _load_meta(meta: ModuleType, arguments: Any, source: Source, tokens: np.ndarray) -> Any:
-    """Meta's model of its own params.json; shards are joined, and rows left as they are."""
-    import torch
-
-    values = read_json(source.files[0].path)
-    sizes = {"max_batch_size": tokens.shape[0], "max_seq_len": tokens.shape[1]}
-    model = meta.Transformer(arguments(**{**values, **sizes})).eval()
-    rows = {name: source.read(name, 0, info.shape[0]) for name, info in source.tensors.items()}
-    weights = {name: torch.tensor(array.astype(np.float32)) for name, array in rows.items()}
-    model.load_state_dict(weights, strict=True)
+    """Meta's model of its own params.json and shards."""
     scaling = source.config.rope_scaling
+    values = read_json(source.files[0].path)
+    values |= {"max_batch_size": tokens.shape[0], "max_seq_len": tokens.shape[1]}
+    # params.json does not say a factor, and the one that was converted with may be given.
+    values["use_scaled_rope"] = scaling == _META_SCALING
+    model = meta.Transformer(arguments(**values)).eval()
+    model.load_state_dict(_meta_tensors(source), strict=True)
     if scaling is not None and scaling != _META_SCALING:
         # Meta's code knows no other factor, although Llama 3.2 was trained with another.
         model.freqs_cis = _angles(source.config, scaling, tokens.shape[1])
     return model
+
+
+def _meta_tensors(source: Source) -> dict[str, Any]:
+    """Every tensor of the shards, joined in torch as Meta's parallel layers split it."""
+    import torch
+
+    paths = [file.path for file in source.files if file.path.suffix == ".pth"]
+    shards = [torch.load(path, map_location="cpu", mmap=True, weights_only=True) for path in paths]
+    joined = {}
+    for name in source.tensors:
+        parts = [shard[name] for shard in shards]
+        if name.endswith((".wk.weight", ".wv.weight")):  # more shards than heads hold copies
+            parts = parts[:: max(len(parts) // source.config.n_kv_heads, 1)]
+        axis = 1 if name.endswith((".wo.weight", ".w2.weight")) else 0
+        joined[name] = (parts[0] if parts[0].ndim == 1 else torch.cat(parts, axis)).float()
+    return joined
 
 
 def _angles(config: Config, scaling: RopeScaling, length: int) -> Any:
@@ -188,12 +217,17 @@ def _angles(config: Config, scaling: RopeScaling, length: int) -> Any:
     return torch.polar(torch.ones_like(angles), angles)
 
 
-def _round(model: Any, dtype: str | None) -> None:
+def _round(model: Any, kind: str, config: Config, dtypes: dict[str, str]) -> None:
+    """Round the weights to the dtypes, after a check that they are numbers at all."""
     import torch
 
-    if dtype is not None:
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(getattr(torch, dtype)).to(torch.float32)
+    wanted = {rule.theirs: dtypes[rule.ours] for rule in rules(kind, config) if rule.ours in dtypes}
+    wanted.setdefault(NAMES[kind]["output"], dtypes["embedding"])
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ValueError(f"tensor {name} holds NaN or infinity; the source is damaged")
+        narrow = getattr(torch, wanted[name])
+        parameter.data = parameter.data.to(narrow).to(torch.float32)
 
 
 @contextlib.contextmanager

@@ -1,23 +1,35 @@
 """`compare` names nothing in what was converted rightly, and every planted bug where it first shows."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import safetensors.numpy
+import torch
 from checkpoints import META, META_PARAMS, hf_tensors, write_folder, write_gguf, write_meta
 from plants import PLANTS, Plant, in_layers, interleaved
 from reference import TINY, replace, sharp_params, transformers_config
-from test_convert import run
+from test_convert import divisors, run
+from test_tokenizer import rank_file
 
+from convert import meta
 from convert.__main__ import main
 from convert.compare import compare, report
+from convert.export import to_hf
 from convert.fetch import found
 from convert.to_jax import to_jax
 from jax_llama3 import Config, Model, Params, save
 from jax_llama3.checkpoint import default_folder
+from jax_llama3.tokenizer import MODEL, tokenizer_from_files
 
 PARAMS = sharp_params(21, META)
+BLOCK = (
+    "attn.q attn.k attn.v attn.pattern attn.z attn.out resid_mid mlp.gate mlp.up mlp.out resid_post"
+).split()
 
 
 def write_huggingface(folder: Path, config: Config, params: Params) -> Path:
@@ -43,40 +55,150 @@ def test_what_was_converted_rightly_diverges_nowhere(
     assert max(comparison.errors.values()) < comparison.limit / 10
 
 
+TIED = replace(TINY, tie_embeddings=True)
+UNSCALED = replace(TIED, rope_scaling=None)
+TINY_WIDTHS = replace(TINY, ffn_dim=1, n_heads=1, n_kv_heads=1, head_dim=2, n_layers=3)
+
+
+def gguf(path: Path, config: Config, params: Params) -> Path:
+    scaled = None if config.rope_scaling is None else divisors(config)
+    return write_gguf(path.with_suffix(".gguf"), config, params, divisors=scaled)
+
+
 FORMATS = {
-    "tied, gguf": lambda path: write_gguf(
-        path.with_suffix(".gguf"),
-        replace(TINY, rope_scaling=None, tie_embeddings=True),
-        sharp_params(1, replace(TINY, rope_scaling=None, tie_embeddings=True)),
+    "gguf, tied": lambda path: gguf(path, UNSCALED, sharp_params(1, UNSCALED)),
+    "gguf, scaled": lambda path: gguf(path, META, PARAMS),
+    "huggingface, tied": lambda path: write_huggingface(path, TIED, sharp_params(1, TIED)),
+    "huggingface, narrow": lambda path: write_huggingface(
+        path, TINY_WIDTHS, sharp_params(2, TINY_WIDTHS)
     ),
-    "tied, huggingface": lambda path: write_huggingface(
-        path,
-        replace(TINY, tie_embeddings=True),
-        sharp_params(1, replace(TINY, tie_embeddings=True)),
-    ),
-    "two shards of Meta's": lambda path: write_meta(path, PARAMS, shards=2),
-    "Meta's without scaling": lambda path: write_meta(
+    "meta, two shards": lambda path: write_meta(path, PARAMS, shards=2),
+    "meta, four shards": lambda path: write_meta(path, PARAMS, shards=4),
+    "meta, bfloat16": lambda path: write_meta(path, PARAMS, dtype=torch.bfloat16),
+    "meta, unscaled": lambda path: write_meta(
         path, PARAMS, values={**META_PARAMS, "use_scaled_rope": False}
     ),
 }
 
 
-@pytest.mark.parametrize("write", FORMATS.values(), ids=FORMATS.keys())
-def test_every_format_has_its_reference(tmp_path: Path, write: Callable[[Path], Path]) -> None:
-    path = write(tmp_path / "in")
-    to_jax(path, tmp_path / "out")
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
+def test_every_format_has_its_reference(tmp_path: Path, name: str, dtype: str) -> None:
+    path = FORMATS[name](tmp_path / "in")
+    to_jax(path, tmp_path / "out", dtype=dtype)
     comparison = compare(path, tmp_path / "out")
     assert comparison.first is None
-    assert comparison.program.split()[0] == (
-        "llama-models" if path.is_dir() and (path / "params.json").exists() else "transformers"
-    )
+    assert comparison.notes == []
+    shown = dict.fromkeys(BLOCK)
+    if name.startswith("meta"):
+        assert comparison.program.startswith("llama-models")
+        del shown["attn.pattern"]
+    layers = range(comparison.config.n_layers)
+    taps = ["embed", *(f"layers.{i}.{tap}" for i in layers for tap in shown)]
+    assert list(comparison.errors) == [*taps, "final_norm", "logits"]
 
 
-def test_metas_model_is_given_a_scaling_that_its_code_does_not_hold(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("factor", [1, 8, 32])
+def test_metas_model_gets_the_factor_that_was_given(
+    tmp_path: Path, scaled: bool, factor: float
+) -> None:
+    values = {**META_PARAMS, "use_scaled_rope": scaled}
+    path = write_meta(tmp_path / "in", PARAMS, values=values)
+    to_jax(path, tmp_path / "out", rope_factor=factor)
+    assert compare(path, tmp_path / "out", rope_factor=factor).first is None
+    other = 8 if factor != 8 else 1
+    assert compare(path, tmp_path / "out", rope_factor=other).first == "layers.0.attn.q"
+
+
+def test_shards_that_we_join_wrongly_are_not_joined_so_by_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join = meta._copies
+    monkeypatch.setattr(meta, "_copies", lambda groups: join(groups[::-1]))
+    path = write_meta(tmp_path / "in", PARAMS, shards=2)
+    to_jax(path, tmp_path / "out")
+    assert compare(path, tmp_path / "out").first == "embed"
+
+
+def test_each_weight_of_the_reference_is_rounded_as_ours_is(source: Path, tmp_path: Path) -> None:
+    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16) if w.ndim > 1 else w, PARAMS)
+    save(tmp_path / "out", Model(META, params, None))
+    comparison = compare(source, tmp_path / "out")
+    assert comparison.dtypes == ["bfloat16", "float32"]
+    assert comparison.first is None
+
+
+def test_the_text_is_what_both_read(tmp_path: Path) -> None:
+    config = replace(META, vocab_size=263 + 256)
+    params = sharp_params(5, config)
+    path = write_huggingface(tmp_path / "in", config, params)
+    save(tmp_path / "out", Model(config, params, tokenizer_from_files({MODEL: rank_file()})))
+    assert compare(path, tmp_path / "out").n_tokens > 100
+    comparison = compare(path, tmp_path / "out", text="hello")
+    assert comparison.n_tokens == 2  # with the one that begins a text
+    assert comparison.first is None
+    with pytest.raises(ValueError, match="600"):
+        compare(path, tmp_path / "out", text="x" * 599)
+
+
+def lacking(folder: Path) -> None:
+    tensors = hf_tensors(PARAMS)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+
+
+def holding_nan(folder: Path) -> None:
+    tensors = hf_tensors(PARAMS)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * np.nan
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [(lacking, r"up_proj\.weight is missing"), (holding_nan, "holds NaN")]
+)
+def test_a_damaged_source_is_not_blamed_on_the_folder(
+    source: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    to_jax(source, tmp_path / "out")
+    shutil.copytree(source, tmp_path / "in")
+    damage(tmp_path / "in")
+    with pytest.raises(ValueError, match=message):
+        compare(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_flipped_bit_in_metas_shard_is_told(tmp_path: Path) -> None:
     path = write_meta(tmp_path / "in", PARAMS)
-    to_jax(path, tmp_path / "out", rope_factor=32)
-    assert compare(path, tmp_path / "out", rope_factor=32).first is None
-    assert compare(path, tmp_path / "out", rope_factor=8).first == "layers.0.attn.q"
+    to_jax(path, tmp_path / "out")
+    shard = path / "consolidated.00.pth"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(ValueError, match="CRC-32"):
+        compare(path, tmp_path / "out")
+
+
+def test_a_folder_of_other_files_is_noted(source: Path, tmp_path: Path) -> None:
+    other = write_huggingface(tmp_path / "in", META, sharp_params(22, META))
+    to_jax(other, tmp_path / "out")
+    comparison = compare(source, tmp_path / "out")
+    assert comparison.notes == ["the folder was converted from other files than these"]
+    assert comparison.first == "embed"
+
+
+def test_an_export_is_not_compared(source: Path, tmp_path: Path) -> None:
+    to_jax(source, tmp_path / "out")
+    to_hf(tmp_path / "out", tmp_path / "back")
+    with pytest.raises(ValueError, match="huggingface format"):
+        compare(source, tmp_path / "back")
+
+
+def test_an_error_that_is_no_number_exceeds_the_limit(source: Path, tmp_path: Path) -> None:
+    to_jax(source, tmp_path / "out")
+    comparison = compare(source, tmp_path / "out")
+    errors = {**comparison.errors, "layers.1.attn.z": float("nan")}
+    assert comparison._replace(errors=errors).first == "layers.1.attn.z"
+    assert "nan!" in report(comparison._replace(errors=errors))
 
 
 @pytest.mark.parametrize("plant", PLANTS.values(), ids=PLANTS.keys())
@@ -92,13 +214,8 @@ def test_later_layers_are_not_blamed_for_an_earlier_one(source: Path, tmp_path: 
     save(tmp_path / "out", change(Model(META, PARAMS, None)))
     comparison = compare(source, tmp_path / "out")
     wrong = {name for name, error in comparison.errors.items() if error > comparison.limit}
-    assert wrong == {"layers.0." + name for name in LATER_THAN_K}
+    assert wrong == {f"layers.0.{name}" for name in BLOCK} - {"layers.0.attn.q", "layers.0.attn.v"}
     assert comparison.logits > 0.01
-
-
-LATER_THAN_K = (
-    "attn.k attn.pattern attn.z attn.out resid_mid mlp.gate mlp.up mlp.out resid_post".split()
-)
 
 
 def test_what_the_configs_say_differently_is_noted(source: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from test_tokenizer import generation, rank_file, sentencepiece_like
 from convert.__main__ import main
 from convert.huggingface import parse_config
 from convert.to_jax import to_jax
-from jax_llama3 import RopeScaling, forward, load
+from jax_llama3 import Config, RopeScaling, forward, load
 from jax_llama3.checkpoint import read_manifest, verify
 from jax_llama3.folder import OLD
 from jax_llama3.manifest import PARTIAL
@@ -76,28 +76,29 @@ def test_gguf_gives_the_same_tree(tmp_path: Path) -> None:
     assert bits(model.params) == bits(params)
 
 
+def divisors(config: Config) -> np.ndarray:
+    """What a GGUF file says of Llama 3.1's scaling: by how much each pair turns slower."""
+    values = []
+    for pair in range(config.head_dim // 2):
+        wavelength = 2 * np.pi * config.rope_theta ** (2 * pair / config.head_dim)
+        if wavelength < 8192 / 4:
+            values.append(1.0)
+        elif wavelength > 8192:
+            values.append(config.rope_scaling.factor)
+        else:
+            smooth = (8192 / wavelength - 1) / 3
+            values.append(1 / ((1 - smooth) / config.rope_scaling.factor + smooth))
+    return np.array(values, np.float32)
+
+
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 def test_gguf_scaling_is_recovered_from_its_divisors(tmp_path: Path, factor: float) -> None:
     scaling = RopeScaling(factor, 1.0, 4.0, 8192)
     config = replace(TINY, rope_theta=500000.0, rope_scaling=scaling)
-    divisors = []
-    for pair in range(config.head_dim // 2):
-        wavelength = 2 * np.pi * config.rope_theta ** (2 * pair / config.head_dim)
-        if wavelength < 8192 / 4:
-            divisors.append(1.0)
-        elif wavelength > 8192:
-            divisors.append(factor)
-        else:
-            smooth = (8192 / wavelength - 1) / 3
-            divisors.append(1 / ((1 - smooth) / factor + smooth))
-    source = write_gguf(
-        tmp_path / "in.gguf", config, PARAMS, divisors=np.array(divisors, np.float32)
-    )
+    source = write_gguf(tmp_path / "in.gguf", config, PARAMS, divisors=divisors(config))
     to_jax(source, tmp_path / "out")
     assert load(tmp_path / "out").config == config
-    source = write_gguf(
-        tmp_path / "bad.gguf", config, PARAMS, divisors=np.array(divisors, np.float32) * 1.01
-    )
+    source = write_gguf(tmp_path / "bad.gguf", config, PARAMS, divisors=divisors(config) * 1.01)
     with pytest.raises(ValueError, match=r"rope_freqs\.weight"):
         to_jax(source, tmp_path / "bad")
 

@@ -19,8 +19,9 @@ def test_every_bug_is_caught_and_without_one_the_same_tests_pass() -> None:
 
 def test_the_documentation_holds_the_table() -> None:
     text = (ROOT / "docs/correctness.md").read_text()
-    table = [line for line in text.splitlines() if line.startswith("| ") and line.endswith(" |")]
-    assert [line for line in table if line in rows()] == rows()
+    tables = text[text.index("| bug in the code") : text.index("## Not promised")]
+    lines = [line for line in tables.splitlines() if line.startswith("| ")]
+    assert [line for line in lines if not line.startswith("| bug in ")] == rows()
 
 
 def rows() -> list[str]:
