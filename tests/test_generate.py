@@ -5,11 +5,13 @@ import time
 import jax
 import numpy as np
 import pytest
+import torch
 from reference import TINY, replace, sharp_params
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from jax_llama3 import Completion, Model, Sampler, forward, generate, score, stream_generate
 from jax_llama3.compilation import count_compilations
-from jax_llama3.generate import generate_tokens
+from jax_llama3.generate import _read, generate_tokens
 from jax_llama3.sample import knobs, sample_knobs
 
 MODEL = Model(TINY, sharp_params(7, TINY), None)
@@ -132,6 +134,42 @@ def test_a_prompt_read_in_chunks_continues_as_one_read_whole() -> None:
     logits = np.asarray(jax.jit(forward, static_argnums=2)(MODEL.params, tokens, config)[0])[0]
     assert long.tokens == logits[1099:-1].argmax(-1).tolist()
     assert short.tokens == run(PROMPTS[:1], max_new_tokens=5)[0].tokens
+
+
+@pytest.mark.parametrize("length", [511, 512, 513, 1024, 1025])
+def test_no_token_of_a_prompt_is_lost_at_the_borders_of_chunks(length: int) -> None:
+    config = replace(TINY, max_seq_len=2000)
+    prompt = np.random.default_rng(1).integers(0, TINY.vocab_size, 1025).tolist()
+    logits = np.asarray(
+        jax.jit(forward, static_argnums=2)(MODEL.params, np.array([prompt]), config)[0]
+    )
+    model = MODEL._replace(config=config)
+    completion = generate(model, prompt[:length], max_new_tokens=1, stop=())
+    expected = jax.nn.log_softmax(logits[0, length - 1])
+    assert completion.tokens == [int(expected.argmax())]
+    np.testing.assert_allclose(completion.logprobs, [expected.max()], atol=1e-4)
+
+
+def test_the_penalty_counts_prompt_and_new_tokens_and_leaves_logprobs_alone() -> None:
+    penalty = RepetitionPenaltyLogitsProcessor(1.7)
+    completion = run(PROMPTS[:1], sampler=Sampler(repetition_penalty=1.7))[0]
+    ids = list(PROMPTS[0])
+    tokens = np.array([ids + completion.tokens])
+    logits = np.asarray(forward(MODEL.params, tokens, TINY)[0][0])
+    for step, token in enumerate(completion.tokens):
+        row = torch.tensor(logits[len(ids) - 1])[None]
+        assert int(penalty(torch.tensor([ids]), row).argmax()) == token
+        assert completion.logprobs[step] == pytest.approx(
+            float(row.log_softmax(-1)[0, token]), abs=1e-4
+        )
+        ids.append(token)
+    assert completion.tokens != run(PROMPTS[:1])[0].tokens
+
+
+def test_a_narrow_model_has_a_narrow_cache() -> None:
+    params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), MODEL.params)
+    _, cache = _read(params, PROMPTS, 64, TINY)
+    assert {leaf.dtype.name for leaf in (*cache.k, *cache.v)} == {"bfloat16"}
 
 
 def test_the_context_can_be_filled_to_the_last_slot() -> None:

@@ -9,6 +9,7 @@ import pytest
 from reference import TINY, replace, sharp_params
 
 from jax_llama3 import Cache, Params, decode, forward, init_cache, prefill
+from jax_llama3.attention import attention, causal_mask
 from jax_llama3.compilation import count_compilations
 from jax_llama3.model import decode_step, rms_norm
 
@@ -232,6 +233,27 @@ def test_a_tap_patches_the_same_way_in_forward_prefill_and_decode() -> None:
     np.testing.assert_allclose(logits, patched[:, 39], **CLOSE)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("layers.0")])
+def test_every_tap_replaces_what_it_sees_with_and_without_cache(
+    whole: np.ndarray, name: str
+) -> None:
+    def tap(seen: str, array: jax.Array) -> jax.Array:
+        if seen != name:
+            return array
+        if name.endswith(("scores", "pattern")):
+            return array * 0.7
+        return array * jnp.linspace(0.5, 1.5, array.shape[-1]).reshape(
+            (1,) * (array.ndim - 1) + (-1,)
+        )
+
+    replaced, _ = forward(PARAMS, TOKENS, TINY, tap=tap)
+    assert np.abs(replaced - whole).max() > 0.01
+    # Only the second part is cached with the tap: it sees old keys and values as they were.
+    _, cache = forward(PARAMS, TOKENS[:, :30], TINY, empty(), tap=tap)
+    rest, _ = forward(PARAMS, TOKENS[:, 30:], TINY, cache, tap=tap)
+    np.testing.assert_allclose(rest, replaced[:, 30:], **CLOSE)
+
+
 def test_taps_steer_under_vmap_and_grad() -> None:
     def logit(scale: jax.Array) -> jax.Array:
         def tap(name: str, array: jax.Array) -> jax.Array:
@@ -313,6 +335,25 @@ def test_narrow_dtypes_stay_close_and_give_float32_logits(dtype: object, whole: 
     assert logits.dtype == jnp.float32
     assert cache.k[0].dtype == dtype
     assert np.abs(logits - whole[:, 38]).mean() < 0.1 * np.abs(whole[:, 38]).mean()
+
+
+@pytest.mark.parametrize("new", [1, 2, 9])
+def test_values_are_summed_in_float32_in_a_narrow_model(new: int) -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((2, new, 6, 16), (2, 300, 3, 16), (2, 300, 3, 16))
+    q, k, v = (jax.random.normal(*given, jnp.bfloat16) for given in zip(keys, shapes, strict=True))
+    seen = {}
+
+    def tap(name: str, array: jax.Array) -> jax.Array:
+        seen[name] = array
+        return array
+
+    mask = causal_mask(jnp.full((2, new), 299), 300)
+    z = attention(q, k, v, mask, tap)
+    weights = np.asarray(seen["pattern"].astype(jnp.bfloat16), np.float64)
+    exact = np.einsum("bnts,bsnh->btnh", weights, np.repeat(np.asarray(v, float), 2, axis=2))
+    rounded = jnp.asarray(exact, jnp.float32).astype(jnp.bfloat16)
+    assert np.mean(np.asarray(z == rounded)) > 0.99
 
 
 def test_norm_scores_and_pattern_are_float32_in_a_narrow_model() -> None:

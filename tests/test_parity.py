@@ -22,11 +22,14 @@ from reference import (
     TINY,
     replace,
     sharp_params,
+    transformers_config,
     transformers_logits,
     transformers_model,
 )
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from jax_llama3 import Config, Params, RopeScaling, decode, forward, init_cache, prefill
+from jax_llama3.rope import rope_frequencies
 
 # The original context is 64 positions in some, so that sequences run beyond it; in others it is
 # that of the published models.
@@ -157,6 +160,9 @@ def agree(record_property: Callable[[str, object], None]) -> Agree:
         assert difference <= ATOL, reference  # so is NaN refused
 
     return check
+
+
+jitted = jax.jit(forward, static_argnames="config")
 
 
 @partial(jax.jit, static_argnames="config")
@@ -296,6 +302,46 @@ def cases(draw: st.DrawFn) -> Case:
 @given(model=cases())
 def test_both_references_agree_on_any_model(model: Case, agree: Agree) -> None:
     check(model, agree)
+
+
+PUBLISHED = [
+    (128, None),
+    (128, RopeScaling(8.0, 1.0, 4.0, 8192)),
+    (64, RopeScaling(32.0, 1.0, 4.0, 8192)),
+    (128, RopeScaling(32.0, 1.0, 4.0, 8192)),
+]
+
+
+@pytest.mark.parametrize(("head_dim", "scaling"), PUBLISHED)
+def test_the_frequencies_of_the_published_models_are_transformers_to_the_bit(
+    head_dim: int, scaling: RopeScaling | None
+) -> None:
+    config = replace(TINY, head_dim=head_dim, rope_theta=500000.0, rope_scaling=scaling)
+    theirs = LlamaRotaryEmbedding(transformers_config(config)).inv_freq.numpy()
+    np.testing.assert_array_equal(rope_frequencies(config), theirs)
+
+
+def test_logits_beyond_8192_positions_of_a_published_scaling() -> None:
+    config = replace(
+        TINY,
+        n_heads=2,
+        n_kv_heads=1,
+        head_dim=64,
+        rope_theta=500000.0,
+        rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
+        max_seq_len=131072,
+    )
+    params = sharp_params(1, config)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, 9 * 1024), np.int32)
+    model = transformers_model(params, config)
+    ours, theirs = init_cache(config, 1, tokens.size, np.float32), None
+    for start in range(0, tokens.size, 1024):
+        chunk = tokens[:, start : start + 1024]
+        logits, ours = jitted(params, chunk, config, ours)
+        with torch.inference_mode():
+            result = model(torch.tensor(chunk, dtype=torch.int64), past_key_values=theirs)
+        theirs = result.past_key_values
+        assert np.abs(logits - result.logits.numpy()).max() <= ATOL
 
 
 WRONG = {

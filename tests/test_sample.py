@@ -50,6 +50,12 @@ def test_four_tokens(settings: dict, expected: list[int]) -> None:
     assert kept(Sampler(**{"temperature": 1.0, **settings})) == expected
 
 
+def test_of_equals_the_lowest_id_is_likeliest() -> None:
+    keys = jax.random.split(jax.random.key(0), 2)
+    logits = jnp.array([[0.0, 2.0, 2.0, 1.0], [3.0, 3.0, 3.0, 3.0]])
+    assert sample(keys, logits, Sampler()).tolist() == [1, 0]
+
+
 def test_zeros_of_both_signs_are_equal() -> None:
     assert kept(Sampler(temperature=1.0, top_k=1), jnp.array([[0.0, -0.0, -1.0]])) == [0, 1]
 

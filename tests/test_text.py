@@ -8,6 +8,7 @@ from reference import TINY, replace, sharp_params
 from test_tokenizer import rank_file
 
 from jax_llama3 import Model, Sampler, forward, generate, score, stream_generate
+from jax_llama3.completion import Row
 from jax_llama3.tokenizer import MODEL, TextStream, tokenizer_from_files
 
 CONFIG = replace(TINY, vocab_size=263 + 256)
@@ -39,6 +40,16 @@ def test_a_stop_text_ends_the_row_wherever_token_borders_fall(start: int, length
         TEXT, "hello", max_new_tokens=60, sampler=HOT, stop=[stop, "never said"]
     )
     assert "".join(piece.text for piece in pieces) == completion.text
+
+
+def test_of_two_stop_texts_in_one_token_the_first_in_the_text_counts() -> None:
+    hello = TEXT.tokenizer.encode("hello")
+    assert len(hello) == 1
+    for stops in (["llo", "el"], ["el", "llo"]):
+        row = Row(0, 1, [], stops, TextStream(TEXT.tokenizer))
+        row.push(hello, [0.0])
+        assert row.text == "h"
+        assert row.finish_reason == "stop"
 
 
 def test_a_single_stop_text_need_not_be_in_a_list() -> None:
