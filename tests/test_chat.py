@@ -69,6 +69,35 @@ def test_special_names_in_messages_end_nothing(
     assert attack in tokenizer.decode(attacked)
 
 
+DETAILS = [
+    "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m.content }}\n  {% endif %}\n{% endfor %}",
+    "{{ messages[0] | tojson }}",
+    "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
+    "{{ bos_token }}|{{ eos_token }}|{{ add_generation_prompt }}",
+]
+
+
+@pytest.mark.parametrize("template", DETAILS)
+def test_a_template_is_rendered_as_transformers_does(meta: Tokenizer, template: str) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    names = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
+    rendered, _ = render_jinja_template(
+        [DIALOG], chat_template=template, add_generation_prompt=True, **names
+    )
+    assert meta.decode(chat_tokens(with_template(meta, template), DIALOG)) == rendered[0]
+
+
+def test_special_names_within_a_template_that_prepends_a_blank_are_text() -> None:
+    data = sentencepiece_like().replace(b'"prepend_scheme":"never"', b'"prepend_scheme":"first"')
+    tokenizer = tokenizer_from_files({JSON: data, GENERATION: generation()})
+    template = with_template(tokenizer, "a{{ eos_token }}{{ messages[0].content }}")
+    (name, token) = next(iter(tokenizer.vocabulary.special.items()))
+    ids = chat_tokens(template, [{"role": "user", "content": name}])
+    calm = chat_tokens(template, [{"role": "user", "content": "a"}])
+    assert ids.count(token) == calm.count(token)
+
+
 HOSTILE = [
     "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "{{ messages.append({}) }}",

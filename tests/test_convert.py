@@ -91,6 +91,15 @@ def divisors(config: Config) -> np.ndarray:
     return np.array(values, np.float32)
 
 
+def test_what_a_gguf_file_may_leave_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in llama.cpp: theta 10,000, as many key heads as query heads, heads that share D."""
+    config = replace(PLAIN, n_kv_heads=PLAIN.n_heads, dim=PLAIN.n_heads * PLAIN.head_dim)
+    for key in "head_count_kv rope_freq_base key_length value_length rope_dimension_count".split():
+        monkeypatch.setattr(gguf.GGUFWriter, f"add_{key}", lambda *_: None)
+    to_jax(write_gguf(tmp_path / "in.gguf", config, sharp_params(1, config)), tmp_path / "out")
+    assert load(tmp_path / "out").config == config
+
+
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 def test_gguf_scaling_is_recovered_from_its_divisors(tmp_path: Path, factor: float) -> None:
     scaling = RopeScaling(factor, 1.0, 4.0, 8192)

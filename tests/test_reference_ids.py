@@ -15,6 +15,8 @@ from tokenizers import Tokenizer as JsonTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from convert.fetch import PACKAGES
+from convert.huggingface_tokenizer import huggingface_files
+from convert.vocabulary import gguf_texts
 from jax_llama3 import Model, apply_chat_template
 from jax_llama3.chat import chat_tokens
 from jax_llama3.tokenizer import JSON, MODEL, Tokenizer, tokenizer_from_files
@@ -271,3 +273,27 @@ def test_names_of_special_tokens_in_a_dialog_are_text(
         for m in (named, calm)
     )
     assert kept == expected
+
+
+def test_a_gguf_file_of_llama_3_has_metas_ids(
+    ours: Tokenizer, theirs: meta_tokenizer.Tokenizer
+) -> None:
+    """Its vocabulary as llama.cpp's converter writes it: tokens and merges, no ranks."""
+    values = json.loads(huggingface_files(ours, 8192)["tokenizer.json"])
+    ids = {**values["model"]["vocab"], **{t["content"]: t["id"] for t in values["added_tokens"]}}
+    tokens = sorted(ids, key=ids.__getitem__)
+    special = set(ours.vocabulary.special)
+    fields = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if token in special else 1 for token in tokens],
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in values["model"]["merges"]],
+        "tokenizer.ggml.bos_token_id": ours.bos_id,
+        "tokenizer.ggml.eos_token_id": 128009,
+    }
+    tokenizer = tokenizer_from_files(gguf_texts(fields))
+    assert tokenizer.stop_ids == (128009,)
+    for text in TEXTS:
+        if not is_newest(text):
+            assert tokenizer.encode(text, bos=True) == theirs.encode(text, bos=True, eos=False)
