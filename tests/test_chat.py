@@ -71,7 +71,7 @@ def test_special_names_in_messages_end_nothing(
 
 DETAILS = [
     "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m.content }}\n  {% endif %}\n{% endfor %}",
-    "{{ messages[0] | tojson }}",
+    "{{ messages[1] | tojson }}",
     "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
     "{{ bos_token }}|{{ eos_token }}|{{ add_generation_prompt }}",
 ]

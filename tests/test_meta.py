@@ -114,6 +114,7 @@ def test_feed_forward_widths_are_those_of_the_family() -> None:
     assert ffn_dim(16384, 1.2, 4096) == 53248
     assert ffn_dim(2048, 1.5, 256) == 8192
     assert ffn_dim(3072, 1.0, 256) == 8192
+    assert ffn_dim(64, 0.556, 1) == 94  # 94.52: cut, not rounded
     for dim, width in (
         (4096, 14336),
         (8192, 28672),

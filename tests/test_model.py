@@ -333,6 +333,9 @@ def test_narrow_dtypes_stay_close_and_give_float32_logits(dtype: object, whole: 
     cache = init_cache(TINY, 3, 64, dtype)
     logits, cache = prefill(params, TOKENS[:, :39], np.array([39] * 3), cache, TINY)
     assert logits.dtype == jnp.float32
+    assert (
+        np.mean(np.asarray(logits == logits.astype(dtype).astype(jnp.float32))) < 0.1
+    )  # not rounded before
     assert cache.k[0].dtype == dtype
     assert np.abs(logits - whole[:, 38]).mean() < 0.1 * np.abs(whole[:, 38]).mean()
 

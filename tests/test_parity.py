@@ -219,10 +219,11 @@ def check(model: Case, agree: Agree) -> tuple[np.ndarray, list[tuple[jax.Array, 
     rng = np.random.default_rng(model.length)
     tokens = rng.integers(0, model.config.vocab_size, (model.batch, model.length), np.int32)
     logits, spreads = whole(params, tokens, model.config)
-    parts = list(cached(params, model, tokens))
-    for name, expected in references(params, model, tokens).items():
+    theirs = references(params, model, tokens)
+    for name, expected in theirs.items():
         agree(f"{name}, forward", logits, expected)
-        for positions, part in parts:
+    for positions, part in cached(params, model, tokens):
+        for name, expected in theirs.items():
             agree(f"{name}, cached", part, expected[np.arange(model.batch), positions])
     return np.asarray(logits), spreads
 

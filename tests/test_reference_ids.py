@@ -19,7 +19,7 @@ from convert.huggingface_tokenizer import huggingface_files
 from convert.vocabulary import gguf_texts
 from jax_llama3 import Model, apply_chat_template
 from jax_llama3.chat import chat_tokens
-from jax_llama3.tokenizer import JSON, MODEL, Tokenizer, tokenizer_from_files
+from jax_llama3.tokenizer import JSON, MODEL, Tokenizer, byte_level, tokenizer_from_files
 
 TEXTS = random_texts(1000 + len(SPECIAL_NAMES))
 GOLDEN = Path(__file__).parent / "golden" / "smollm2_tokens.json"
@@ -297,3 +297,22 @@ def test_a_gguf_file_of_llama_3_has_metas_ids(
     for text in TEXTS:
         if not is_newest(text):
             assert tokenizer.encode(text, bos=True) == theirs.encode(text, bos=True, eos=False)
+
+
+@pytest.mark.parametrize(("pre", "whole"), [("llama-bpe", True), ("gpt-2", False)])
+def test_llama_3_takes_a_word_that_is_a_token_even_if_no_merge_makes_it(
+    pre: str, whole: bool
+) -> None:
+    signs = sorted(byte_level(), key=byte_level().__getitem__)
+    fields = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": [*signs, "hello", "<end>"],
+        "tokenizer.ggml.token_type": [1] * 257 + [3],
+        "tokenizer.ggml.merges": [],
+        "tokenizer.ggml.bos_token_id": 257,
+        "tokenizer.ggml.eos_token_id": 257,
+    }
+    tokenizer = tokenizer_from_files(gguf_texts(fields))
+    assert tokenizer.encode("hello") == ([256] if whole else [*b"hello"])
+    assert tokenizer.add_bos == whole

@@ -51,6 +51,17 @@ def test_angles_stay_exact_at_far_positions(position: int) -> None:
     np.testing.assert_allclose(sin[0, 0], np.sin(angles.astype(np.float64)), atol=1e-6)
 
 
+def test_a_narrow_input_is_rotated_in_float32_and_rounded_once() -> None:
+    config = replace(TINY, head_dim=64, rope_scaling=None)
+    x = jax.random.normal(jax.random.key(0), (1, 200, 3, 64), jnp.bfloat16)
+    cos, sin = rope_tables(jnp.arange(200)[None], config)
+    first, second = np.split(np.asarray(x, np.float64), 2, axis=-1)
+    c, s = (np.asarray(table, np.float64)[:, :, None] for table in (cos, sin))
+    exact = np.concatenate([first * c - second * s, second * c + first * s], axis=-1)
+    rounded = jnp.asarray(exact, jnp.float32).astype(jnp.bfloat16)
+    assert np.mean(np.asarray(apply_rope(x, cos, sin) == rounded)) > 0.99
+
+
 def test_shifting_all_positions_changes_no_logit() -> None:
     params = sharp_params(5, TINY)
     tokens = np.arange(20)[None]

@@ -52,6 +52,13 @@ def test_of_two_stop_texts_in_one_token_the_first_in_the_text_counts() -> None:
         assert row.finish_reason == "stop"
 
 
+def test_nothing_is_shown_that_a_stop_text_may_begin_with() -> None:
+    row = Row(0, 1, [], ["abc"], TextStream(TEXT.tokenizer))
+    shown = [row.push([token], [0.0]) for token in b"xabab"]
+    assert shown == ["x", "", "", "ab", ""]
+    assert row.close() == "ab"
+
+
 def test_a_single_stop_text_need_not_be_in_a_list() -> None:
     text = long_text()
     options = {"max_new_tokens": 60, "sampler": HOT}

@@ -131,6 +131,19 @@ def test_sentencepiece_kind_with_byte_fallback() -> None:
     assert tokenizer.decode([260], skip_special=True) == ""
 
 
+def test_ids_may_have_gaps() -> None:
+    values = json.loads(sentencepiece_like())
+    values["added_tokens"][0]["id"] = 300
+    values["model"]["vocab"]["<end>"] = 300
+    data = json.dumps(values).encode()
+    tokenizer = tokenizer_from_files(
+        {JSON: data, GENERATION: generation(eos_id=300, stop_ids=[300])}
+    )
+    assert tokenizer.vocabulary.size == 301
+    assert tokenizer.decode([300]) == "<end>"
+    assert tokenizer.decode([299]) == ""
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"stop_ids": [9999]}, {"bos_id": -1}, {"stop_ids": 3}, {"extra": 1}, {"eos_id": "x"}],
