@@ -12,8 +12,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-_CPU_ROWS = 2
-
 
 def linear(
     spec: str, x: Float[Array, "..."], weight: Float[Array, "..."], dtype: Any = None
@@ -46,7 +44,13 @@ def _product(x: Float[Array, "M C"], weight: Float[Array, "O C"]) -> Float[Array
 
 
 def _product_cpu(x: Float[Array, "M C"], weight: Float[Array, "O C"]) -> Float[Array, "M O"]:
-    rows = x.shape[0]
-    if x.dtype == jnp.bfloat16 and rows < _CPU_ROWS:
-        x = jnp.pad(x, ((0, _CPU_ROWS - rows), (0, 0)))
-    return _product(x, weight)[:rows]
+    if x.shape[0] == 1 and weight.dtype.itemsize < 4:
+        return _row_cpu(x, weight)
+    return _product(x, weight)
+
+
+def _row_cpu(x: Float[Array, "1 C"], weight: Float[Array, "O C"]) -> Float[Array, "1 O"]:
+    # A sum widens the weights as it reads them. The barriers keep XLA from computing x anew for every
+    # row of the weight and the sum wherever it is read, and from widening all weights before a loop.
+    x, weight = lax.optimization_barrier((x.astype(jnp.float32), weight))
+    return lax.optimization_barrier(jnp.sum(weight.astype(jnp.float32) * x, axis=-1))[None]
