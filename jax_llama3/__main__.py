@@ -1,4 +1,4 @@
-"""The command line: python -m jax_llama3 generate|score|info."""
+"""The command line: python -m jax_llama3 generate|score|bench|info."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 
+from .bench_command import add_bench
 from .chat import has_chat_format
 from .checkpoint import Model, default_folder, load, read_manifest
 from .command import OneLineParser, run_command
@@ -30,6 +31,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_generate(commands.add_parser("generate", help="continue prompts"))
     _add_score(commands.add_parser("score", help="log-probabilities of texts"))
+    command = commands.add_parser("bench", help="prefill and decode against the machine's limits")
+    add_bench(command, _model_folder)
     command = commands.add_parser("info", help="what a converted model is and needs")
     command.add_argument("folder", metavar="DIR", nargs="?", type=Path)
     command.set_defaults(run=_info)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+_FIRST_SPAN = 256  # fewer slots cost next to nothing
+
 
 def causal_mask(positions: Int[Array, "B T"], n_keys: int) -> Bool[Array, "B T S"]:
     """True where a query may look: at the keys whose position is not after its own.
@@ -15,6 +17,41 @@ def causal_mask(positions: Int[Array, "B T"], n_keys: int) -> Bool[Array, "B T S
     A row's slots beyond its length hold later positions, so this hides padding and stale slots too.
     """
     return jnp.arange(n_keys)[None, None] <= positions[..., None]
+
+
+def used_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Bool[Array, "B T S"],
+    used: Int[Array, ""],
+    tap: Callable[[str, Array], Array],
+) -> Float[Array, "B T N H"]:
+    """`attention` that reads the first slots alone, up to a power of two that holds the `used` ones.
+
+    A branch for each power of two, chosen on the device: a cache of any capacity costs what is in it.
+    """
+    capacity = k.shape[1]
+    spans = [_FIRST_SPAN << i for i in range((max(capacity - 1, 1) // _FIRST_SPAN).bit_length())]
+    spans.append(capacity)
+    over = [partial(_attention_over, tap=tap, span=span) for span in spans]
+    index = jnp.sum(used > jnp.array(spans[:-1], jnp.int32))
+    # Elsewhere a branch makes the device wait for the host, which costs more than it saves.
+    return lax.platform_dependent(
+        q, k, v, mask, cpu=partial(lax.switch, index, over), default=over[-1]
+    )
+
+
+def _attention_over(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Bool[Array, "B T S"],
+    *,
+    tap: Callable[[str, Array], Array],
+    span: int,
+) -> Float[Array, "B T N H"]:
+    return attention(q, k[:, :span], v[:, :span], mask[:, :, :span], tap)
 
 
 def attention(

@@ -43,10 +43,20 @@ def write_cache(
         # A slice is written in place; a scatter makes XLA's CPU backend copy the whole cache.
         for row in range(batch):
             start = (row, positions[row, 0], 0, 0)
-            slots = lax.dynamic_update_slice(slots, new[row : row + 1], start)
+            slots = _write_slice(slots, new[row : row + 1], start)
         return slots
     rows = jnp.arange(batch)[:, None]
     return slots.at[rows, positions].set(new, mode="drop")
+
+
+def _write_slice(
+    slots: Float[Array, "B S K H"], new: Float[Array, "1 1 K H"], start: tuple
+) -> Float[Array, "B S K H"]:
+    if slots.dtype.itemsize != 2:
+        return lax.dynamic_update_slice(slots, new, start)
+    # As integers: XLA's CPU backend would widen a whole narrow cache to write one slot of it.
+    bits, new_bits = (lax.bitcast_convert_type(each, jnp.uint16) for each in (slots, new))
+    return lax.bitcast_convert_type(lax.dynamic_update_slice(bits, new_bits, start), slots.dtype)
 
 
 def check_room(cache: Cache, batch: int, new: Any) -> None:

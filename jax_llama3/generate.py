@@ -22,7 +22,7 @@ from .sample import Knobs, Sampler, knobs, penalize, sample_knobs
 
 CHUNK = 512  # prompt tokens per prefill call: bounds the scores, and the shapes ever compiled
 _MIN_CAPACITY = 128  # smaller caches would be no faster, only other shapes
-_STEPS = 32  # tokens per row and device call, at most
+STEPS = 32  # tokens per row and device call, at most
 _CALL_SECONDS = 0.25  # what a device call should last, so that streaming flows and Ctrl-C works
 _STOP_SLOTS = 64  # the stop set's padded size, so that another stop set compiles nothing
 
@@ -73,6 +73,16 @@ def generate_tokens(
     return _generate(params, prompts, config, max_new_tokens, sampler, seed, stop_ids)
 
 
+def cache_capacity(slots: int) -> int:
+    """The slots that a cache is made with so that it holds `slots`: few different shapes."""
+    return max(bucket(slots), _MIN_CAPACITY)
+
+
+def padded_stops(stop_ids: Sequence[int]) -> Int[Array, " stops"]:
+    """Stop ids in the one shape that `decode_many` is compiled for."""
+    return jnp.asarray([*stop_ids, *[-1] * (_STOP_SLOTS - len(stop_ids))], jnp.int32)
+
+
 def _generate(
     params: Params,
     prompts: Sequence[Sequence[int]],
@@ -85,10 +95,10 @@ def _generate(
     if max_new_tokens == 0:
         return
     on = knobs(sampler)
-    stops = jnp.asarray([*stop_ids, *[-1] * (_STOP_SLOTS - len(stop_ids))], jnp.int32)
+    stops = padded_stops(stop_ids)
     rows = jnp.arange(len(prompts))
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(rows)
-    capacity = max(bucket(max(map(len, prompts)) + max_new_tokens), _MIN_CAPACITY)
+    capacity = cache_capacity(max(map(len, prompts)) + max_new_tokens)
     seconds, (logits, cache) = _timed(partial(_read, params, prompts, capacity, config))
     timings = Timings(seconds, 0.0)
     state = State(
@@ -100,7 +110,7 @@ def _generate(
     )
     seconds, (state, tokens, logprobs) = _timed(partial(_first, logits, state, keys, stops, on))
     # An empty call compiles the loop, so that the timings below are of running it.
-    state, _, _ = _decode_many(params, state, keys, stops, on, 0, config)
+    state, _, _ = decode_many(params, state, keys, stops, on, 0, config)
     done, limit = 1, 1
     while True:
         timings = timings._replace(decode=timings.decode + seconds)
@@ -108,10 +118,10 @@ def _generate(
         if done == max_new_tokens or not np.asarray(state.active).any():
             return
         limit = min(limit, max_new_tokens - done)
-        step = partial(_decode_many, params, state, keys, stops, on, limit, config)
+        step = partial(decode_many, params, state, keys, stops, on, limit, config)
         seconds, (state, tokens, logprobs) = _timed(step)
         done += limit
-        limit = int(np.clip(_CALL_SECONDS / (seconds / limit), 1, _STEPS))
+        limit = int(np.clip(_CALL_SECONDS / (seconds / limit), 1, STEPS))
 
 
 def _check(
@@ -210,7 +220,7 @@ def _first(
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="state")
-def _decode_many(
+def decode_many(
     params: Params,
     state: State,
     keys: Key[Array, " B"],
@@ -221,8 +231,8 @@ def _decode_many(
 ) -> tuple[State, Int[Array, "B steps"], Float[Array, "B steps"]]:
     """Up to `limit` tokens for every row, fewer when all rows stop; -1 stands where a row had."""
     batch = state.tokens.shape[0]
-    out_tokens = jnp.full((batch, _STEPS), -1, jnp.int32)
-    out_logprobs = jnp.zeros((batch, _STEPS), jnp.float32)
+    out_tokens = jnp.full((batch, STEPS), -1, jnp.int32)
+    out_logprobs = jnp.zeros((batch, STEPS), jnp.float32)
 
     def unfinished(carry: tuple[Array, State, Array, Array]) -> Bool[Array, ""]:
         index, state, _, _ = carry

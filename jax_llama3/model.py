@@ -14,7 +14,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from .attention import attention, causal_mask
+from .attention import attention, causal_mask, used_attention
 from .cache import Cache, check_room, write_cache
 from .config import Config
 from .linear import linear
@@ -165,12 +165,15 @@ def _blocks(
     positions = start[:, None] + jnp.arange(new)[None]
     tables = rope_tables(positions, config)
     mask = causal_mask(positions, new if cache is None else cache.k[0].shape[1])
+    attend = attention
+    if cache is not None and tap is no_tap:  # a tap is promised the scores of every slot
+        attend = partial(used_attention, used=jnp.max(positions) + 1)
     x = tap("embed", _embed(params.embedding, tokens))
     k, v = [], []
     for index, layer in enumerate(params.layers):
         slots = None if cache is None else (cache.k[index], cache.v[index])
         layer_tap = partial(_prefixed, tap, f"layers.{index}.")
-        x, slots = _block(layer, x, slots, positions, tables, mask, config, layer_tap)
+        x, slots = _block(layer, x, slots, positions, tables, mask, attend, config, layer_tap)
         k.append(slots[0])
         v.append(slots[1])
     if cache is not None:
@@ -199,6 +202,7 @@ def _block(
     positions: Int[Array, "B T"],
     tables: tuple[Float[Array, "B T R"], Float[Array, "B T R"]],
     mask: Array,
+    attend: Callable[..., Array],
     config: Config,
     tap: Tap,
 ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
@@ -209,7 +213,7 @@ def _block(
     v = tap("attn.v", linear("BTD,KHD->BTKH", h, layer.wv))
     if slots is not None:
         k, v = write_cache(slots[0], k, positions), write_cache(slots[1], v, positions)
-    z = tap("attn.z", attention(q, k, v, mask, partial(_prefixed, tap, "attn.")))
+    z = tap("attn.z", attend(q, k, v, mask, tap=partial(_prefixed, tap, "attn.")))
     x = tap("resid_mid", x + tap("attn.out", linear("BTNH,DNH->BTD", z, layer.wo)))
     h = rms_norm(x, layer.ffn_norm, config.norm_eps)
     return tap("resid_post", x + _feed_forward(layer, h, tap)), (k, v)

@@ -33,8 +33,14 @@ RANKS = {
     "score": 3,
     "info": 5,
     "llama": 5,
-    "__main__": 6,
-    "__init__": 6,
+    "bench": 4,
+    "bench_report": 5,
+    "bench_command": 6,
+    "ceilings": 2,
+    "cost": 2,
+    "presets": 1,
+    "__main__": 7,
+    "__init__": 7,
 }
 # What the converter may know of the library: the contract, the format, and one-line errors.
 CONVERT_MAY_IMPORT = {"config", "params", "checkpoint", "command"}

@@ -8,7 +8,7 @@ import pytest
 from reference import TINY, replace
 
 from jax_llama3 import abstract_params, init_cache
-from jax_llama3.generate import _STOP_SLOTS, State, _decode_many
+from jax_llama3.generate import State, decode_many, padded_stops
 from jax_llama3.model import _decode
 
 DEFAULT_SHAPE = replace(
@@ -52,7 +52,7 @@ def test_the_decode_loop_makes_no_copy_of_a_weight(dtype: object) -> None:
         seen=shape((1, 0), bool),
         step=shape((), jnp.int32),
     )
-    stops = shape((_STOP_SLOTS,), jnp.int32)
+    stops = jax.eval_shape(lambda: padded_stops(()))
     params = abstract_params(DEFAULT_SHAPE, dtype)
-    lowered = _decode_many.lower(params, state, keys, stops, {}, 8, DEFAULT_SHAPE)
+    lowered = decode_many.lower(params, state, keys, stops, {}, 8, DEFAULT_SHAPE)
     assert lowered.compile().memory_analysis().temp_size_in_bytes < 5e6

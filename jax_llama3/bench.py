@@ -1,0 +1,251 @@
+"""Prefill and decode, timed against the machine's limits."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .cache import init_cache
+from .ceilings import bandwidth_probe
+from .compilation import Compilations, count_compilations
+from .config import Config
+from .cost import forward_flops, weight_bytes
+from .generate import CHUNK, STEPS, State, cache_capacity, decode_many, padded_stops
+from .model import bucket, no_tap, prefill_unchecked
+from .params import Params
+from .progress import progress
+
+_WARM_UPS = 3  # on a GPU the second call captures a graph
+
+
+class Test(NamedTuple):
+    """One thing to time: "pp" reads `tokens` prompt tokens, "tg" decodes as many, after `depth`."""
+
+    kind: str
+    tokens: int
+    depth: int
+    batch: int
+
+    @property
+    def name(self) -> str:
+        """As llama-bench writes it: pp512, tg128 @ d4096."""
+        return f"{self.kind}{self.tokens}" + (f" @ d{self.depth}" if self.depth else "")
+
+
+class Row(NamedTuple):
+    """What was measured of one test. Rates count the tokens of all rows of the batch."""
+
+    system: str
+    test: str
+    batch: int
+    dtype: str
+    avg_ts: float  # tokens per second: mean, standard deviation, every sample
+    stddev_ts: float
+    samples_ts: list[float]
+    gb_s: float  # the weights read once per forward pass, 1e9 bytes per second
+    bandwidth_gb_s: float  # what the machine can read, measured between the samples
+    bandwidth_fraction: float
+    tflop_s: float
+    compile_seconds: float | None = None
+    temp_bytes: int | None = None  # XLA's own figure for one call
+    recompilations: int | None = None  # after the warm-ups; must be 0
+    ratio: float | None = None  # of ours to this peer: the median over the rounds, and the extremes
+    ratio_min: float | None = None
+    ratio_max: float | None = None
+
+
+Peer = tuple[str, Callable[[Test], float]]  # its name, and the seconds that one test takes
+
+
+def bench(
+    params: Params,
+    config: Config,
+    tests: Sequence[Test],
+    *,
+    repetitions: int,
+    peers: Sequence[Peer] = (),
+) -> list[Row]:
+    """Time every test after three warm-ups, in turn with the peers and a probe of the bandwidth.
+
+    Speed does not depend on the numbers, so prompts and what a depth holds are made up. Tests that the
+    model cannot run raise ValueError.
+    """
+    check_tests(tests, config, repetitions)
+    probe = bandwidth_probe()
+    rows = []
+    rounds = len(tests) * (_WARM_UPS + repetitions) * (1 + len(peers))
+    with progress(rounds, "timing", "run") as bar:
+        for test in tests:
+            rows += _bench_test(params, config, test, repetitions, peers, probe, bar)
+    return rows
+
+
+def check_tests(tests: Sequence[Test], config: Config, repetitions: int) -> None:
+    """Refuse what cannot be run, before anything is."""
+    if repetitions < 1:
+        raise ValueError(f"repetitions must be at least 1, not {repetitions}")
+    if not tests:
+        raise ValueError("there is nothing to time; ask for prompt tokens (-p) or new ones (-n)")
+    for test in tests:
+        if test.depth < 0 or test.tokens < 1 or test.batch < 1:
+            raise ValueError(
+                f"{test.name} in a batch of {test.batch} cannot be run; use more than 0"
+            )
+        if test.depth + test.tokens > config.max_seq_len:
+            raise ValueError(f"{test.name} exceeds the model's context of {config.max_seq_len}")
+
+
+def _bench_test(
+    params: Params,
+    config: Config,
+    test: Test,
+    repetitions: int,
+    peers: Sequence[Peer],
+    probe: Callable[[], float],
+    bar: Any,
+) -> list[Row]:
+    setup = _prefill_runner if test.kind == "pp" else _decode_runner
+    with count_compilations() as compiled:
+        run, temp_bytes = setup(params, config, test)
+        for _ in range(_WARM_UPS):
+            _seconds(run)
+            bar.update()
+    for _ in range(_WARM_UPS):
+        for _, peer in peers:
+            peer(test)
+            bar.update()
+    ours, bandwidths = [], []
+    theirs: list[list[float]] = [[] for _ in peers]
+    recompiled = Compilations()
+    for _ in range(repetitions):
+        bandwidths.append(probe() / 1e9)
+        with count_compilations() as compiled_now:
+            ours.append(_seconds(run))
+        recompiled.count += compiled_now.count
+        bar.update()
+        for seconds, (_, peer) in zip(theirs, peers, strict=True):
+            seconds.append(peer(test))
+            bar.update()
+    row = partial(_row, params, config, test, statistics.median(bandwidths))
+    mine = row("jax_llama3", ours)._replace(
+        compile_seconds=compiled.seconds, temp_bytes=temp_bytes, recompilations=recompiled.count
+    )
+    rows = [mine]
+    for (name, _), seconds in zip(peers, theirs, strict=True):
+        ratios = [peer / own for own, peer in zip(ours, seconds, strict=True)]
+        rows.append(
+            row(name, seconds)._replace(
+                ratio=statistics.median(ratios), ratio_min=min(ratios), ratio_max=max(ratios)
+            )
+        )
+    return rows
+
+
+def _row(
+    params: Params,
+    config: Config,
+    test: Test,
+    bandwidth_gb_s: float,
+    system: str,
+    seconds: list[float],
+) -> Row:
+    if test.kind == "pp":
+        spans = [(start, min(CHUNK, test.tokens - start)) for start in _starts(test)]
+    else:
+        spans = [(step, 1) for step in range(test.tokens)]
+    flops = sum(forward_flops(config, new, test.depth + start, 1) for start, new in spans)
+    rates = [test.batch * test.tokens / each for each in seconds]
+    typical = statistics.median(seconds)
+    gb_s = len(spans) * weight_bytes(params) / typical / 1e9
+    return Row(
+        system=system,
+        test=test.name,
+        batch=test.batch,
+        dtype=_dtype_name(params),
+        avg_ts=statistics.mean(rates),
+        stddev_ts=statistics.stdev(rates) if len(rates) > 1 else 0.0,
+        samples_ts=rates,
+        gb_s=gb_s,
+        bandwidth_gb_s=bandwidth_gb_s,
+        bandwidth_fraction=gb_s / bandwidth_gb_s,
+        tflop_s=test.batch * flops / typical / 1e12,
+    )
+
+
+def _dtype_name(params: Params) -> str:
+    return "int8" if _is_quantized(params) else params.norm.dtype.name
+
+
+def _is_quantized(params: Params) -> bool:
+    return any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(params))
+
+
+def _starts(test: Test) -> range:
+    return range(0, test.tokens, CHUNK)
+
+
+def _prefill_runner(
+    params: Params, config: Config, test: Test
+) -> tuple[Callable[[], Any], int | None]:
+    """A function that reads the prompt into a cache filled up to the depth, and its temporaries."""
+    capacity = cache_capacity(test.depth + bucket(test.tokens))
+    cache = init_cache(config, test.batch, capacity, params.norm.dtype)
+    new = bucket(min(test.tokens, CHUNK))
+    tokens = np.ones((test.batch, new), np.int32)
+    depth = jnp.full(test.batch, test.depth, jnp.int32)
+
+    def run() -> Any:
+        nonlocal cache
+        cache, logits = cache._replace(lengths=depth + 0), None  # the old ones were donated
+        for start in _starts(test):
+            lengths = np.full(test.batch, min(CHUNK, test.tokens - start), np.int32)
+            logits, cache = prefill_unchecked(params, tokens, lengths, cache, config, no_tap)
+        return logits
+
+    lengths = np.full(test.batch, min(test.tokens, CHUNK), np.int32)
+    program = prefill_unchecked.lower(params, tokens, lengths, cache, config, no_tap)
+    return run, _temp_bytes(program)
+
+
+def _decode_runner(
+    params: Params, config: Config, test: Test
+) -> tuple[Callable[[], Any], int | None]:
+    """A function that decodes with the loop of `generate`, from the depth on, and its temporaries."""
+    capacity = cache_capacity(test.depth + test.tokens)
+    state = State(
+        tokens=jnp.ones(test.batch, jnp.int32),
+        cache=init_cache(config, test.batch, capacity, params.norm.dtype),
+        active=jnp.ones(test.batch, bool),
+        seen=jnp.zeros((test.batch, 0), bool),
+        step=jnp.zeros((), jnp.int32),
+    )
+    keys = jax.random.split(jax.random.key(0), test.batch)
+    stops = padded_stops(())
+    depth = jnp.full(test.batch, test.depth, jnp.int32)
+
+    def run() -> Any:
+        nonlocal state
+        state, logprobs = state._replace(cache=state.cache._replace(lengths=depth + 0)), None
+        for start in range(0, test.tokens, STEPS):
+            limit = min(STEPS, test.tokens - start)
+            state, _, logprobs = decode_many(params, state, keys, stops, {}, limit, config)
+        return logprobs
+
+    program = decode_many.lower(params, state, keys, stops, {}, STEPS, config)
+    return run, _temp_bytes(program)
+
+
+def _temp_bytes(program: jax.stages.Lowered) -> int | None:
+    analysis = program.compile().memory_analysis()
+    return None if analysis is None else analysis.temp_size_in_bytes
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start

@@ -1,0 +1,124 @@
+"""`jax-llama3 bench`: its options, and what it runs."""
+
+import argparse
+import itertools
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from .bench import Peer, Test, bench, check_tests
+from .bench_report import FORMATS, check_picture, environment, plot, report
+from .ceilings import peak_flops
+from .checkpoint import load, read_config, read_manifest
+from .config import Config
+from .cost import weight_bytes
+from .params import Params, abstract_params, init_params
+from .presets import preset, preset_names
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_bench(command: argparse.ArgumentParser, find_model: Callable[[Path | None], Path]) -> None:
+    """Add the options; `find_model` gives the folder of a model, or of the default one."""
+    shape = command.add_mutually_exclusive_group()
+    shape.add_argument("--model", metavar="DIR", type=Path, help="default: the fetched model")
+    shape.add_argument(
+        "--preset", metavar="NAME", help=f"random weights: {', '.join(preset_names())}"
+    )
+    for flag, name, default, text in (
+        ("-p", "--prompt-tokens", [512], "prompt tokens to read; 0: no such test"),
+        ("-n", "--new-tokens", [128], "tokens to decode; 0: no such test"),
+        ("-d", "--depth", [0], "tokens in the cache before each test"),
+        ("-b", "--batch", [1], "rows"),
+    ):
+        words = f"{text} (default: {default[0]})"
+        command.add_argument(
+            flag, name, type=_numbers, default=default, metavar="N,...", help=words
+        )
+    command.add_argument("-r", "--repetitions", type=int, default=5, metavar="N", help="default: 5")
+    command.add_argument(
+        "--dtype", choices=_DTYPES, help="default: the model's; a preset's bfloat16"
+    )
+    command.add_argument("-o", "--output", choices=FORMATS, default="md", help="default: md")
+    command.add_argument("--plot", metavar="FILE.png", type=Path, help="roofline and depths")
+    command.add_argument(
+        "--against",
+        metavar="NAME,...",
+        default="",
+        help="time these in turn: transformers, transformers-compiled, llama.cpp",
+    )
+    command.set_defaults(run=partial(_run, find_model=find_model))
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(part) if part.isdecimal() else -1 for part in text.split(",")]
+    if min(numbers) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 128,512")
+    return numbers
+
+
+def _run(options: argparse.Namespace, find_model: Callable[[Path | None], Path]) -> None:
+    if options.plot is not None:
+        check_picture(options.plot)
+    folder = None if options.preset else find_model(options.model)
+    config = preset(options.preset) if folder is None else _config(folder)
+    tests = _tests(options)
+    check_tests(tests, config, options.repetitions)
+    if folder is None:
+        params = _random_params(config, options)
+    else:
+        params = load(folder, dtype=options.dtype).params
+    with ExitStack() as stack:
+        peers = _start_peers(options, config, params, tests, stack)
+        rows = bench(params, config, tests, repetitions=options.repetitions, peers=peers)
+    facts = environment(options.preset or str(folder))
+    print(report(rows, facts, options.output))
+    if options.plot is not None:
+        title = f"{facts['model']}, {rows[0].dtype}, {facts['device']}, jax {facts['jax']}"
+        plot(rows, peak_flops(params.norm.dtype), title, options.plot)
+
+
+def _config(folder: Path) -> Config:
+    read_manifest(folder)
+    return read_config(folder)
+
+
+def _tests(options: argparse.Namespace) -> list[Test]:
+    """Every prompt length, then every number of new tokens, at every depth and batch."""
+    places = list(itertools.product(options.batch, options.depth))
+    asked = [("pp", options.prompt_tokens), ("tg", options.new_tokens)]
+    return [
+        Test(kind, tokens, depth, batch)
+        for kind, numbers in asked
+        for batch, depth in places
+        for tokens in numbers
+        if tokens
+    ]
+
+
+def _random_params(config: Config, options: argparse.Namespace) -> Params:
+    dtype = jnp.dtype(options.dtype or "bfloat16")
+    needed = weight_bytes(abstract_params(config, dtype))
+    if jax.default_backend() == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > 0.9 * memory:
+            raise ValueError(
+                f"{options.preset} in {dtype} needs {needed / 1e9:.1f} GB and this machine has "
+                f"{memory / 1e9:.1f} GB; choose a smaller preset or dtype"
+            )
+    return jax.block_until_ready(init_params(jax.random.key(0), config, dtype))
+
+
+def _start_peers(
+    options: argparse.Namespace,
+    config: Config,
+    params: Params,
+    tests: list[Test],
+    stack: ExitStack,
+) -> list[Peer]:
+    return []
