@@ -1,8 +1,8 @@
-"""The matrix product, in the one form that every backend runs at its memory bandwidth.
+"""The matrix product, in the one form that every backend runs near its memory bandwidth.
 
-The contracted axes stand last in both operands. XLA's CPU backend runs bfloat16 fast only if both
-operands are bfloat16, the result is float32 and there are at least two rows: one row alone makes it
-convert the whole weight to float32 on every call, ten times slower.
+The contracted axes stand last in both operands. XLA's CPU backend runs a bfloat16 product fast only if
+both operands are bfloat16, the result is float32 and there are at least two rows: for one it would
+widen the whole weight on every call. One row is a fused sum there, or a kernel where numba is installed.
 """
 
 import math
@@ -11,6 +11,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from .row_kernel import has_row_kernel, row_product
+
+_KERNEL_ROWS = 3  # more are faster as a product
 
 
 def linear(
@@ -44,9 +48,10 @@ def _product(x: Float[Array, "M C"], weight: Float[Array, "O C"]) -> Float[Array
 
 
 def _product_cpu(x: Float[Array, "M C"], weight: Float[Array, "O C"]) -> Float[Array, "M O"]:
-    if x.shape[0] == 1 and weight.dtype.itemsize < 4:
-        return _row_cpu(x, weight)
-    return _product(x, weight)
+    narrow = weight.dtype.itemsize < 4
+    if narrow and x.shape[0] <= _KERNEL_ROWS and has_row_kernel(weight.dtype):
+        return row_product(x.astype(jnp.float32), weight)
+    return _row_cpu(x, weight) if narrow and x.shape[0] == 1 else _product(x, weight)
 
 
 def _row_cpu(x: Float[Array, "1 C"], weight: Float[Array, "O C"]) -> Float[Array, "1 O"]:

@@ -24,6 +24,8 @@ RANKS = {
     "attention": 1,
     "sample": 1,
     "linear": 1,
+    "row_kernel": 0,
+    "row_kernel_code": -1,
     "folder": 1,
     "model": 2,
     "shards": 2,

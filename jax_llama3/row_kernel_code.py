@@ -1,0 +1,229 @@
+"""What `row_kernel` compiles: imported only where numba is installed, and only when it is needed."""
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic
+
+_BFLOAT16 = 16  # XLA_FFI_DataType
+_CHUNK_BYTES = 1 << 16  # of the weight, taken by a thread at a time
+_TASK = "jax_llama3_row_task"
+# Sums may be taken in any order, as in every fast product; nothing else is relaxed.
+_OPTIONS = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy", "cache": True}
+_WORD = ir.IntType(64)
+
+# Fields of a job, which outlives its call if a thread comes late: offsets in bytes.
+_NEXT, _DONE, _USERS, _X, _WEIGHT, _OUT, _ROWS, _OUTPUTS, _WIDTH, _CODE, _CHUNKS = range(0, 88, 8)
+_JOB_BYTES = 88
+
+_malloc = types.ExternalFunction("malloc", types.int64(types.int64))
+_free = types.ExternalFunction("free", types.void(types.int64))
+
+
+def _at(builder, address):
+    return builder.inttoptr(address, _WORD.as_pointer())
+
+
+@intrinsic
+def _load(typing, address):
+    def generate(context, builder, signature, arguments):
+        return builder.load(_at(builder, arguments[0]))
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _store(typing, address, value):
+    def generate(context, builder, signature, arguments):
+        builder.store(arguments[1], _at(builder, arguments[0]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def _fetch_add(typing, address, value):
+    """Add atomically; the value before."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.atomic_rmw("add", _at(builder, arguments[0]), arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def _pointer(typing, address):
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def _task_address(typing):
+    """Where the task is in this process: by its symbol, so that a kept compilation stays right."""
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(ir.VoidType(), [_WORD])
+        module = builder.module
+        found = module.globals.get(_TASK) or ir.Function(module, kind, _TASK)
+        return builder.ptrtoint(found, _WORD)
+
+    return types.int64(), generate
+
+
+@intrinsic
+def _call(typing, function, argument):
+    """Call a C function, given by its address, that takes and returns a pointer."""
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(_WORD, [_WORD]).as_pointer()
+        return builder.call(builder.inttoptr(arguments[0], kind), [arguments[1]])
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def _widen(typing, bits):
+    """A bfloat16, given as its bits, is the upper half of a float32."""
+
+    def generate(context, builder, signature, arguments):
+        wide = builder.shl(builder.zext(arguments[0], ir.IntType(32)), ir.IntType(32)(16))
+        return builder.bitcast(wide, ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@njit(**_OPTIONS)
+def _bfloat16_rows(x, weight, out):
+    for output in range(out.shape[0]):
+        total = np.float32(0)
+        for i in range(x.shape[0]):
+            total += _widen(weight[output, i]) * x[i]
+        out[output] = total
+
+
+@njit(**_OPTIONS)
+def _int8_rows(x, weight, out):
+    for output in range(out.shape[0]):
+        total = np.float32(0)
+        for i in range(x.shape[0]):
+            total += np.float32(weight[output, i]) * x[i]
+        out[output] = total
+
+
+@njit(**_OPTIONS)
+def _work(job):
+    """Take chunks of outputs until none is left."""
+    chunks, outputs, width = _load(job + _CHUNKS), _load(job + _OUTPUTS), _load(job + _WIDTH)
+    while True:
+        chunk = _fetch_add(job + _NEXT, 1)
+        if chunk >= chunks:
+            return
+        start, stop = outputs * chunk // chunks, outputs * (chunk + 1) // chunks
+        for row in range(_load(job + _ROWS)):
+            x = carray(_pointer(_load(job + _X) + 4 * width * row), (width,), np.float32)
+            place = _load(job + _OUT) + 4 * (outputs * row + start)
+            out = carray(_pointer(place), (stop - start,), np.float32)
+            weight = _load(job + _WEIGHT)
+            if _load(job + _CODE) == _BFLOAT16:
+                first = _pointer(weight + 2 * width * start)
+                _bfloat16_rows(x, carray(first, (stop - start, width), np.uint16), out)
+            else:
+                first = _pointer(weight + width * start)
+                _int8_rows(x, carray(first, (stop - start, width), np.int8), out)
+        _fetch_add(job + _DONE, 1)
+
+
+@njit(**_OPTIONS)
+def _leave(job):
+    if _fetch_add(job + _USERS, -1) == 1:
+        _free(job)
+
+
+@cfunc(types.void(types.int64), **_OPTIONS)
+def _task(job):
+    _work(job)
+    _leave(job)
+
+
+llvm.add_symbol(_TASK, _task.address)
+
+
+@njit(**_OPTIONS)
+def _threads(frame):
+    """How many threads XLA has: XLA_FFI_ThreadPool_NumThreads."""
+    request = _malloc(40)
+    _store(request, 32)
+    _store(request + 8, 0)
+    _store(request + 16, _load(frame + 24))
+    _store(request + 24, request + 32)  # where the answer goes
+    _store(request + 32, 1)
+    _call(_load(_load(frame + 16) + 144), request)
+    threads = _load(request + 32)
+    _free(request)
+    return threads
+
+
+@njit(**_OPTIONS)
+def _schedule(frame, job):
+    """Hand the job to another of XLA's threads: XLA_FFI_ThreadPool_Schedule."""
+    request = _malloc(40)
+    _store(request, 40)
+    _store(request + 8, 0)
+    _store(request + 16, _load(frame + 24))
+    _store(request + 24, _task_address())
+    _store(request + 32, job)
+    failed = _call(_load(_load(frame + 16) + 136), request)
+    _free(request)
+    return failed != 0
+
+
+@njit(**_OPTIONS)
+def _new_job(x, weight, out):
+    """From three XLA_FFI_Buffers: dtype at 16, data at 24, rank at 32, dims at 40."""
+    job = _malloc(_JOB_BYTES)
+    dims = _load(out + 40)
+    outputs, width = _load(dims + 8), _load(_load(x + 40) + 8)
+    code = _load(weight + 16) & 0xFFFFFFFF
+    nbytes = outputs * width * (2 if code == _BFLOAT16 else 1)
+    _store(job + _NEXT, 0)
+    _store(job + _DONE, 0)
+    _store(job + _X, _load(x + 24))
+    _store(job + _WEIGHT, _load(weight + 24))
+    _store(job + _OUT, _load(out + 24))
+    _store(job + _ROWS, _load(dims))
+    _store(job + _OUTPUTS, outputs)
+    _store(job + _WIDTH, width)
+    _store(job + _CODE, code)
+    _store(job + _CHUNKS, min(nbytes // _CHUNK_BYTES + 1, outputs))
+    return job
+
+
+@cfunc(types.int64(types.int64), **_OPTIONS)
+def _handler(frame):
+    """An XLA_FFI_Handler: of an XLA_FFI_CallFrame, 0 for success."""
+    extension = _load(frame + 8)
+    if extension != 0:  # XLA asks for the version that this handler was written for
+        _store(_load(extension + 24) + 24, 3 << 32)
+        return 0
+    arguments = _load(frame + 72)
+    job = _new_job(_load(arguments), _load(arguments + 8), _load(_load(frame + 112)))
+    chunks = _load(job + _CHUNKS)
+    helpers = min(_threads(frame), chunks) - 1
+    _store(job + _USERS, helpers + 1)
+    for _ in range(helpers):
+        if _schedule(frame, job):
+            _leave(job)
+    _work(job)
+    # A chunk that is not done is in work, so this ends; who comes later finds nothing left to take.
+    while _fetch_add(job + _DONE, 0) < chunks:
+        pass
+    _leave(job)
+    return 0
+
+
+def handler_address() -> int:
+    """The compiled handler's address, after the task has been given its symbol."""
+    return _handler.address
