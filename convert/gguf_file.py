@@ -119,13 +119,13 @@ def _with_scaling(config: Config, divisors: np.ndarray) -> Config:
     """The config with that scaling of the family which divides the frequencies by `divisors`."""
     for factor in (8.0, 32.0):
         scaling = RopeScaling(factor, **_LLAMA_3_1)
-        expected = _divisors(config, scaling)
+        expected = rope_divisors(config, scaling)
         if divisors.shape == expected.shape and np.allclose(divisors, expected, rtol=1e-5, atol=0):
             return dataclasses.replace(config, rope_scaling=scaling)
     raise ValueError(f"{_ROPE_FREQS} is not the scaling of Llama 3.1 (8) or 3.2 (32)")
 
 
-def _divisors(config: Config, scaling: RopeScaling) -> np.ndarray:
+def rope_divisors(config: Config, scaling: RopeScaling) -> np.ndarray:
     """What Llama 3.1's scaling divides each pair's frequency by: 1 (fast) to `factor` (slow)."""
     exponents = np.arange(0, config.head_dim, 2) / config.head_dim
     turns = scaling.original_max_seq_len / (2 * np.pi * config.rope_theta**exponents)

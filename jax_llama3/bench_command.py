@@ -17,7 +17,9 @@ from .ceilings import peak_flops
 from .checkpoint import load, read_config, read_manifest
 from .config import Config
 from .cost import weight_bytes
+from .generate import cache_capacity
 from .params import Params, abstract_params, init_params
+from .peers import peer
 from .presets import preset, preset_names
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -121,4 +123,15 @@ def _start_peers(
     tests: list[Test],
     stack: ExitStack,
 ) -> list[Peer]:
-    return []
+    """Start the systems that were named, each in a process of its own."""
+    capacity = cache_capacity(max(test.depth + test.tokens for test in tests))
+    peers: list[Peer] = []
+    for name in filter(None, options.against.split(",")):
+        dtype = params.norm.dtype.name
+        system, run = stack.enter_context(peer(name, config, dtype, capacity))
+        peers.append((system, partial(_run_peer, run)))
+    return peers
+
+
+def _run_peer(run: Callable[..., float], test: Test) -> float:
+    return run(test=test.kind, tokens=test.tokens, depth=test.depth, batch=test.batch)

@@ -40,6 +40,7 @@ RANKS = {
     "bench_command": 6,
     "ceilings": 2,
     "cost": 2,
+    "peers": 1,
     "presets": 1,
     "__main__": 7,
     "__init__": 7,

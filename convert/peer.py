@@ -1,0 +1,121 @@
+"""Another system as a child process that times itself: python -m convert.peer NAME.
+
+It speaks JSON lines. The first that it reads holds the config, the dtype and the cache's capacity;
+every further one asks for a test. It answers each with a line: seconds, or a one-line error. Weights
+are random: speed does not depend on them.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jax_llama3.config import Config, config_from_dict
+
+Run = Callable[[str, int, int, int], float]  # of test, tokens, depth, batch; the seconds it took
+
+
+def main() -> None:
+    """Answer on what was standard output; what libraries print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    systems = {
+        "transformers": _transformers,
+        "transformers-compiled": _transformers_compiled,
+        "llama.cpp": _llama_cpp,
+    }
+    run: Run | None = None
+    for line in sys.stdin:
+        try:
+            asked = json.loads(line)
+            if run is None:
+                config = config_from_dict(asked["config"])
+                name, run = systems[sys.argv[1]](config, asked["dtype"], asked["capacity"])
+                answer: dict[str, Any] = {"system": name}
+            else:
+                answer = {"seconds": run(**asked)}
+        except Exception as error:
+            answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+        answers.write(json.dumps(answer) + "\n")
+
+
+def _transformers(config: Config, dtype: str, capacity: int) -> tuple[str, Run]:
+    import torch
+    import transformers
+
+    model = _random_model(config, dtype)
+
+    def read(tokens: int, batch: int, cache: Any) -> Any:
+        ids = torch.ones((batch, tokens), dtype=torch.long)
+        return model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    @torch.inference_mode()
+    def run(test: str, tokens: int, depth: int, batch: int) -> float:
+        cache = read(depth, batch, transformers.DynamicCache()).past_key_values if depth else None
+        start = time.perf_counter()
+        if test == "pp":
+            read(tokens, batch, cache)
+            return time.perf_counter() - start
+        token = torch.ones((batch, 1), dtype=torch.long)
+        for _ in range(tokens):
+            output = model(token, past_key_values=cache, use_cache=True)
+            cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
+        return time.perf_counter() - start
+
+    return f"transformers {transformers.__version__}, torch {torch.__version__}", run
+
+
+def _transformers_compiled(config: Config, dtype: str, capacity: int) -> tuple[str, Run]:
+    """Decoding under torch.compile with a static cache; prompts are read without."""
+    import torch
+    import transformers
+
+    model = _random_model(config, dtype)
+    caches: dict[int, Any] = {}
+    step = torch.compile(model.forward, dynamic=False, fullgraph=True)
+
+    @torch.inference_mode()
+    def run(test: str, tokens: int, depth: int, batch: int) -> float:
+        if batch not in caches:
+            caches[batch] = transformers.StaticCache(model.config, max_cache_len=capacity)
+        cache = caches[batch]
+        cache.reset()
+        if depth:
+            model(torch.ones((batch, depth), dtype=torch.long), past_key_values=cache)
+        start = time.perf_counter()
+        if test == "pp":
+            ids = torch.ones((batch, tokens), dtype=torch.long)
+            model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            return time.perf_counter() - start
+        token = torch.ones((batch, 1), dtype=torch.long)
+        for index in range(tokens):
+            place = torch.tensor([[depth + index]])
+            output = step(token, past_key_values=cache, position_ids=place, use_cache=True)
+            token = output.logits[:, -1:].argmax(-1)
+        return time.perf_counter() - start
+
+    return f"transformers {transformers.__version__}, torch.compile {torch.__version__}", run
+
+
+def _random_model(config: Config, dtype: str) -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from .huggingface_config import config_values
+
+    values = config_values(config, dtype, None, [])
+    torch.manual_seed(0)
+    torch.set_default_dtype(getattr(torch, dtype))  # made in it, not cast to it afterwards
+    return LlamaForCausalLM(LlamaConfig(**values)).eval()
+
+
+def _llama_cpp(config: Config, dtype: str, capacity: int) -> tuple[str, Run]:
+    from .llama_cpp_peer import llama_cpp_runner
+
+    return llama_cpp_runner(config, dtype, capacity)
+
+
+if __name__ == "__main__":
+    main()
