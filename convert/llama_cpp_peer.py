@@ -100,7 +100,8 @@ def _write(path: Path, config: Config, dtype: str) -> None:
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_rope_freq_base(config.rope_theta)
     if config.rope_scaling is not None:
-        writer.add_tensor("rope_freqs.weight", rope_divisors(config, config.rope_scaling))
+        divisors = rope_divisors(config, config.rope_scaling).astype(np.float32)
+        writer.add_tensor("rope_freqs.weight", divisors)
     generator = np.random.default_rng(0)
     for ours, leaf in named_leaves(abstract_params(config, np.float32)):
         prefix, _, name = ours.rpartition(".")

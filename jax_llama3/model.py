@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from .attention import attention, causal_mask, used_attention
 from .cache import Cache, check_room, write_cache
 from .config import Config
-from .linear import linear
+from .linear import linear, linears
 from .params import Layer, Params
 from .rope import apply_rope, rope_tables
 
@@ -208,9 +208,11 @@ def _block(
 ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
     x = tap("resid_pre", x)
     h = rms_norm(x, layer.attn_norm, config.norm_eps)
-    q = tap("attn.q", apply_rope(linear("BTD,NHD->BTNH", h, layer.wq), *tables))
-    k = tap("attn.k", apply_rope(linear("BTD,KHD->BTKH", h, layer.wk), *tables))
-    v = tap("attn.v", linear("BTD,KHD->BTKH", h, layer.wv))
+    projections = [("BTD,NHD->BTNH", layer.wq), ("BTD,KHD->BTKH", layer.wk)]
+    q, k, v = linears(h, [*projections, ("BTD,KHD->BTKH", layer.wv)])
+    q = tap("attn.q", apply_rope(q, *tables))
+    k = tap("attn.k", apply_rope(k, *tables))
+    v = tap("attn.v", v)
     if slots is not None:
         k, v = write_cache(slots[0], k, positions), write_cache(slots[1], v, positions)
     z = tap("attn.z", attend(q, k, v, mask, tap=partial(_prefixed, tap, "attn.")))
@@ -221,8 +223,8 @@ def _block(
 
 def _feed_forward(layer: Layer, x: Float[Array, "B T D"], tap: Tap) -> Float[Array, "B T D"]:
     """SwiGLU (arXiv:2002.05202)."""
-    gate = tap("mlp.gate", linear("BTD,FD->BTF", x, layer.w_gate))
-    up = tap("mlp.up", linear("BTD,FD->BTF", x, layer.w_up))
+    gate, up = linears(x, [("BTD,FD->BTF", layer.w_gate), ("BTD,FD->BTF", layer.w_up)])
+    gate, up = tap("mlp.gate", gate), tap("mlp.up", up)
     return tap("mlp.out", linear("BTF,DF->BTD", jax.nn.silu(gate) * up, layer.w_down))
 
 

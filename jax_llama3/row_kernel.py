@@ -1,4 +1,4 @@
-"""A row times a narrow weight on a CPU, at memory speed: an optional kernel, compiled by numba.
+"""A row times weights on a CPU, at memory speed: an optional kernel, compiled by numba.
 
 XLA's own best form reads a bfloat16 weight at about 0.6 of the machine's bandwidth, because it widens
 blocks of it in one pass and multiplies them in another. This kernel widens in registers. It is called
@@ -16,11 +16,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 _TARGET = "jax_llama3_row_product"
-_CHUNK_BYTES = 1 << 16  # of the weight, taken by a thread at a time
-_DTYPES = {"bfloat16": 16, "int8": 2}  # and their codes in the interface
+_DTYPES = ("bfloat16", "int8", "float32")
 
 
 def has_row_kernel(dtype: Any) -> bool:
@@ -35,20 +34,25 @@ def _numba_is_installed() -> bool:
 
 
 @jax.custom_jvp
-def row_product(x: Float[Array, "M C"], weight: Array) -> Float[Array, "M O"]:
-    """x times weight [O C] over C, in float32; x is float32, the weight bfloat16 or int8."""
+def row_products(
+    x: Float[Array, "M C"], weights: tuple[Num[Array, "_ C"], ...]
+) -> tuple[Float[Array, "M _"], ...]:
+    """x times each weight [O C] over C, in float32; x is float32, the weights any of the dtypes."""
     _register()
-    shape = jax.ShapeDtypeStruct((x.shape[0], weight.shape[0]), jnp.float32)
-    return jax.ffi.ffi_call(_TARGET, shape, vmap_method="sequential")(x, weight)
+    shapes = [jax.ShapeDtypeStruct((x.shape[0], each.shape[0]), jnp.float32) for each in weights]
+    return tuple(jax.ffi.ffi_call(_TARGET, shapes, vmap_method="sequential")(x, *weights))
 
 
-@row_product.defjvp
-def _row_product_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    (x, weight), (x_tangent, weight_tangent) = primals, tangents
-    change = x_tangent @ weight.astype(jnp.float32).T
-    if weight.dtype != jnp.int8:  # whole numbers have no tangent
-        change += x @ weight_tangent.astype(jnp.float32).T
-    return row_product(x, weight), change
+@row_products.defjvp
+def _row_products_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+    (x, weights), (x_tangent, weight_tangents) = primals, tangents
+    changes = []
+    for weight, weight_tangent in zip(weights, weight_tangents, strict=True):
+        change = x_tangent @ weight.astype(jnp.float32).T
+        if weight.dtype != jnp.int8:  # whole numbers have no tangent
+            change += x @ weight_tangent.astype(jnp.float32).T
+        changes.append(change)
+    return row_products(x, weights), tuple(changes)
 
 
 @functools.cache

@@ -6,16 +6,17 @@ from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
-_BFLOAT16 = 16  # XLA_FFI_DataType
+_INT8, _FLOAT32, _BFLOAT16 = 2, 11, 16  # XLA_FFI_DataType
 _CHUNK_BYTES = 1 << 16  # of the weight, taken by a thread at a time
 _TASK = "jax_llama3_row_task"
 # Sums may be taken in any order, as in every fast product; nothing else is relaxed.
 _OPTIONS = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy", "cache": True}
 _WORD = ir.IntType(64)
 
-# Fields of a job, which outlives its call if a thread comes late: offsets in bytes.
-_NEXT, _DONE, _USERS, _X, _WEIGHT, _OUT, _ROWS, _OUTPUTS, _WIDTH, _CODE, _CHUNKS = range(0, 88, 8)
-_JOB_BYTES = 88
+# A job outlives its call if a thread comes late. Its fields, and those of each of the weights that
+# follow them: offsets in bytes.
+_NEXT, _DONE, _USERS, _CHUNKS, _X, _ROWS, _WIDTH, _JOB_BYTES = range(0, 64, 8)
+_WEIGHT, _CODE, _OUT, _OUTPUTS, _PIECES, _ENTRY_BYTES = range(0, 48, 8)
 
 _malloc = types.ExternalFunction("malloc", types.int64(types.int64))
 _free = types.ExternalFunction("free", types.void(types.int64))
@@ -105,7 +106,7 @@ def _bfloat16_rows(x, weight, out):
 
 
 @njit(**_OPTIONS)
-def _int8_rows(x, weight, out):
+def _rows(x, weight, out):
     for output in range(out.shape[0]):
         total = np.float32(0)
         for i in range(x.shape[0]):
@@ -114,25 +115,42 @@ def _int8_rows(x, weight, out):
 
 
 @njit(**_OPTIONS)
+def _outputs(job, entry, start, stop):
+    """The outputs from `start` to `stop` of one weight, for every row of x."""
+    width, weight, code = _load(job + _WIDTH), _load(entry + _WEIGHT), _load(entry + _CODE)
+    shape = (stop - start, width)
+    for row in range(_load(job + _ROWS)):
+        x = carray(_pointer(_load(job + _X) + 4 * width * row), (width,), np.float32)
+        place = _load(entry + _OUT) + 4 * (_load(entry + _OUTPUTS) * row + start)
+        out = carray(_pointer(place), (stop - start,), np.float32)
+        first = weight + width * start * _itemsize(code)
+        if code == _BFLOAT16:
+            _bfloat16_rows(x, carray(_pointer(first), shape, np.uint16), out)
+        elif code == _INT8:
+            _rows(x, carray(_pointer(first), shape, np.int8), out)
+        else:
+            _rows(x, carray(_pointer(first), shape, np.float32), out)
+
+
+@njit(**_OPTIONS)
+def _itemsize(code):
+    return 2 if code == _BFLOAT16 else 1 if code == _INT8 else 4
+
+
+@njit(**_OPTIONS)
 def _work(job):
     """Take chunks of outputs until none is left."""
-    chunks, outputs, width = _load(job + _CHUNKS), _load(job + _OUTPUTS), _load(job + _WIDTH)
+    chunks = _load(job + _CHUNKS)
     while True:
         chunk = _fetch_add(job + _NEXT, 1)
         if chunk >= chunks:
             return
-        start, stop = outputs * chunk // chunks, outputs * (chunk + 1) // chunks
-        for row in range(_load(job + _ROWS)):
-            x = carray(_pointer(_load(job + _X) + 4 * width * row), (width,), np.float32)
-            place = _load(job + _OUT) + 4 * (outputs * row + start)
-            out = carray(_pointer(place), (stop - start,), np.float32)
-            weight = _load(job + _WEIGHT)
-            if _load(job + _CODE) == _BFLOAT16:
-                first = _pointer(weight + 2 * width * start)
-                _bfloat16_rows(x, carray(first, (stop - start, width), np.uint16), out)
-            else:
-                first = _pointer(weight + width * start)
-                _int8_rows(x, carray(first, (stop - start, width), np.int8), out)
+        entry = job + _JOB_BYTES
+        while chunk >= _load(entry + _PIECES):
+            chunk -= _load(entry + _PIECES)
+            entry += _ENTRY_BYTES
+        outputs, pieces = _load(entry + _OUTPUTS), _load(entry + _PIECES)
+        _outputs(job, entry, outputs * chunk // pieces, outputs * (chunk + 1) // pieces)
         _fetch_add(job + _DONE, 1)
 
 
@@ -181,23 +199,30 @@ def _schedule(frame, job):
 
 
 @njit(**_OPTIONS)
-def _new_job(x, weight, out):
-    """From three XLA_FFI_Buffers: dtype at 16, data at 24, rank at 32, dims at 40."""
-    job = _malloc(_JOB_BYTES)
-    dims = _load(out + 40)
-    outputs, width = _load(dims + 8), _load(_load(x + 40) + 8)
-    code = _load(weight + 16) & 0xFFFFFFFF
-    nbytes = outputs * width * (2 if code == _BFLOAT16 else 1)
+def _new_job(frame):
+    """From the call's XLA_FFI_Buffers, which have dtype at 16, data at 24, dims at 40."""
+    arguments, results, count = _load(frame + 72), _load(frame + 112), _load(frame + 96)
+    x = _load(arguments)
+    width = _load(_load(x + 40) + 8)
+    job = _malloc(_JOB_BYTES + count * _ENTRY_BYTES)
     _store(job + _NEXT, 0)
     _store(job + _DONE, 0)
     _store(job + _X, _load(x + 24))
-    _store(job + _WEIGHT, _load(weight + 24))
-    _store(job + _OUT, _load(out + 24))
-    _store(job + _ROWS, _load(dims))
-    _store(job + _OUTPUTS, outputs)
+    _store(job + _ROWS, _load(_load(x + 40)))
     _store(job + _WIDTH, width)
-    _store(job + _CODE, code)
-    _store(job + _CHUNKS, min(nbytes // _CHUNK_BYTES + 1, outputs))
+    chunks = 0
+    for index in range(count):
+        entry = job + _JOB_BYTES + index * _ENTRY_BYTES
+        weight, out = _load(arguments + 8 * (index + 1)), _load(results + 8 * index)
+        code, outputs = _load(weight + 16) & 0xFFFFFFFF, _load(_load(out + 40) + 8)
+        pieces = min(outputs * width * _itemsize(code) // _CHUNK_BYTES + 1, outputs)
+        _store(entry + _WEIGHT, _load(weight + 24))
+        _store(entry + _CODE, code)
+        _store(entry + _OUT, _load(out + 24))
+        _store(entry + _OUTPUTS, outputs)
+        _store(entry + _PIECES, pieces)
+        chunks += pieces
+    _store(job + _CHUNKS, chunks)
     return job
 
 
@@ -208,8 +233,7 @@ def _handler(frame):
     if extension != 0:  # XLA asks for the version that this handler was written for
         _store(_load(extension + 24) + 24, 3 << 32)
         return 0
-    arguments = _load(frame + 72)
-    job = _new_job(_load(arguments), _load(arguments + 8), _load(_load(frame + 112)))
+    job = _new_job(frame)
     chunks = _load(job + _CHUNKS)
     helpers = min(_threads(frame), chunks) - 1
     _store(job + _USERS, helpers + 1)
