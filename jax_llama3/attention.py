@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from .quantization import Quantized, dequantize
+
 
 def causal_mask(positions: Int[Array, "B T"], n_keys: int) -> Bool[Array, "B T S"]:
     """True where a query may look: at the keys whose position is not after its own.
@@ -19,8 +21,8 @@ def causal_mask(positions: Int[Array, "B T"], n_keys: int) -> Bool[Array, "B T S
 
 def attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    k: Float[Array, "B S K H"] | Quantized,
+    v: Float[Array, "B S K H"] | Quantized,
     mask: Bool[Array, "B T S"],
     tap: Callable[[str, Array], Array],
 ) -> Float[Array, "B T N H"]:
@@ -30,7 +32,7 @@ def attention(
     """
     batch, new, n_heads, head_dim = q.shape
     n_keys, n_kv_heads = k.shape[1], k.shape[2]
-    k, v = k.astype(q.dtype), v.astype(q.dtype)
+    k, v = dequantize(k, q.dtype), dequantize(v, q.dtype)
     # G queries of one group times T tokens are the rows of one product per key/value head.
     grouped = q.reshape(batch, new, n_kv_heads, -1, head_dim)
     scores = _product("BTKGH,BSKH->BKGTS", grouped, k) * head_dim**-0.5
