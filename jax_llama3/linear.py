@@ -37,8 +37,8 @@ def linear(
     dtype = dtype or x.dtype
     shape = x.shape[: len(batch)] + weight.shape[: len(out)]
     x = x.reshape(-1, math.prod(x.shape[len(batch) :]))
-    product = _quantized if isinstance(weight, Quantized) else _full
-    return product(x, weight).reshape(shape).astype(dtype)
+    product = _quantized(x, weight) if isinstance(weight, Quantized) else _full(x, weight)
+    return product.reshape(shape).astype(dtype)
 
 
 def _full(x: Float[Array, "M C"], weight: Float[Array, "..."]) -> Float[Array, "M O"]:
@@ -85,4 +85,4 @@ def _sums_cpu(x: Float[Array, "M C"], values: Int8[Array, "O C"]) -> Float[Array
         rows = lax.dynamic_slice_in_dim(values, start, step)
         return lax.dynamic_update_slice_in_dim(sums, _sums(x, rows), start, axis=1)
 
-    return lax.fori_loop(0, -(-height // step), block, jnp.zeros((x.shape[0], height)))
+    return lax.fori_loop(0, -(-height // step), block, jnp.zeros((x.shape[0], height), jnp.float32))

@@ -54,12 +54,12 @@ def quantize_array(array: Any, contracted: int, numpy: ModuleType = jnp) -> Quan
     wide = array.astype(np.float32)
     axes = tuple(range(-contracted, 0))
     largest = numpy.abs(wide).max(axis=axes, keepdims=True)
-    # Times 1/127 and not over 127: a compiler may do so, and the last bit differs.
+    # Products with reciprocals: XLA turns such quotients into them, and the last bit differs.
     scale = largest * np.float32(1 / _LARGEST)
     # Weights next to nothing count as zero. NaN stays NaN.
     scale = numpy.where(scale < _SMALLEST, np.float32(0), scale)
-    steps = wide / numpy.where(scale == 0, np.float32(1), scale)
-    values = numpy.rint(numpy.where(scale == 0, np.float32(0), steps)).astype(np.int8)
+    inverse = np.float32(1) / numpy.where(scale == 0, np.float32(np.inf), scale)
+    values = numpy.rint(wide * inverse).astype(np.int8)
     return Quantized(values, scale.reshape(array.shape[:-contracted]))
 
 
