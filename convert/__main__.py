@@ -11,7 +11,7 @@ from .export import to_hf, to_meta
 from .fetch import fetch, found
 from .hub import download, is_hub_name
 from .inspection import inspect
-from .to_jax import DTYPES, to_jax
+from .to_jax import DTYPES, QUANTIZATIONS, to_jax
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,6 +80,11 @@ def _add_output_options(command: argparse.ArgumentParser) -> None:
         choices=DTYPES,
         help="default: keep, the source's; float32 if quantised",
     )
+    command.add_argument(
+        "--quantize",
+        choices=QUANTIZATIONS,
+        help="store matrices as int8; --dtype is then that of the norms and the activations",
+    )
     command.add_argument("--overwrite", action="store_true", help="replace a converted model")
 
 
@@ -99,7 +104,13 @@ def _add_rope_factor(command: argparse.ArgumentParser) -> None:
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    folder = fetch(options.name, options.folder, dtype=options.dtype, overwrite=options.overwrite)
+    folder = fetch(
+        options.name,
+        options.folder,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        overwrite=options.overwrite,
+    )
     _say(folder)
 
 
@@ -113,6 +124,7 @@ def _to_jax(options: argparse.Namespace) -> None:
         path,
         options.folder,
         dtype=dtype,
+        quantize=options.quantize,
         overwrite=options.overwrite,
         rope_factor=options.rope_factor,
         origin=origin,

@@ -10,7 +10,15 @@ from typing import NamedTuple
 import numpy as np
 from jax import Array
 
-from jax_llama3.checkpoint import EXPORT, load, progress, read_config, read_manifest, read_tokenizer
+from jax_llama3.checkpoint import (
+    EXPORT,
+    holds_quantized,
+    load,
+    progress,
+    read_config,
+    read_manifest,
+    read_tokenizer,
+)
 from jax_llama3.config import Config
 from jax_llama3.model import forward
 from jax_llama3.params import Params
@@ -86,6 +94,8 @@ def compare(
     manifest = read_manifest(folder)
     if EXPORT in manifest:
         raise ValueError(f"{folder} is in the {manifest[EXPORT]} format; name a converted model")
+    if holds_quantized(manifest["tensors"]):
+        raise ValueError(f"{folder} is quantised; convert the source again without --quantize")
     config = read_config(folder)
     notes = _differences(path, source.config, folder, config)
     if hashes != manifest["source"].get("files", hashes):

@@ -19,7 +19,7 @@ from jax_llama3.checkpoint import (
 
 from .huggingface_config import config_values
 from .huggingface_tokenizer import huggingface_files
-from .jax_folder import open_jax
+from .jax_folder import open_unquantized
 from .meta import CHECKLIST, PARAMS, SHARD
 from .meta_config import params_values
 from .pth_writer import write_pth
@@ -33,7 +33,7 @@ def to_hf(path: str | os.PathLike, folder: str | os.PathLike, *, overwrite: bool
     path, folder = Path(path), Path(folder)
     check_output(folder, overwrite=overwrite)
     check_apart(path, folder)
-    source, tokenizer = open_jax(path)
+    source, tokenizer = open_unquantized(path)
     table = rules("huggingface", source.config)
     tensors = [part(source, rule, range(source.tensors[rule.ours].shape[0])) for rule in table]
     pieces = shard_pieces(tensors, "model-{:05}-of-{:05}.safetensors", {"format": "pt"})
@@ -71,7 +71,7 @@ def to_meta(
     path, folder = Path(path), Path(folder)
     check_output(folder, overwrite=overwrite)
     check_apart(path, folder)
-    source, tokenizer = open_jax(path)
+    source, tokenizer = open_unquantized(path)
     if tokenizer is not None and MODEL not in tokenizer.files:
         raise ValueError(f"{path} has no {MODEL} of Meta's, which Meta's code needs; use to-hf")
     values = params_values(source.config)

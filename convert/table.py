@@ -3,11 +3,19 @@
 import dataclasses
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from jax_llama3.checkpoint import AHEAD, BLOCK_BYTES, READ_BACK_BYTES, Tensor, cast
+from jax_llama3.checkpoint import (
+    AHEAD,
+    BLOCK_BYTES,
+    READ_BACK_BYTES,
+    Tensor,
+    cast,
+    quantize_array,
+)
 from jax_llama3.config import Config
 from jax_llama3.params import abstract_params, named_leaves
 
@@ -116,10 +124,11 @@ def _are_equal(source: Source, left: str, right: str) -> bool:
     )
 
 
-def plan(source: Source, dtype: str | None) -> list[Tensor]:
+def plan(source: Source, dtype: str | None, *, quantize: bool = False) -> list[Tensor]:
     """The tensors of the tree, ready to be streamed; what is off is reported together, before.
 
-    `dtype` None keeps each tensor's own.
+    `dtype` None keeps each tensor's own. With `quantize` it is that of the norms alone, and every
+    matrix becomes int8 values and a scale, from the source's own numbers.
     """
     config = source.config
     if config.n_layers > len(source.tensors):
@@ -139,6 +148,8 @@ def plan(source: Source, dtype: str | None) -> list[Tensor]:
         elif info.shape != (flat := flat_shape(rule.ours, leaf.shape)):
             shapes = f"has shape {list(info.shape)}, the config says {list(flat)}"
             errors.append(f"{rule.theirs} {shapes}")
+        elif quantize and len(info.shape) > 1:
+            tensors += _quantized(source, rule, leaf.shape)
         else:
             tensors.append(_to_ours(source, rule, leaf.shape, np.dtype(dtype or info.dtype)))
     unused = set(source.tensors) - {rule.theirs for rule in table}
@@ -148,14 +159,32 @@ def plan(source: Source, dtype: str | None) -> list[Tensor]:
 
 
 def _to_ours(source: Source, rule: Rule, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+    return Tensor(rule.ours, shape, dtype, lambda: _rows(source, rule, dtype))
+
+
+def _quantized(source: Source, rule: Rule, shape: tuple[int, ...]) -> list[Tensor]:
+    """The values and the scale, each made from a reading of its own.
+
+    A row of the source is an output channel, so the scale lies in the order of the rows.
+    """
+
+    def blocks(field: str) -> Iterator[np.ndarray]:
+        for rows in _rows(source, rule, np.dtype(np.float32)):
+            yield getattr(quantize_array(rows, 1, np), field)
+
+    channels = shape[:1] if rule.ours.endswith("wo") else shape[:-1]
+    return [
+        Tensor(f"{rule.ours}.values", shape, np.dtype(np.int8), partial(blocks, "values")),
+        Tensor(f"{rule.ours}.scale", channels, np.dtype(np.float32), partial(blocks, "scale")),
+    ]
+
+
+def _rows(source: Source, rule: Rule, dtype: np.dtype) -> Iterator[np.ndarray]:
+    """A tensor of ours, flat, block by block."""
     info, head_dim = source.tensors[rule.theirs], source.config.head_dim
-
-    def blocks() -> Iterator[np.ndarray]:
-        for start, stop in _spans(info, 0, info.shape[0], _unit(rule.ours, head_dim)):
-            rows = rule.read(source.read(rule.theirs, start, stop), head_dim)
-            yield cast(rule.ours, rows, dtype)
-
-    return Tensor(rule.ours, shape, dtype, blocks)
+    for start, stop in _spans(info, 0, info.shape[0], _unit(rule.ours, head_dim)):
+        rows = rule.read(source.read(rule.theirs, start, stop), head_dim)
+        yield cast(rule.ours, rows, dtype)
 
 
 def part(source: Source, rule: Rule, rows: range, columns: slice = slice(None)) -> Tensor:

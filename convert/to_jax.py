@@ -13,6 +13,7 @@ from .source import Hashing, Source, SourceFile, check_unchanged
 from .table import plan, resolve_tie
 
 DTYPES = ("keep", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("int8",)
 
 
 def open_source(
@@ -58,27 +59,33 @@ def to_jax(
     folder: str | os.PathLike,
     *,
     dtype: str = "keep",
+    quantize: str | None = None,
     overwrite: bool = False,
     rope_factor: float | None = None,
     origin: dict | None = None,
 ) -> None:
     """Convert `path` into `folder`. What cannot be converted exactly raises, and nothing is written.
 
-    `keep` leaves each tensor's dtype; quantised ones become float32. `origin` says in the manifest
-    where the files came from.
+    `keep` leaves each tensor's dtype; quantised ones become float32. With `quantize` "int8" matrices
+    become int8 values and float32 scales, as `jax_llama3.quantize` makes them, and `dtype` is that of
+    the norms. `origin` says in the manifest where the files came from.
     """
     path, folder = Path(path), Path(folder)
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported, only {', '.join(DTYPES)}")
+    if quantize not in (None, *QUANTIZATIONS):
+        raise ValueError(f"quantize {quantize!r} is not supported, only {', '.join(QUANTIZATIONS)}")
     check_output(folder, overwrite=overwrite)
     check_apart(path, folder)
     with Hashing() as hashing:
         source = resolve_tie(open_source(path, rope_factor, hashing.add))
-        tensors = plan(source, None if dtype == "keep" else dtype)
+        kept = None if dtype == "keep" else dtype
+        tensors = plan(source, kept, quantize=quantize is not None)
         hashes = hashing.result(source.files)
+    decisions = [f"dtype {dtype}", *([] if quantize is None else [f"quantize {quantize}"])]
     receipt = {
         "source": {"kind": source.kind, **(origin or {}), "files": hashes},
-        "decisions": [f"dtype {dtype}", *source.decisions],
+        "decisions": [*decisions, *source.decisions],
     }
     write_model(
         folder,

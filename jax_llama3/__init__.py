@@ -13,6 +13,7 @@ from .llama import (
 )
 from .model import decode, forward, prefill
 from .params import Layer, Params, abstract_params, count_params, init_params
+from .quantization import Quantized, quantize
 from .sample import Sampler, sample
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Layer",
     "Model",
     "Params",
+    "Quantized",
     "RopeScaling",
     "Sampler",
     "Score",
@@ -35,6 +37,7 @@ __all__ = [
     "init_params",
     "load",
     "prefill",
+    "quantize",
     "sample",
     "save",
     "score",

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from .quantization import Slots, dequantize
+
 _FIRST_SPAN = 256  # fewer slots cost next to nothing
 
 
@@ -21,8 +23,8 @@ def causal_mask(positions: Int[Array, "B T"], n_keys: int) -> Bool[Array, "B T S
 
 def used_attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    k: Slots,
+    v: Slots,
     mask: Bool[Array, "B T S"],
     used: Int[Array, ""],
     tap: Callable[[str, Array], Array],
@@ -44,20 +46,21 @@ def used_attention(
 
 def _attention_over(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    k: Slots,
+    v: Slots,
     mask: Bool[Array, "B T S"],
     *,
     tap: Callable[[str, Array], Array],
     span: int,
 ) -> Float[Array, "B T N H"]:
-    return attention(q, k[:, :span], v[:, :span], mask[:, :, :span], tap)
+    k, v = jax.tree.map(lambda slots: slots[:, :span], (k, v))
+    return attention(q, k, v, mask[:, :, :span], tap)
 
 
 def attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    k: Slots,
+    v: Slots,
     mask: Bool[Array, "B T S"],
     tap: Callable[[str, Array], Array],
 ) -> Float[Array, "B T N H"]:
@@ -67,7 +70,7 @@ def attention(
     """
     batch, new, n_heads, head_dim = q.shape
     n_keys, n_kv_heads = k.shape[1], k.shape[2]
-    k, v = k.astype(q.dtype), v.astype(q.dtype)
+    k, v = dequantize(k, q.dtype), dequantize(v, q.dtype)
     # G queries of one group times T tokens are the rows of one product per key/value head.
     grouped = q.reshape(batch, new, n_kv_heads, -1, head_dim)
     scores = _product("BTKGH,BSKH->BKGTS", grouped, k) * head_dim**-0.5

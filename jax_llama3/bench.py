@@ -19,6 +19,7 @@ from .generate import CHUNK, STEPS, State, cache_capacity, decode_many, padded_s
 from .model import bucket, no_tap, prefill_unchecked
 from .params import Params
 from .progress import progress
+from .quantization import activation_dtype, is_quantized
 
 _WARM_UPS = 3  # on a GPU the second call captures a graph
 
@@ -178,11 +179,8 @@ def _row(
 
 
 def _dtype_name(params: Params) -> str:
-    return "int8" if _is_quantized(params) else params.norm.dtype.name
-
-
-def _is_quantized(params: Params) -> bool:
-    return any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(params))
+    dtype = jnp.dtype(activation_dtype(params)).name
+    return f"int8, {dtype}" if is_quantized(params) else dtype
 
 
 def _starts(test: Test) -> range:
@@ -194,7 +192,7 @@ def _prefill_runner(
 ) -> tuple[Callable[[], Any], int | None]:
     """A function that reads the prompt into a cache filled up to the depth, and its temporaries."""
     capacity = cache_capacity(test.depth + bucket(test.tokens))
-    cache = init_cache(config, test.batch, capacity, params.norm.dtype)
+    cache = init_cache(config, test.batch, capacity, activation_dtype(params))
     new = bucket(min(test.tokens, CHUNK))
     tokens = np.ones((test.batch, new), np.int32)
     depth = jnp.full(test.batch, test.depth, jnp.int32)
@@ -219,7 +217,7 @@ def _decode_runner(
     capacity = cache_capacity(test.depth + test.tokens)
     state = State(
         tokens=jnp.ones(test.batch, jnp.int32),
-        cache=init_cache(config, test.batch, capacity, params.norm.dtype),
+        cache=init_cache(config, test.batch, capacity, activation_dtype(params)),
         active=jnp.ones(test.batch, bool),
         seen=jnp.zeros((test.batch, 0), bool),
         step=jnp.zeros((), jnp.int32),

@@ -21,6 +21,7 @@ from .generate import cache_capacity
 from .params import Params, abstract_params, init_params
 from .peers import peer
 from .presets import preset, preset_names
+from .quantization import activation_dtype
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -82,7 +83,7 @@ def _run(options: argparse.Namespace, find_model: Callable[[Path | None], Path])
     print(report(rows, facts, options.output))
     if options.plot is not None:
         title = f"{facts['model']}, {rows[0].dtype}, {facts['device']}, jax {facts['jax']}"
-        plot(rows, peak_flops(params.norm.dtype), title, options.plot)
+        plot(rows, peak_flops(activation_dtype(params)), title, options.plot)
 
 
 def _config(folder: Path) -> Config:
@@ -127,7 +128,7 @@ def _start_peers(
     capacity = cache_capacity(max(test.depth + test.tokens for test in tests))
     peers: list[Peer] = []
     for name in filter(None, options.against.split(",")):
-        dtype = params.norm.dtype.name
+        dtype = jnp.dtype(activation_dtype(params)).name
         system, run = stack.enter_context(peer(name, config, dtype, capacity))
         peers.append((system, partial(_run_peer, run)))
     return peers

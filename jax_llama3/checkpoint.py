@@ -26,6 +26,7 @@ from .manifest import (
 )
 from .params import Params, abstract_params, named_leaves
 from .progress import progress
+from .quantization import is_quantized, quantize, quantize_array
 from .shards import open_shards
 from .stream import (
     AHEAD,
@@ -64,17 +65,20 @@ __all__ = [
     "Piece",
     "Tensor",
     "Tokenizer",
+    "abstract_stored",
     "byte_level",
     "cast",
     "check_output",
     "default_folder",
     "hash_file",
+    "holds_quantized",
     "json_bytes",
     "load",
     "open_shards",
     "parse_json",
     "pour",
     "progress",
+    "quantize_array",
     "read_config",
     "read_json",
     "read_manifest",
@@ -112,6 +116,7 @@ def default_folder(name: str) -> Path:
 def load(path: str | os.PathLike, *, dtype: Any = None) -> Model:
     """Read a converted model; `dtype` casts its weights (default: as stored).
 
+    Of a quantised model it casts the norms, whose dtype is that of the activations and the cache.
     Headers, names, shapes and sizes are checked, contents are not: `convert check` does that.
     A folder that is not whole, or a cast that overflows, raises ValueError.
     """
@@ -125,8 +130,7 @@ def load(path: str | os.PathLike, *, dtype: Any = None) -> Model:
         )
     config = read_config(folder)
     tensors = manifest["tensors"]
-    stored = {entry["dtype"] for entry in tensors.values()}
-    abstract = abstract_params(config, dtype or next(iter(stored)))
+    abstract = abstract_stored(config, tensors, dtype)
     leaves = []
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
     files = open_shards(folder, manifest)
@@ -144,11 +148,14 @@ def load(path: str | os.PathLike, *, dtype: Any = None) -> Model:
 def save(path: str | os.PathLike, model: Model) -> None:
     """Write a model so that `load` and `convert check` take it; the path must not exist."""
     expected = abstract_params(model.config, np.float32)
+    if is_quantized(model.params):
+        expected = jax.eval_shape(quantize, expected)
     if jax.tree.map(np.shape, model.params) != jax.tree.map(np.shape, expected):
         raise ValueError("the weights do not have the shapes that the config gives them")
-    if wrong := {str(leaf.dtype) for leaf in jax.tree.leaves(model.params)} - {*_DTYPES}:
-        raise ValueError(f"dtype {wrong.pop()} is not supported, only {', '.join(_DTYPES)}")
-    tensors = [array_tensor(name, leaf) for name, leaf in named_leaves(model.params)]
+    leaves = named_leaves(model.params)
+    for name, leaf in leaves:
+        _check_dtype(name, leaf.dtype)
+    tensors = [array_tensor(name, leaf) for name, leaf in leaves]
     files = {} if model.tokenizer is None else model.tokenizer.files
     source = {"kind": "jax_llama3.save"}
     write_model(Path(path), model.config, tensors, files, {"source": source})
@@ -189,8 +196,7 @@ def verify(path: str | os.PathLike) -> dict:
     config = read_config(folder)
     files = open_shards(folder, manifest)
     tensors = manifest["tensors"]
-    dtype = next(iter(tensors.values()))["dtype"]
-    for name, leaf in _expected(abstract_params(config, dtype), tensors):
+    for name, leaf in _expected(abstract_stored(config, tensors), tensors):
         found = {**describe_tensor(files[tensors[name]["file"]].get_tensor(name))}
         if found != {key: tensors[name][key] for key in found} or found["shape"] != [*leaf.shape]:
             raise ValueError(f"{folder}: tensor {name} is not the one in the manifest")
@@ -244,9 +250,31 @@ def read_config(folder: Path) -> Config:
         raise ValueError(f"{folder / CONFIG}: {error}") from None
 
 
+def holds_quantized(tensors: dict) -> bool:
+    """Whether the tensors of a manifest are those of a quantised model."""
+    return "embedding.values" in tensors
+
+
+def abstract_stored(config: Config, tensors: dict, dtype: Any = None) -> Params:
+    """The tree that a manifest's tensors form, in `dtype`; by default in that of the last norm."""
+    stored = tensors["norm"]["dtype"] if "norm" in tensors else np.float32
+    abstract = abstract_params(config, dtype or stored)
+    return jax.eval_shape(quantize, abstract) if holds_quantized(tensors) else abstract
+
+
 def _expected(abstract: Params, tensors: dict) -> list[tuple[str, jax.ShapeDtypeStruct]]:
     """Names and leaves of the tree, after a check that the manifest holds exactly these."""
     leaves = named_leaves(abstract)
     if wrong := sorted({name for name, _ in leaves} ^ set(tensors)):
         raise ValueError(f"tensors missing or unknown: {', '.join(wrong[:5])}")
+    for name, _ in leaves:
+        _check_dtype(name, tensors[name]["dtype"])
     return leaves
+
+
+def _check_dtype(name: str, dtype: Any) -> None:
+    """Refuse a dtype that a tensor of this name cannot have."""
+    field = name.rpartition(".")[2]
+    allowed = {"values": ("int8",), "scale": ("float32",)}.get(field, _DTYPES)
+    if str(dtype) not in allowed:
+        raise ValueError(f"{name}: dtype {dtype} is not supported, only {', '.join(allowed)}")

@@ -18,6 +18,7 @@ from .config import Config
 from .model import bucket, check_tokens, decode_step, no_tap, prefill_unchecked
 from .params import Params
 from .progress import progress
+from .quantization import activation_dtype
 from .sample import Knobs, Sampler, knobs, penalize, sample_knobs
 
 CHUNK = 512  # prompt tokens per prefill call: bounds the scores, and the shapes ever compiled
@@ -170,7 +171,7 @@ def _read(
     tokens = np.zeros((len(prompts), bucket(longest)), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
-    cache = init_cache(config, len(prompts), capacity, params.embedding.dtype)
+    cache = init_cache(config, len(prompts), capacity, activation_dtype(params))
     logits = jnp.zeros((len(prompts), config.vocab_size), jnp.float32)
     starts = range(0, longest, CHUNK)
     bar = progress(longest, "reading the prompt", "token")

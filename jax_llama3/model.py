@@ -6,6 +6,7 @@ H head dim, D model dim, F feed-forward dim, V vocabulary.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from .cache import Cache, check_room, write_cache
 from .config import Config
 from .linear import linear, linears
 from .params import Layer, Params
+from .quantization import Quantized, Slots, activation_dtype, dequantize
 from .rope import apply_rope, rope_tables
 
 Tap = Callable[[str, Array], Array]
@@ -157,7 +159,7 @@ def _check_lengths(
 
 def _blocks(
     params: Params, tokens: Int[Array, "B T"], config: Config, cache: Cache | None, tap: Tap
-) -> tuple[Float[Array, "B T D"], tuple[Array, ...], tuple[Array, ...]]:
+) -> tuple[Float[Array, "B T D"], tuple[Slots, ...], tuple[Slots, ...]]:
     """Embedding and all layers, and each layer's keys and values: the cache's slots if there is one."""
     _check_tree(params, config, cache)
     batch, new = tokens.shape
@@ -168,7 +170,7 @@ def _blocks(
     attend = attention
     if cache is not None and tap is no_tap:  # a tap is promised the scores of every slot
         attend = partial(used_attention, used=jnp.max(positions) + 1)
-    x = tap("embed", _embed(params.embedding, tokens))
+    x = tap("embed", _embed(params.embedding, tokens, activation_dtype(params)))
     k, v = [], []
     for index, layer in enumerate(params.layers):
         slots = None if cache is None else (cache.k[index], cache.v[index])
@@ -198,14 +200,14 @@ def _prefixed(tap: Tap, prefix: str, name: str, array: Array) -> Array:
 def _block(
     layer: Layer,
     x: Float[Array, "B T D"],
-    slots: tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]] | None,
+    slots: tuple[Slots, Slots] | None,
     positions: Int[Array, "B T"],
     tables: tuple[Float[Array, "B T R"], Float[Array, "B T R"]],
     mask: Array,
     attend: Callable[..., Array],
     config: Config,
     tap: Tap,
-) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+) -> tuple[Float[Array, "B T D"], tuple[Slots, Slots]]:
     x = tap("resid_pre", x)
     h = rms_norm(x, layer.attn_norm, config.norm_eps)
     projections = [("BTD,NHD->BTNH", layer.wq), ("BTD,KHD->BTKH", layer.wk)]
@@ -237,12 +239,15 @@ def rms_norm(
     return (wide * scale * weight.astype(jnp.float32)[None, None]).astype(x.dtype)
 
 
-def _embed(embedding: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+def _embed(
+    embedding: Float[Array, "V D"] | Quantized, tokens: Int[Array, "B T"], dtype: Any
+) -> Float[Array, "B T D"]:
     # Without the barrier XLA's CPU backend widens the whole bfloat16 table to float32 and hoists
     # the copy out of decode loops. An id outside the table gives NaN, not another token's row.
     embedding, tokens = lax.optimization_barrier((embedding, tokens))
     tokens = jnp.where(tokens < 0, embedding.shape[0], tokens)
-    return jnp.take(embedding, tokens, axis=0, mode="fill")
+    rows = jax.tree.map(lambda table: jnp.take(table, tokens, axis=0, mode="fill"), embedding)
+    return dequantize(rows, dtype)
 
 
 def _logits(

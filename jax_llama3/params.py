@@ -11,7 +11,10 @@ from .config import Config
 
 
 class Layer(NamedTuple):
-    """One block. Matrices are (out, in), as PyTorch stores them, with the heads split out."""
+    """One block. Matrices are (out, in), as PyTorch stores them, with the heads split out.
+
+    `quantize` puts a `Quantized` in the place of every matrix.
+    """
 
     attn_norm: Float[Array, " D"]
     wq: Float[Array, "N H D"]

@@ -1,5 +1,7 @@
 """What `row_kernel` compiles: imported only where numba is installed, and only when it is needed."""
 
+import inspect
+
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
@@ -20,6 +22,15 @@ _WEIGHT, _CODE, _OUT, _OUTPUTS, _PIECES, _ENTRY_BYTES = range(0, 48, 8)
 
 _malloc = types.ExternalFunction("malloc", types.int64(types.int64))
 _free = types.ExternalFunction("free", types.void(types.int64))
+
+
+def _compiled(function):
+    # Unwrapped: numba compiles the function itself, not what a checker of types put around it.
+    return njit(**_OPTIONS)(inspect.unwrap(function))
+
+
+def _c_function(signature):
+    return lambda function: cfunc(signature, **_OPTIONS)(inspect.unwrap(function))
 
 
 def _at(builder, address):
@@ -96,7 +107,7 @@ def _widen(typing, bits):
     return types.float32(types.uint16), generate
 
 
-@njit(**_OPTIONS)
+@_compiled
 def _bfloat16_rows(x, weight, out):
     for output in range(out.shape[0]):
         total = np.float32(0)
@@ -105,7 +116,7 @@ def _bfloat16_rows(x, weight, out):
         out[output] = total
 
 
-@njit(**_OPTIONS)
+@_compiled
 def _rows(x, weight, out):
     for output in range(out.shape[0]):
         total = np.float32(0)
@@ -114,7 +125,7 @@ def _rows(x, weight, out):
         out[output] = total
 
 
-@njit(**_OPTIONS)
+@_compiled
 def _outputs(job, entry, start, stop):
     """The outputs from `start` to `stop` of one weight, for every row of x."""
     width, weight, code = _load(job + _WIDTH), _load(entry + _WEIGHT), _load(entry + _CODE)
@@ -132,12 +143,12 @@ def _outputs(job, entry, start, stop):
             _rows(x, carray(_pointer(first), shape, np.float32), out)
 
 
-@njit(**_OPTIONS)
+@_compiled
 def _itemsize(code):
     return 2 if code == _BFLOAT16 else 1 if code == _INT8 else 4
 
 
-@njit(**_OPTIONS)
+@_compiled
 def _work(job):
     """Take chunks of outputs until none is left."""
     chunks = _load(job + _CHUNKS)
@@ -154,13 +165,13 @@ def _work(job):
         _fetch_add(job + _DONE, 1)
 
 
-@njit(**_OPTIONS)
+@_compiled
 def _leave(job):
     if _fetch_add(job + _USERS, -1) == 1:
         _free(job)
 
 
-@cfunc(types.void(types.int64), **_OPTIONS)
+@_c_function(types.void(types.int64))
 def _task(job):
     _work(job)
     _leave(job)
@@ -169,7 +180,7 @@ def _task(job):
 llvm.add_symbol(_TASK, _task.address)
 
 
-@njit(**_OPTIONS)
+@_compiled
 def _threads(frame):
     """How many threads XLA has: XLA_FFI_ThreadPool_NumThreads."""
     request = _malloc(40)
@@ -184,7 +195,7 @@ def _threads(frame):
     return threads
 
 
-@njit(**_OPTIONS)
+@_compiled
 def _schedule(frame, job):
     """Hand the job to another of XLA's threads: XLA_FFI_ThreadPool_Schedule."""
     request = _malloc(40)
@@ -198,7 +209,7 @@ def _schedule(frame, job):
     return failed != 0
 
 
-@njit(**_OPTIONS)
+@_compiled
 def _new_job(frame):
     """From the call's XLA_FFI_Buffers, which have dtype at 16, data at 24, dims at 40."""
     arguments, results, count = _load(frame + 72), _load(frame + 112), _load(frame + 96)
@@ -226,7 +237,7 @@ def _new_job(frame):
     return job
 
 
-@cfunc(types.int64(types.int64), **_OPTIONS)
+@_c_function(types.int64(types.int64))
 def _handler(frame):
     """An XLA_FFI_Handler: of an XLA_FFI_CallFrame, 0 for success."""
     extension = _load(frame + 8)

@@ -12,6 +12,7 @@ from .cache import Cache, init_cache
 from .config import Config
 from .model import bucket, check_tokens, forward
 from .params import Params
+from .quantization import activation_dtype
 
 _CHUNK = 256  # positions whose logits over the whole vocabulary exist at one time
 
@@ -26,7 +27,7 @@ def score_tokens(params: Params, tokens: Sequence[int], config: Config) -> list[
             f"the text has {len(tokens)} tokens and the model's context {config.max_seq_len}"
         )
     inputs, targets = np.asarray(tokens[:-1]), np.asarray(tokens[1:])
-    cache = init_cache(config, 1, bucket(len(tokens)), params.embedding.dtype)
+    cache = init_cache(config, 1, bucket(len(tokens)), activation_dtype(params))
     logprobs: list[float] = []
     for start in range(0, len(inputs), _CHUNK):
         new = min(_CHUNK, len(inputs) - start)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from .manifest import MANIFEST
 from .stream import CheckedFile, Tensor, pour
 
-_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
 _SMALLEST, _LARGEST, _COUNT = 250_000_000, 5_000_000_000, 64
 
 
