@@ -78,7 +78,8 @@ def _sums_cpu(x: Float[Array, "M C"], values: Int8[Array, "O C"]) -> Float[Array
     # blocks of bfloat16 it takes 400 ms: int8 is widened fast to float32 alone.
     height, width = values.shape
     x = x.astype(jnp.float32)
-    step = min(max(_CPU_BLOCK_BYTES // (4 * width), 1), height)
+    # At least two: what stands in no loop XLA widens for all layers at once, ahead of their use.
+    step = min(max(_CPU_BLOCK_BYTES // (4 * width), 1), -(-height // 2))
 
     def block(index: Int[Array, ""], sums: Float[Array, "M O"]) -> Float[Array, "M O"]:
         start = jnp.minimum(index * step, height - step)  # the last block may overlap another
