@@ -26,12 +26,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable . "gguf>=0.17"
+	$(BIN)/python -m pip install --quiet --editable ".[cpu]" "gguf>=0.17"
 	touch $@
 
 $(VENV)/test: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[convert,compare,plot,test]"
+	$(BIN)/python -m pip install --quiet --editable ".[convert,compare,cpu,plot,test]"
 	# Meta's own model, to compare with. Most of what it asks for is not needed to run it.
 	$(BIN)/python -m pip install --quiet --no-deps "llama-models==0.3.0"
 	$(BIN)/python -m pip install --quiet setuptools wheel
