@@ -5,11 +5,13 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from jax import lax
 from reference import TINY, replace
 
-from jax_llama3 import abstract_params, init_cache
+from jax_llama3 import Cache, Params, abstract_params, init_cache
 from jax_llama3.generate import State, decode_many, padded_stops
-from jax_llama3.model import _decode
+from jax_llama3.model import _decode, decode_step
+from jax_llama3.presets import preset
 
 DEFAULT_SHAPE = replace(
     TINY,
@@ -23,6 +25,9 @@ DEFAULT_SHAPE = replace(
     rope_scaling=None,
     tie_embeddings=True,
 )
+
+
+LLAMA_3_2_1B = replace(preset("llama3.2-1b"), n_layers=2)  # of 16
 
 
 def abstract_cache(dtype: object) -> object:
@@ -56,3 +61,39 @@ def test_the_decode_loop_makes_no_copy_of_a_weight(dtype: object) -> None:
     params = abstract_params(DEFAULT_SHAPE, dtype)
     lowered = decode_many.lower(params, state, keys, stops, {}, 8, DEFAULT_SHAPE)
     assert lowered.compile().memory_analysis().temp_size_in_bytes < 5e6
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_no_form_of_the_product_copies_a_weight_of_llama_3_2_1b(
+    kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kernel:
+        monkeypatch.setattr("jax_llama3.linear.has_row_kernel", lambda dtype: False)
+    config = LLAMA_3_2_1B
+    cache = jax.eval_shape(lambda: init_cache(config, 1, 512, jnp.bfloat16))
+    state = (abstract_params(config, jnp.bfloat16), jax.ShapeDtypeStruct((1,), jnp.int32), cache)
+
+    def steps(params: Params, tokens: jax.Array, cache: Cache) -> tuple:
+        # In a loop, where XLA would hoist what does not change.
+        return lax.fori_loop(
+            0,
+            4,
+            lambda _, carry: (*decode_step(params, tokens, carry[1], config),),
+            (logits, cache),
+        )
+
+    logits = jnp.zeros((1, config.vocab_size), jnp.float32)
+    step = jax.jit(steps, donate_argnums=2).lower(*state).compile()
+    # The widened head alone would be 1,050 MB.
+    assert step.memory_analysis().temp_size_in_bytes < 50e6
+
+
+def test_writing_a_slot_leaves_the_rest_of_a_narrow_cache_alone() -> None:
+    params = abstract_params(DEFAULT_SHAPE, jnp.bfloat16)
+    cache = jax.eval_shape(lambda: init_cache(DEFAULT_SHAPE, 1, 8192, jnp.bfloat16))
+    tokens = jax.ShapeDtypeStruct((1,), jnp.int32)
+    text = _decode.lower(params, tokens, cache, DEFAULT_SHAPE).compile().as_text()
+    writes = [line for line in text.splitlines() if "dynamic-update-slice(" in line]
+    assert any("[1,8192,3,64]" in line for line in writes)
+    # In float32 XLA would rewrite the whole cache, slot by slot.
+    assert not any("f32[1,8192,3,64]" in line for line in writes)

@@ -47,6 +47,20 @@ def test_chunked_forward_equals_whole(whole: np.ndarray, cuts: list[int]) -> Non
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, **CLOSE)
 
 
+@pytest.mark.parametrize("capacity", [256, 300, 512, 1024])
+def test_decoding_over_the_borders_of_what_attention_reads(capacity: int) -> None:
+    tokens = np.random.default_rng(3).integers(0, TINY.vocab_size, (2, 260))
+    expected, _ = jitted(PARAMS, tokens, TINY)
+    logits, cache = prefill(PARAMS, tokens[:, :253], np.array([253, 100]), empty(2, capacity), TINY)
+    np.testing.assert_allclose(logits[0], expected[0, 252], **CLOSE)
+    np.testing.assert_allclose(logits[1], expected[1, 99], **CLOSE)
+    for step in range(min(capacity, 260) - 253):
+        new = np.array([tokens[0, 253 + step], tokens[1, 100 + step]])
+        logits, cache = decode(PARAMS, new, cache, TINY)
+        np.testing.assert_allclose(logits[0], expected[0, 253 + step], **CLOSE)
+        np.testing.assert_allclose(logits[1], expected[1, 100 + step], **CLOSE)
+
+
 def test_chunked_prefill_equals_whole(whole: np.ndarray) -> None:
     _, cache = prefill(PARAMS, TOKENS[:, :20], np.array([20, 9, 1]), empty(), TINY)
     rest = np.stack([TOKENS[0, 20:37], TOKENS[1, 9:26], TOKENS[2, 1:18]])

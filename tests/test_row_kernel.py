@@ -1,0 +1,97 @@
+"""The row kernel: exact sums for every shape and dtype, from any thread, differentiable."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import TINY, sharp_params
+
+from jax_llama3 import decode, init_cache, prefill
+from jax_llama3.linear import linear
+from jax_llama3.row_kernel import has_row_kernel, row_products
+
+pytest.importorskip("numba")
+PARAMS = sharp_params(0, TINY)
+jitted = jax.jit(row_products)
+
+
+def draw(shape: tuple[int, ...], dtype: object, seed: int = 0) -> jax.Array:
+    values = np.random.default_rng(seed).standard_normal(shape) * 20
+    return jnp.asarray(values, jnp.float32).astype(dtype)
+
+
+def exact(x: jax.Array, weight: jax.Array) -> np.ndarray:
+    return np.asarray(x, np.float64) @ np.asarray(weight.astype(jnp.float32), np.float64).T
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8, jnp.float32])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 7), (1, 5, 4097), (3, 2049, 96)])
+def test_sums_are_those_of_double_precision(dtype: object, shape: tuple[int, int, int]) -> None:
+    rows, outputs, width = shape
+    x, weight = draw((rows, width), jnp.float32), draw((outputs, width), dtype, 1)
+    (found,) = jitted(x, (weight,))
+    bound = np.abs(np.asarray(x)) @ np.abs(np.asarray(weight.astype(jnp.float32))).T
+    assert np.all(np.abs(found - exact(x, weight)) <= 1e-6 * bound)
+
+
+def test_weights_of_different_sizes_and_dtypes_are_multiplied_in_one_call() -> None:
+    x = draw((2, 64), jnp.float32)
+    dtypes = [jnp.bfloat16, jnp.int8, jnp.float32, jnp.bfloat16]
+    weights = tuple(draw((1 + 700 * i, 64), dtype, i) for i, dtype in enumerate(dtypes))
+    for found, weight in zip(jitted(x, weights), weights, strict=True):
+        np.testing.assert_allclose(found, exact(x, weight), rtol=1e-4, atol=1e-2)
+
+
+def test_calls_from_many_threads_do_not_disturb_each_other() -> None:
+    weight = draw((3000, 96), jnp.bfloat16)
+    rows = [draw((1, 96), jnp.float32, seed) for seed in range(8)]
+    alone = [np.asarray(jitted(x, (weight,))[0]) for x in rows]
+
+    def repeat(index: int) -> bool:
+        found = [np.asarray(jitted(rows[index], (weight,))[0]) for _ in range(50)]
+        return all(np.array_equal(each, alone[index]) for each in found)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(repeat, range(8)))
+
+
+def test_gradients_and_batches_are_those_of_the_product() -> None:
+    x, weight = draw((2, 1, 8), jnp.float32), draw((5, 8), jnp.float32, 1)
+    product = partial(linear, "BTD,FD->BTF")
+
+    def loss(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return jnp.sum(product(x, weight) ** 2)
+
+    gradient = jax.grad(loss, argnums=(0, 1))(x, weight)
+    expected = jax.grad(lambda x, w: jnp.sum((x @ w.T) ** 2), argnums=(0, 1))(x, weight)
+    for found, wanted in zip(gradient, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    many = jnp.stack([x, 2 * x])
+    np.testing.assert_allclose(
+        jax.vmap(product, (0, None))(many, weight)[1], 2 * (x @ weight.T), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_decoding_is_the_same_without_the_kernel(
+    dtype: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert has_row_kernel(dtype)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
+    tokens = np.arange(20)[None] % TINY.vocab_size
+
+    def last_logits() -> np.ndarray:
+        jax.clear_caches()
+        cache = init_cache(TINY, 1, 32, dtype)
+        _, cache = prefill(params, tokens, np.array([20]), cache, TINY)
+        return np.asarray(decode(params, np.array([7]), cache, TINY)[0])
+
+    with_kernel = last_logits()
+    monkeypatch.setattr("jax_llama3.linear.has_row_kernel", lambda dtype: False)
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.05
+    without = last_logits()
+    jax.clear_caches()
+    np.testing.assert_allclose(with_kernel, without, rtol=tolerance, atol=tolerance)
