@@ -16,6 +16,7 @@ from test_linear import SPECS
 from test_memory import DEFAULT_SHAPE
 
 from convert.__main__ import main
+from convert.fetch import fetch
 from convert.inspection import inspect
 from convert.to_jax import to_jax
 from jax_llama3 import (
@@ -430,3 +431,9 @@ def test_an_int8_cache_of_the_default_model_stays_close(
         found.append(divergence(np.asarray(exact), np.asarray(logits)))
     record_property("mean KL of an int8 cache to float32", np.mean(found))
     assert np.mean(found) < 0.01
+
+
+@pytest.mark.real
+def test_fetch_keeps_no_other_model_than_the_one_asked_for(default_model: Model) -> None:
+    with pytest.raises(FileExistsError, match="without int8; add --overwrite"):
+        fetch("smollm2-135m-instruct", quantize="int8")
