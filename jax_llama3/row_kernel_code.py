@@ -9,7 +9,8 @@ from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
 _INT8, _FLOAT32, _BFLOAT16 = 2, 11, 16  # XLA_FFI_DataType
-_CHUNK_BYTES = 1 << 16  # of the weight, taken by a thread at a time
+_CHUNK_BYTES = 1 << 19  # of a weight, taken by a thread at a time
+_LEAST_BYTES = 1 << 16  # less is not worth a thread
 _TASK = "jax_llama3_row_task"
 # Sums may be taken in any order, as in every fast product; nothing else is relaxed.
 _OPTIONS = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy", "cache": True}
@@ -17,7 +18,7 @@ _WORD = ir.IntType(64)
 
 # A job outlives its call if a thread comes late. Its fields, and those of each of the weights that
 # follow them: offsets in bytes.
-_NEXT, _DONE, _USERS, _CHUNKS, _X, _ROWS, _WIDTH, _JOB_BYTES = range(0, 64, 8)
+_NEXT, _DONE, _USERS, _CHUNKS, _X, _SPLIT, _ROWS, _WIDTH, _JOB_BYTES = range(0, 72, 8)
 _WEIGHT, _CODE, _OUT, _OUTPUTS, _PIECES, _ENTRY_BYTES = range(0, 48, 8)
 
 _malloc = types.ExternalFunction("malloc", types.int64(types.int64))
@@ -97,22 +98,22 @@ def _call(typing, function, argument):
 
 
 @intrinsic
-def _widen(typing, bits):
-    """A bfloat16, given as its bits, is the upper half of a float32."""
-
+def _float(typing, bits):
     def generate(context, builder, signature, arguments):
-        wide = builder.shl(builder.zext(arguments[0], ir.IntType(32)), ir.IntType(32)(16))
-        return builder.bitcast(wide, ir.FloatType())
+        return builder.bitcast(arguments[0], ir.FloatType())
 
-    return types.float32(types.uint16), generate
+    return types.float32(types.uint32), generate
 
 
 @_compiled
-def _bfloat16_rows(x, weight, out):
+def _bfloat16_rows(even, odd, weight, out):
+    """Two numbers a word: a bfloat16 is the upper half of a float32, so no lane has to move."""
     for output in range(out.shape[0]):
         total = np.float32(0)
-        for i in range(x.shape[0]):
-            total += _widen(weight[output, i]) * x[i]
+        for i in range(even.shape[0]):
+            word = weight[output, i]
+            total += _float(word << np.uint32(16)) * even[i]
+            total += _float(word & np.uint32(0xFFFF0000)) * odd[i]
         out[output] = total
 
 
@@ -129,18 +130,22 @@ def _rows(x, weight, out):
 def _outputs(job, entry, start, stop):
     """The outputs from `start` to `stop` of one weight, for every row of x."""
     width, weight, code = _load(job + _WIDTH), _load(entry + _WEIGHT), _load(entry + _CODE)
-    shape = (stop - start, width)
+    count, half = stop - start, width // 2
+    first = _pointer(weight + width * start * _itemsize(code))
     for row in range(_load(job + _ROWS)):
-        x = carray(_pointer(_load(job + _X) + 4 * width * row), (width,), np.float32)
         place = _load(entry + _OUT) + 4 * (_load(entry + _OUTPUTS) * row + start)
-        out = carray(_pointer(place), (stop - start,), np.float32)
-        first = weight + width * start * _itemsize(code)
+        out = carray(_pointer(place), (count,), np.float32)
         if code == _BFLOAT16:
-            _bfloat16_rows(x, carray(_pointer(first), shape, np.uint16), out)
-        elif code == _INT8:
-            _rows(x, carray(_pointer(first), shape, np.int8), out)
+            split = _load(job + _SPLIT) + 4 * width * row
+            even = carray(_pointer(split), (half,), np.float32)
+            odd = carray(_pointer(split + 4 * half), (half,), np.float32)
+            _bfloat16_rows(even, odd, carray(first, (count, half), np.uint32), out)
+            continue
+        x = carray(_pointer(_load(job + _X) + 4 * width * row), (width,), np.float32)
+        if code == _INT8:
+            _rows(x, carray(first, (count, width), np.int8), out)
         else:
-            _rows(x, carray(_pointer(first), shape, np.float32), out)
+            _rows(x, carray(first, (count, width), np.float32), out)
 
 
 @_compiled
@@ -210,23 +215,39 @@ def _schedule(frame, job):
 
 
 @_compiled
-def _new_job(frame):
+def _split(job):
+    """A copy of every row of x, its even places before its odd ones."""
+    width = _load(job + _WIDTH)
+    half = width // 2
+    for row in range(_load(job + _ROWS)):
+        x = carray(_pointer(_load(job + _X) + 4 * width * row), (width,), np.float32)
+        split = carray(_pointer(_load(job + _SPLIT) + 4 * width * row), (width,), np.float32)
+        for i in range(half):
+            split[i], split[half + i] = x[2 * i], x[2 * i + 1]
+
+
+@_compiled
+def _new_job(frame, threads):
     """From the call's XLA_FFI_Buffers, which have dtype at 16, data at 24, dims at 40."""
     arguments, results, count = _load(frame + 72), _load(frame + 112), _load(frame + 96)
     x = _load(arguments)
-    width = _load(_load(x + 40) + 8)
-    job = _malloc(_JOB_BYTES + count * _ENTRY_BYTES)
+    rows, width = _load(_load(x + 40)), _load(_load(x + 40) + 8)
+    split = _JOB_BYTES + count * _ENTRY_BYTES
+    job = _malloc(split + 4 * rows * width)
     _store(job + _NEXT, 0)
     _store(job + _DONE, 0)
     _store(job + _X, _load(x + 24))
-    _store(job + _ROWS, _load(_load(x + 40)))
+    _store(job + _SPLIT, job + split)
+    _store(job + _ROWS, rows)
     _store(job + _WIDTH, width)
     chunks = 0
     for index in range(count):
         entry = job + _JOB_BYTES + index * _ENTRY_BYTES
         weight, out = _load(arguments + 8 * (index + 1)), _load(results + 8 * index)
         code, outputs = _load(weight + 16) & 0xFFFFFFFF, _load(_load(out + 40) + 8)
-        pieces = min(outputs * width * _itemsize(code) // _CHUNK_BYTES + 1, outputs)
+        nbytes = outputs * width * _itemsize(code)
+        pieces = max(nbytes // _CHUNK_BYTES, min(threads, nbytes // _LEAST_BYTES), 1)
+        pieces = min(pieces, outputs)
         _store(entry + _WEIGHT, _load(weight + 24))
         _store(entry + _CODE, code)
         _store(entry + _OUT, _load(out + 24))
@@ -234,6 +255,7 @@ def _new_job(frame):
         _store(entry + _PIECES, pieces)
         chunks += pieces
     _store(job + _CHUNKS, chunks)
+    _split(job)
     return job
 
 
@@ -244,9 +266,10 @@ def _handler(frame):
     if extension != 0:  # XLA asks for the version that this handler was written for
         _store(_load(extension + 24) + 24, 3 << 32)
         return 0
-    job = _new_job(frame)
+    threads = max(_threads(frame), 1)
+    job = _new_job(frame, threads)
     chunks = _load(job + _CHUNKS)
-    helpers = min(_threads(frame), chunks) - 1
+    helpers = min(threads, chunks) - 1
     _store(job + _USERS, helpers + 1)
     for _ in range(helpers):
         if _schedule(frame, job):

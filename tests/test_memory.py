@@ -68,7 +68,7 @@ def test_no_form_of_the_product_copies_a_weight_of_llama_3_2_1b(
     kernel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not kernel:
-        monkeypatch.setattr("jax_llama3.linear.has_row_kernel", lambda dtype: False)
+        monkeypatch.setattr("jax_llama3.linear.has_row_kernel", lambda dtype, width: False)
     config = LLAMA_3_2_1B
     cache = jax.eval_shape(lambda: init_cache(config, 1, 512, jnp.bfloat16))
     state = (abstract_params(config, jnp.bfloat16), jax.ShapeDtypeStruct((1,), jnp.int32), cache)
