@@ -21,7 +21,7 @@ from .generate import cache_capacity
 from .params import Params, abstract_params, init_params
 from .peers import peer
 from .presets import preset, preset_names
-from .quantization import activation_dtype
+from .quantization import activation_dtype, is_quantized, quantize
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -47,6 +47,7 @@ def add_bench(command: argparse.ArgumentParser, find_model: Callable[[Path | Non
     command.add_argument(
         "--dtype", choices=_DTYPES, help="default: the model's; a preset's bfloat16"
     )
+    command.add_argument("--quantize", choices=("int8",), help="quantise the weights first")
     command.add_argument("-o", "--output", choices=FORMATS, default="md", help="default: md")
     command.add_argument("--plot", metavar="FILE.png", type=Path, help="roofline and depths")
     command.add_argument(
@@ -76,6 +77,8 @@ def _run(options: argparse.Namespace, find_model: Callable[[Path | None], Path])
         params = _random_params(config, options)
     else:
         params = load(folder, dtype=options.dtype).params
+    if options.quantize and not is_quantized(params):
+        params = jax.block_until_ready(jax.jit(quantize)(params))
     with ExitStack() as stack:
         peers = _start_peers(options, config, params, tests, stack)
         rows = bench(params, config, tests, repetitions=options.repetitions, peers=peers)

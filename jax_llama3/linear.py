@@ -88,7 +88,9 @@ def _dot(x: Float[Array, "M C"], weight: Float[Array, "O C"]) -> Float[Array, "M
 
 def _products_cpu(x: Float[Array, "M C"], weights: tuple[Weight, ...]) -> tuple[Array, ...]:
     stored = [each.values if isinstance(each, Quantized) else each for each in weights]
-    if x.shape[0] > _KERNEL_ROWS or not all(has_row_kernel(each.dtype, x.shape[1]) for each in stored):
+    if x.shape[0] > _KERNEL_ROWS or not all(
+        has_row_kernel(each.dtype, x.shape[1]) for each in stored
+    ):
         return tuple(_product_cpu(x, weight) for weight in weights)
     sums = row_products(x.astype(jnp.float32), tuple(stored))
     return tuple(

@@ -24,7 +24,12 @@ _DTYPES = ("bfloat16", "int8", "float32")
 
 def has_row_kernel(dtype: Any, width: int) -> bool:
     """Whether the kernel can be had (numba is installed) and takes weights of this dtype and width."""
-    known = jnp.dtype(dtype).name in _DTYPES and width % 2 == 0 and sys.maxsize > 2**32 and sys.byteorder == "little"
+    known = (
+        jnp.dtype(dtype).name in _DTYPES
+        and width % 2 == 0
+        and sys.maxsize > 2**32
+        and sys.byteorder == "little"
+    )
     return known and jax.default_backend() == "cpu" and _numba_is_installed()
 
 
