@@ -21,21 +21,22 @@ def main() -> None:
     """Answer on what was standard output; what libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    systems = {
-        "transformers": _transformers,
-        "transformers-compiled": _transformers_compiled,
-        "llama.cpp": _llama_cpp,
-    }
+    systems = {"transformers": _transformers, "llama.cpp": _llama_cpp}
     run: Run | None = None
     for line in sys.stdin:
         try:
             asked = json.loads(line)
             if run is None:
                 config = config_from_dict(asked["config"])
+                if sys.argv[1] not in systems:
+                    raise ValueError(f"not a known system; known are {', '.join(systems)}")
                 name, run = systems[sys.argv[1]](config, asked["dtype"], asked["capacity"])
                 answer: dict[str, Any] = {"system": name}
             else:
                 answer = {"seconds": run(**asked)}
+        except ImportError as error:
+            hint = "install it with: pip install 'jax_llama3[compare]'"
+            answer = {"error": str(error) if "pip install" in str(error) else f"{error}; {hint}"}
         except Exception as error:
             answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
         answers.write(json.dumps(answer) + "\n")
@@ -65,38 +66,6 @@ def _transformers(config: Config, dtype: str, capacity: int) -> tuple[str, Run]:
         return time.perf_counter() - start
 
     return f"transformers {transformers.__version__}, torch {torch.__version__}", run
-
-
-def _transformers_compiled(config: Config, dtype: str, capacity: int) -> tuple[str, Run]:
-    """Decoding under torch.compile with a static cache; prompts are read without."""
-    import torch
-    import transformers
-
-    model = _random_model(config, dtype)
-    caches: dict[int, Any] = {}
-    step = torch.compile(model.forward, dynamic=False, fullgraph=True)
-
-    @torch.inference_mode()
-    def run(test: str, tokens: int, depth: int, batch: int) -> float:
-        if batch not in caches:
-            caches[batch] = transformers.StaticCache(model.config, max_cache_len=capacity)
-        cache = caches[batch]
-        cache.reset()
-        if depth:
-            model(torch.ones((batch, depth), dtype=torch.long), past_key_values=cache)
-        start = time.perf_counter()
-        if test == "pp":
-            ids = torch.ones((batch, tokens), dtype=torch.long)
-            model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            return time.perf_counter() - start
-        token = torch.ones((batch, 1), dtype=torch.long)
-        for index in range(tokens):
-            place = torch.tensor([[depth + index]])
-            output = step(token, past_key_values=cache, position_ids=place, use_cache=True)
-            token = output.logits[:, -1:].argmax(-1)
-        return time.perf_counter() - start
-
-    return f"transformers {transformers.__version__}, torch.compile {torch.__version__}", run
 
 
 def _random_model(config: Config, dtype: str) -> Any:

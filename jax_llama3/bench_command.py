@@ -54,7 +54,7 @@ def add_bench(command: argparse.ArgumentParser, find_model: Callable[[Path | Non
         "--against",
         metavar="NAME,...",
         default="",
-        help="time these in turn: transformers, transformers-compiled, llama.cpp",
+        help="time these in turn: transformers, llama.cpp",
     )
     command.set_defaults(run=partial(_run, find_model=find_model))
 

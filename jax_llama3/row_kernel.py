@@ -10,7 +10,6 @@ version 0.3, kept stable by XLA). Memory is addressed by plain integers.
 
 import ctypes
 import functools
-import importlib.util
 import sys
 from typing import Any
 
@@ -24,18 +23,8 @@ _DTYPES = ("bfloat16", "int8", "float32")
 
 def has_row_kernel(dtype: Any, width: int) -> bool:
     """Whether the kernel can be had (numba is installed) and takes weights of this dtype and width."""
-    known = (
-        jnp.dtype(dtype).name in _DTYPES
-        and width % 2 == 0
-        and sys.maxsize > 2**32
-        and sys.byteorder == "little"
-    )
-    return known and jax.default_backend() == "cpu" and _numba_is_installed()
-
-
-@functools.cache
-def _numba_is_installed() -> bool:
-    return importlib.util.find_spec("numba") is not None
+    known = jnp.dtype(dtype).name in _DTYPES and width % 2 == 0
+    return known and jax.default_backend() == "cpu" and _register()
 
 
 @jax.custom_jvp
@@ -43,7 +32,6 @@ def row_products(
     x: Float[Array, "M C"], weights: tuple[Num[Array, "_ C"], ...]
 ) -> tuple[Float[Array, "M _"], ...]:
     """x times each weight [O C] over C, in float32; x is float32, the weights any of the dtypes."""
-    _register()
     shapes = [jax.ShapeDtypeStruct((x.shape[0], each.shape[0]), jnp.float32) for each in weights]
     return tuple(jax.ffi.ffi_call(_TARGET, shapes, vmap_method="sequential")(x, *weights))
 
@@ -61,12 +49,17 @@ def _row_products_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
 
 
 @functools.cache
-def _register() -> None:
+def _register() -> bool:
     """Compile the kernel and make it known to XLA, once a process; numba keeps it for later ones."""
-    from .row_kernel_code import handler_address
-
+    if sys.maxsize < 2**32 or sys.byteorder != "little":
+        return False
+    try:
+        from .row_kernel_code import handler_address
+    except (ImportError, RuntimeError):  # no numba, none for this numpy, or no folder for it to use
+        return False
     new_capsule = ctypes.pythonapi.PyCapsule_New
     new_capsule.restype = ctypes.py_object
     new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
     capsule = new_capsule(handler_address(), None, None)
     jax.ffi.register_ffi_target(_TARGET, capsule, platform="cpu")
+    return True

@@ -105,7 +105,7 @@ known = (*code, ".dist-info/METADATA", ".zip")
 files = [p for p in opened if not p.endswith(known) and "__pycache__" not in p]
 assert not files, files
 assert not xla_bridge.backends_are_initialized()
-for name in ("torch", "transformers", "tokenizers", "tiktoken", "jinja2", "gguf", "convert"):
+for name in ("torch", "transformers", "tokenizers", "tiktoken", "jinja2", "gguf", "convert", "numba"):
     assert name not in sys.modules, name
 """
 

@@ -14,6 +14,7 @@ from jax_llama3.linear import linear
 from jax_llama3.row_kernel import has_row_kernel, row_products
 
 pytest.importorskip("numba")
+assert has_row_kernel(jnp.bfloat16, 2)
 PARAMS = sharp_params(0, TINY)
 jitted = jax.jit(row_products)
 
