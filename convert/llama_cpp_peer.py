@@ -1,6 +1,7 @@
 """llama.cpp, through llama-cpp-python, on a GGUF file of random weights."""
 
 import importlib.metadata
+import math
 import os
 import tempfile
 import time
@@ -17,6 +18,7 @@ from .gguf_file import rope_divisors
 from .table import NAMES, flat_shape
 
 _PART = 512  # prompt tokens per call, as ours
+_DIVISORS = "rope_freqs.weight"
 
 
 def llama_cpp_runner(
@@ -28,6 +30,7 @@ def llama_cpp_runner(
     except ImportError:
         raise ImportError("llama.cpp needs: pip install llama-cpp-python") from None
     model, context = _load(llama_cpp, config, dtype, capacity)
+    memory: Any = llama_cpp.llama_get_memory(context)
 
     def decode(tokens: int) -> None:
         for start in range(0, tokens, _PART):
@@ -39,7 +42,9 @@ def llama_cpp_runner(
     def run(test: str, tokens: int, depth: int, batch: int) -> float:
         if batch != 1:
             raise ValueError("llama.cpp is timed with one row; use -b 1")
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+        if depth + tokens > capacity:  # which llama.cpp would end the process for
+            raise ValueError(f"{depth + tokens} tokens do not fit a cache of {capacity}")
+        llama_cpp.llama_memory_clear(memory, True)
         decode(depth)
         llama_cpp.llama_synchronize(context)
         start = time.perf_counter()
@@ -80,12 +85,7 @@ def _write(path: Path, config: Config, dtype: str) -> None:
     """A GGUF file without a vocabulary, matrix by matrix."""
     import gguf
 
-    kinds = {
-        "float32": gguf.GGMLQuantizationType.F32,
-        "bfloat16": gguf.GGMLQuantizationType.BF16,
-        "float16": gguf.GGMLQuantizationType.F16,
-    }
-    writer = gguf.GGUFWriter(path, "llama", use_temp_file=True)
+    writer = gguf.GGUFWriter(path, "llama")
     writer.add_tokenizer_model("no_vocab")
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_seq_len)
@@ -99,20 +99,50 @@ def _write(path: Path, config: Config, dtype: str) -> None:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_rope_freq_base(config.rope_theta)
-    if config.rope_scaling is not None:
-        divisors = rope_divisors(config, config.rope_scaling).astype(np.float32)
-        writer.add_tensor("rope_freqs.weight", divisors)
+    shapes = _shapes(config)
+    kinds = dict.fromkeys(shapes, gguf.GGMLQuantizationType.F32)
+    kinds |= {name: _matrix_kind(gguf, dtype) for name in shapes if len(shapes[name]) == 2}
+    for name, shape in shapes.items():
+        bytes_each = 4 if kinds[name] == gguf.GGMLQuantizationType.F32 else 2
+        size = math.prod(shape) * bytes_each
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), size, kinds[name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
     generator = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        values = _values(name, shape, config, generator)
+        # One at a time: neither memory nor the disk holds the weights twice.
+        writer.write_tensor_data(gguf.quantize(values, kinds[name]))
+    writer.close()
+
+
+def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Of every tensor of the file, in its order."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    if config.rope_scaling is not None:
+        shapes[_DIVISORS] = (config.head_dim // 2,)
     for ours, leaf in named_leaves(abstract_params(config, np.float32)):
         prefix, _, name = ours.rpartition(".")
         theirs = NAMES["gguf"][name].format(prefix.removeprefix("layers."))
-        if len(leaf.shape) == 1:
-            writer.add_tensor(theirs, np.ones(leaf.shape, np.float32))
-            continue
-        shape = flat_shape(ours, leaf.shape)
-        values = generator.standard_normal(shape, np.float32) * np.float32(0.02)
-        writer.add_tensor(theirs, gguf.quantize(values, kinds[dtype]), raw_dtype=kinds[dtype])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        shapes[theirs] = tuple(flat_shape(ours, leaf.shape))
+    return shapes
+
+
+def _matrix_kind(gguf: Any, dtype: str) -> Any:
+    kinds = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+    if dtype not in kinds:
+        raise ValueError(f"llama.cpp is timed in {', '.join(kinds)}, not in {dtype}")
+    return gguf.GGMLQuantizationType[kinds[dtype]]
+
+
+def _values(
+    name: str, shape: tuple[int, ...], config: Config, generator: np.random.Generator
+) -> np.ndarray:
+    if name == _DIVISORS and config.rope_scaling is not None:
+        return rope_divisors(config, config.rope_scaling).astype(np.float32)
+    if len(shape) == 1:
+        return np.ones(shape, np.float32)
+    values = generator.standard_normal(shape, np.float32)
+    values *= np.float32(0.02)
+    return values

@@ -7,10 +7,11 @@ are random: speed does not depend on them.
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from jax_llama3.config import Config, config_from_dict
 
@@ -21,6 +22,7 @@ def main() -> None:
     """Answer on what was standard output; what libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    signal.signal(signal.SIGTERM, _leave)
     systems = {"transformers": _transformers, "llama.cpp": _llama_cpp}
     run: Run | None = None
     for line in sys.stdin:
@@ -33,13 +35,21 @@ def main() -> None:
                 name, run = systems[sys.argv[1]](config, asked["dtype"], asked["capacity"])
                 answer: dict[str, Any] = {"system": name}
             else:
-                answer = {"seconds": run(**asked)}
+                if asked["test"] not in ("pp", "tg"):
+                    raise ValueError(f"{asked['test']!r} is no test; known are pp and tg")
+                values = [asked[name] for name in ("test", "tokens", "depth", "batch")]
+                answer = {"seconds": run(*values)}
         except ImportError as error:
             hint = "install it with: pip install 'jax_llama3[compare]'"
             answer = {"error": str(error) if "pip install" in str(error) else f"{error}; {hint}"}
         except Exception as error:
             answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
         answers.write(json.dumps(answer) + "\n")
+
+
+def _leave(*_: Any) -> NoReturn:
+    """Asked to end: unwinds, so that temporary files are removed."""
+    sys.exit(0)
 
 
 def _transformers(config: Config, dtype: str, capacity: int) -> tuple[str, Run]:

@@ -12,6 +12,8 @@ from typing import Any
 
 from .config import Config, config_to_dict
 
+_PATIENCE = 10.0  # seconds for a process to end by itself
+
 
 @contextmanager
 def peer(
@@ -31,6 +33,14 @@ def peer(
         system = _ask(process, name, first)["system"]
         yield system, lambda **test: _ask(process, name, test)["seconds"]
     finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen) -> None:
+    process.terminate()  # not killed at once: it may have a file of gigabytes to remove
+    try:
+        process.communicate(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
 

@@ -1,0 +1,92 @@
+"""Other systems as child processes: what they answer, refuse and leave behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from reference import TINY, replace
+
+from jax_llama3.config import Config, RopeScaling, config_to_dict
+from jax_llama3.peers import peer
+
+# llama.cpp asks for rows of a multiple of 32; scaled, so that the file has its divisors too.
+SMALL = replace(TINY, dim=64, n_heads=4, n_kv_heads=2, head_dim=16, ffn_dim=96)
+SCALED = replace(SMALL, rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192))
+PEER = [sys.executable, "-m", "convert.peer"]
+
+
+def first_line(config: Config) -> str:
+    words = {"config": config_to_dict(config), "dtype": "float32", "capacity": 64}
+    return json.dumps(words) + "\n"
+
+
+def test_a_system_that_is_not_known_is_named() -> None:
+    with (
+        pytest.raises(ValueError, match=r"nope.*known are transformers, llama\.cpp"),
+        peer("nope", SMALL, "float32", 64),
+    ):
+        pass
+
+
+def test_malformed_requests_are_answered_with_one_line_each() -> None:
+    lines = "no json\n[]\n{}\n"
+    done = subprocess.run(
+        [*PEER, "transformers"], input=lines, capture_output=True, text=True, timeout=60
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [set(answer) for answer in answers] == [{"error"}] * 3
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype"), [(SMALL, "float32"), (SCALED, "bfloat16")], ids=["plain", "scaled"]
+)
+def test_llama_cpp_takes_the_file_of_random_weights(config: Config, dtype: str) -> None:
+    pytest.importorskip("llama_cpp")
+    with peer("llama.cpp", config, dtype, 64) as (_, seconds):
+        assert seconds(test="pp", tokens=9, depth=0, batch=1) > 0
+        assert seconds(test="tg", tokens=2, depth=3, batch=1) > 0
+        with pytest.raises(ValueError, match="65 tokens do not fit a cache of 64"):
+            seconds(test="pp", tokens=5, depth=60, batch=1)
+        with pytest.raises(ValueError, match="'xx' is no test"):
+            seconds(test="xx", tokens=1, depth=0, batch=1)
+        assert seconds(test="pp", tokens=4, depth=60, batch=1) > 0  # it goes on
+
+
+def test_a_process_that_dies_is_said_with_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    dying = [sys.executable, "-c", "import os; input(); os.abort()"]
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: start(dying, **options))
+    with (
+        pytest.raises(ValueError, match=f"ended without an answer, status -{signal.SIGABRT:d}"),
+        peer("transformers", SMALL, "float32", 64),
+    ):
+        pass
+
+
+def test_a_peer_that_is_ended_while_it_writes_leaves_no_file(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    large = replace(SMALL, vocab_size=32000, dim=1024, n_heads=16, head_dim=64, ffn_dim=4096)
+    process = subprocess.Popen(
+        [*PEER, "llama.cpp"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    assert process.stdin is not None
+    process.stdin.write(first_line(large))
+    process.stdin.flush()
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("model.gguf")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert list(tmp_path.rglob("model.gguf"))
+    process.terminate()
+    process.communicate(timeout=60)
+    assert not list(tmp_path.iterdir())
