@@ -17,7 +17,7 @@ from .config import Config
 from .cost import forward_flops, weight_bytes
 from .generate import CHUNK, STEPS, State, cache_capacity, decode_many, padded_stops
 from .model import bucket, no_tap, prefill_unchecked
-from .params import Params
+from .params import Params, abstract_params
 from .progress import progress
 from .quantization import activation_dtype, is_quantized
 
@@ -132,15 +132,16 @@ def _bench_test(
         for seconds, (_, peer) in zip(theirs, peers, strict=True):
             seconds.append(peer(test))
             bar.update()
-    row = partial(_row, params, config, test, statistics.median(bandwidths))
-    mine = row("jax_llama3", ours)._replace(
+    row = partial(_row, config, test, statistics.median(bandwidths))
+    mine = row("jax_llama3", ours, params)._replace(
         compile_seconds=compiled.seconds, temp_bytes=temp_bytes, recompilations=recompiled.count
     )
     rows = [mine]
+    plain = abstract_params(config, activation_dtype(params))  # peers know no int8 of ours
     for (name, _), seconds in zip(peers, theirs, strict=True):
         ratios = [peer / own for own, peer in zip(ours, seconds, strict=True)]
         rows.append(
-            row(name, seconds)._replace(
+            row(name, seconds, plain)._replace(
                 ratio=statistics.median(ratios), ratio_min=min(ratios), ratio_max=max(ratios)
             )
         )
@@ -148,12 +149,12 @@ def _bench_test(
 
 
 def _row(
-    params: Params,
     config: Config,
     test: Test,
     bandwidth_gb_s: float,
     system: str,
     seconds: list[float],
+    params: Params,
 ) -> Row:
     if test.kind == "pp":
         spans = [(start, min(CHUNK, test.tokens - start)) for start in _starts(test)]
@@ -193,21 +194,25 @@ def _prefill_runner(
     """A function that reads the prompt into a cache filled up to the depth, and its temporaries."""
     capacity = cache_capacity(test.depth + bucket(test.tokens))
     cache = init_cache(config, test.batch, capacity, activation_dtype(params))
-    new = bucket(min(test.tokens, CHUNK))
-    tokens = np.ones((test.batch, new), np.int32)
     depth = jnp.full(test.batch, test.depth, jnp.int32)
 
     def run() -> Any:
         nonlocal cache
         cache, logits = cache._replace(lengths=depth + 0), None  # the old ones were donated
         for start in _starts(test):
-            lengths = np.full(test.batch, min(CHUNK, test.tokens - start), np.int32)
-            logits, cache = prefill_unchecked(params, tokens, lengths, cache, config, no_tap)
+            chunk = _chunk(test, start)
+            logits, cache = prefill_unchecked(params, *chunk, cache, config, no_tap)
         return logits
 
-    lengths = np.full(test.batch, min(test.tokens, CHUNK), np.int32)
-    program = prefill_unchecked.lower(params, tokens, lengths, cache, config, no_tap)
+    program = prefill_unchecked.lower(params, *_chunk(test, 0), cache, config, no_tap)
     return run, _temp_bytes(program)
+
+
+def _chunk(test: Test, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens from `start` on, padded as `generate` pads them, and how many there are."""
+    count = min(CHUNK, test.tokens - start)
+    tokens = np.ones((test.batch, bucket(count)), np.int32)
+    return tokens, np.full(test.batch, count, np.int32)
 
 
 def _decode_runner(

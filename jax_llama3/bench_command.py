@@ -16,9 +16,8 @@ from .bench_report import FORMATS, check_picture, environment, plot, report
 from .ceilings import peak_flops
 from .checkpoint import load, read_config, read_manifest
 from .config import Config
-from .cost import weight_bytes
 from .generate import cache_capacity
-from .params import Params, abstract_params, init_params
+from .params import Params, count_params, init_params
 from .peers import peer
 from .presets import preset, preset_names
 from .quantization import activation_dtype, is_quantized, quantize
@@ -109,7 +108,7 @@ def _tests(options: argparse.Namespace) -> list[Test]:
 
 def _random_params(config: Config, options: argparse.Namespace) -> Params:
     dtype = jnp.dtype(options.dtype or "bfloat16")
-    needed = weight_bytes(abstract_params(config, dtype))
+    needed = count_params(config) * dtype.itemsize
     if jax.default_backend() == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if needed > 0.9 * memory:

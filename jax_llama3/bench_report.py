@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from .bench import Row
+from .row_kernel import has_row_kernel
 
 FORMATS = ("md", "json", "csv")
 
@@ -26,6 +27,7 @@ def environment(model: str) -> dict[str, Any]:
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "jax": jax.__version__,
+        "row kernel": "numba" if has_row_kernel("bfloat16", 2) else "none",
         "python": platform.python_version(),
         "system": platform.platform(),
     }

@@ -8,7 +8,12 @@ from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
-_INT8, _FLOAT32, _BFLOAT16 = 2, 11, 16  # XLA_FFI_DataType
+# Of XLA's structs: the codes of XLA_FFI_DataType, and where fields stand, in bytes.
+_INT8, _BFLOAT16 = 2, 16
+_EXTENSION, _API, _CONTEXT, _ARGUMENTS, _N_RESULTS, _RESULTS = 8, 16, 24, 72, 96, 112  # CallFrame
+_DTYPE, _DATA, _DIMS = 16, 24, 40  # Buffer
+_SCHEDULE, _N_THREADS = 136, 144  # Api
+_METADATA = 1  # the kind of extension that asks for a version
 _CHUNK_BYTES = 1 << 19  # of a weight, taken by a thread at a time
 _LEAST_BYTES = 1 << 16  # less is not worth a thread
 _TASK = "jax_llama3_row_task"
@@ -149,6 +154,12 @@ def _outputs(job, entry, start, stop):
 
 
 @_compiled
+def _low(word):
+    """A C enum takes the lower half of its place."""
+    return word & 0xFFFFFFFF
+
+
+@_compiled
 def _itemsize(code):
     return 2 if code == _BFLOAT16 else 1 if code == _INT8 else 4
 
@@ -191,10 +202,10 @@ def _threads(frame):
     request = _malloc(40)
     _store(request, 32)
     _store(request + 8, 0)
-    _store(request + 16, _load(frame + 24))
+    _store(request + 16, _load(frame + _CONTEXT))
     _store(request + 24, request + 32)  # where the answer goes
     _store(request + 32, 1)
-    _call(_load(_load(frame + 16) + 144), request)
+    _call(_load(_load(frame + _API) + _N_THREADS), request)
     threads = _load(request + 32)
     _free(request)
     return threads
@@ -206,10 +217,10 @@ def _schedule(frame, job):
     request = _malloc(40)
     _store(request, 40)
     _store(request + 8, 0)
-    _store(request + 16, _load(frame + 24))
+    _store(request + 16, _load(frame + _CONTEXT))
     _store(request + 24, _task_address())
     _store(request + 32, job)
-    failed = _call(_load(_load(frame + 16) + 136), request)
+    failed = _call(_load(_load(frame + _API) + _SCHEDULE), request)
     _free(request)
     return failed != 0
 
@@ -228,15 +239,15 @@ def _split(job):
 
 @_compiled
 def _new_job(frame, threads):
-    """From the call's XLA_FFI_Buffers, which have dtype at 16, data at 24, dims at 40."""
-    arguments, results, count = _load(frame + 72), _load(frame + 112), _load(frame + 96)
-    x = _load(arguments)
-    rows, width = _load(_load(x + 40)), _load(_load(x + 40) + 8)
+    """What the call's buffers hold: x, then the weights; and a result for each weight."""
+    arguments, results = _load(frame + _ARGUMENTS), _load(frame + _RESULTS)
+    count, x = _load(frame + _N_RESULTS), _load(arguments)
+    rows, width = _load(_load(x + _DIMS)), _load(_load(x + _DIMS) + 8)
     split = _JOB_BYTES + count * _ENTRY_BYTES
     job = _malloc(split + 4 * rows * width)
     _store(job + _NEXT, 0)
     _store(job + _DONE, 0)
-    _store(job + _X, _load(x + 24))
+    _store(job + _X, _load(x + _DATA))
     _store(job + _SPLIT, job + split)
     _store(job + _ROWS, rows)
     _store(job + _WIDTH, width)
@@ -244,13 +255,13 @@ def _new_job(frame, threads):
     for index in range(count):
         entry = job + _JOB_BYTES + index * _ENTRY_BYTES
         weight, out = _load(arguments + 8 * (index + 1)), _load(results + 8 * index)
-        code, outputs = _load(weight + 16) & 0xFFFFFFFF, _load(_load(out + 40) + 8)
+        code, outputs = _low(_load(weight + _DTYPE)), _load(_load(out + _DIMS) + 8)
         nbytes = outputs * width * _itemsize(code)
         pieces = max(nbytes // _CHUNK_BYTES, min(threads, nbytes // _LEAST_BYTES), 1)
         pieces = min(pieces, outputs)
-        _store(entry + _WEIGHT, _load(weight + 24))
+        _store(entry + _WEIGHT, _load(weight + _DATA))
         _store(entry + _CODE, code)
-        _store(entry + _OUT, _load(out + 24))
+        _store(entry + _OUT, _load(out + _DATA))
         _store(entry + _OUTPUTS, outputs)
         _store(entry + _PIECES, pieces)
         chunks += pieces
@@ -262,9 +273,9 @@ def _new_job(frame, threads):
 @_c_function(types.int64(types.int64))
 def _handler(frame):
     """An XLA_FFI_Handler: of an XLA_FFI_CallFrame, 0 for success."""
-    extension = _load(frame + 8)
-    if extension != 0:  # XLA asks for the version that this handler was written for
-        _store(_load(extension + 24) + 24, 3 << 32)
+    extension = _load(frame + _EXTENSION)
+    if extension != 0 and _low(_load(extension + 8)) == _METADATA:
+        _store(_load(extension + 24) + 24, 3 << 32)  # written for version 0.3
         return 0
     threads = max(_threads(frame), 1)
     job = _new_job(frame, threads)

@@ -113,7 +113,7 @@ def test_numbers_that_are_none_are_a_usage_error(
 
 def test_a_preset_larger_than_the_memory_is_refused(capsys: pytest.CaptureFixture) -> None:
     assert run(main, ["bench", "--preset", "llama3.1-405b"]) == 1
-    assert "needs 807.5 GB" in capsys.readouterr().err
+    assert "needs 811.7 GB" in capsys.readouterr().err
 
 
 def test_presets_have_the_published_sizes() -> None:
@@ -162,6 +162,19 @@ def test_a_peer_times_itself_in_turn(folder: str, capsys: pytest.CaptureFixture)
         assert (theirs["ratio_min"], theirs["ratio_max"]) == pytest.approx(
             (min(ratios), max(ratios))
         )
+
+
+def test_a_peer_of_int8_weights_is_counted_in_its_own_bytes(
+    folder: str, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["-p", "0", "-n", "3", "-r", "1", "-o", "json", "--against", "transformers"]
+    ours, theirs = json.loads(bench(capsys, "--model", folder, "--quantize", "int8", *words))
+    assert ours["dtype"] == "int8, float32"
+    assert theirs["dtype"] == "float32"
+    plain = weight_bytes(abstract_params(TINY, jnp.float32))
+    small = weight_bytes(jax.eval_shape(quantize, abstract_params(TINY, jnp.float32)))
+    for row, size in ((ours, small), (theirs, plain)):
+        assert row["gb_s"] == pytest.approx(size * row["avg_ts"] / 1e9)
 
 
 def test_a_peer_that_fails_says_why() -> None:
