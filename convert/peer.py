@@ -5,6 +5,7 @@ every further one asks for a test. It answers each with a line: seconds, or a on
 are random: speed does not depend on them.
 """
 
+import inspect
 import json
 import os
 import signal
@@ -57,25 +58,34 @@ def _transformers(config: Config, dtype: str, capacity: int) -> tuple[str, Run]:
     import transformers
 
     model = _random_model(config, dtype)
+    argument = cache_argument(model)
 
-    def read(tokens: int, batch: int, cache: Any) -> Any:
-        ids = torch.ones((batch, tokens), dtype=torch.long)
-        return model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    def read(ids: torch.Tensor, cache: transformers.Cache) -> torch.Tensor:
+        # The cache is filled in place.
+        return model(ids, use_cache=True, logits_to_keep=1, **{argument: cache}).logits[:, -1:]
 
     @torch.inference_mode()
     def run(test: str, tokens: int, depth: int, batch: int) -> float:
-        cache = read(depth, batch, transformers.DynamicCache()).past_key_values if depth else None
+        cache = transformers.DynamicCache(config=model.config)
+        if depth:
+            read(torch.ones((batch, depth), dtype=torch.long), cache)
+        prompt = torch.ones((batch, tokens), dtype=torch.long)
+        token = prompt[:, :1]
         start = time.perf_counter()
         if test == "pp":
-            read(tokens, batch, cache)
+            read(prompt, cache)
             return time.perf_counter() - start
-        token = torch.ones((batch, 1), dtype=torch.long)
         for _ in range(tokens):
-            output = model(token, past_key_values=cache, use_cache=True)
-            cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
+            token = read(token, cache).argmax(-1)
         return time.perf_counter() - start
 
     return f"transformers {transformers.__version__}, torch {torch.__version__}", run
+
+
+def cache_argument(model: Any) -> str:
+    """What the model's forward calls its cache: transformers 5.24 renamed it."""
+    names = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
 
 
 def _random_model(config: Config, dtype: str) -> Any:

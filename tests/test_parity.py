@@ -26,8 +26,10 @@ from reference import (
     transformers_logits,
     transformers_model,
 )
+from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from convert.peer import cache_argument
 from jax_llama3 import Config, Params, RopeScaling, decode, forward, init_cache, prefill
 from jax_llama3.rope import rope_frequencies
 
@@ -335,13 +337,13 @@ def test_logits_beyond_8192_positions_of_a_published_scaling() -> None:
     params = sharp_params(1, config)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, 9 * 1024), np.int32)
     model = transformers_model(params, config)
-    ours, theirs = init_cache(config, 1, tokens.size, np.float32), None
+    ours = init_cache(config, 1, tokens.size, np.float32)
+    theirs = {cache_argument(model): DynamicCache(config=model.config)}  # filled in place
     for start in range(0, tokens.size, 1024):
         chunk = tokens[:, start : start + 1024]
         logits, ours = jitted(params, chunk, config, ours)
         with torch.inference_mode():
-            result = model(torch.tensor(chunk, dtype=torch.int64), past_key_values=theirs)
-        theirs = result.past_key_values
+            result = model(torch.tensor(chunk, dtype=torch.int64), **theirs)
         assert np.abs(logits - result.logits.numpy()).max() <= ATOL
 
 
