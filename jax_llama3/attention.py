@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from .quantization import Slots, dequantize
+from .attention_kernel import attend_one, has_attention_kernel
+from .quantization import Quantized, Slots, dequantize
 
 _FIRST_SPAN = 256  # to read fewer slots gains next to nothing, and every branch is compiled
 
@@ -22,39 +23,60 @@ def causal_mask(positions: Int[Array, "B T"], n_keys: int) -> Bool[Array, "B T S
 
 
 def used_attention(
-    q: Float[Array, "B T N H"],
-    k: Slots,
-    v: Slots,
-    mask: Bool[Array, "B T S"],
-    used: Int[Array, ""],
-    tap: Callable[[str, Array], Array],
+    q: Float[Array, "B T N H"], k: Slots, v: Slots, positions: Int[Array, "B T"]
 ) -> Float[Array, "B T N H"]:
-    """`attention` that reads the first slots alone, up to a power of two that holds the `used` ones.
+    """`attention` to a cache that reads the used slots alone: its cost is that of what is in it."""
+    # Elsewhere a branch makes the device wait for the host, which costs more than it saves.
+    return lax.platform_dependent(q, k, v, positions, cpu=_used_cpu, default=_attend_all)
 
-    A branch for each power of two, chosen on the device: a cache of any capacity costs what is in it.
-    """
+
+def _used_cpu(
+    q: Float[Array, "B T N H"], k: Slots, v: Slots, positions: Int[Array, "B T"]
+) -> Float[Array, "B T N H"]:
+    stored = k.values if isinstance(k, Quantized) else k
+    if q.shape[1] == 1 and has_attention_kernel(stored.dtype, stored.shape[3]):
+        return _attend_one(q, k, v, positions)
+    return _attend_span(q, k, v, positions)
+
+
+@jax.custom_jvp
+def _attend_one(
+    q: Float[Array, "B 1 N H"], k: Slots, v: Slots, positions: Int[Array, "B 1"]
+) -> Float[Array, "B 1 N H"]:
+    return attend_one(q, k, v, positions[:, 0])
+
+
+@_attend_one.defjvp
+def _attend_one_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    return jax.jvp(_attend_all, primals, tangents)
+
+
+def _attend_all(
+    q: Float[Array, "B T N H"], k: Slots, v: Slots, positions: Int[Array, "B T"]
+) -> Float[Array, "B T N H"]:
+    return attention(q, k, v, causal_mask(positions, k.shape[1]))
+
+
+def _attend_span(
+    q: Float[Array, "B T N H"], k: Slots, v: Slots, positions: Int[Array, "B T"]
+) -> Float[Array, "B T N H"]:
+    """The first slots alone, up to a power of two that holds the used ones: a branch for each."""
     capacity = k.shape[1]
     spans = [_FIRST_SPAN << i for i in range((max(capacity - 1, 1) // _FIRST_SPAN).bit_length())]
-    spans.append(capacity)
-    over = [partial(_attention_over, tap=tap, span=span) for span in spans]
-    index = jnp.sum(used > jnp.array(spans[:-1], jnp.int32))
-    # Elsewhere a branch makes the device wait for the host, which costs more than it saves.
-    return lax.platform_dependent(
-        q, k, v, mask, cpu=partial(lax.switch, index, over), default=over[-1]
-    )
+    index = jnp.sum(jnp.max(positions) >= jnp.array(spans, jnp.int32))
+    over = [partial(_attend_first, span=span) for span in [*spans, capacity]]
+    return lax.switch(index, over, q, k, v, positions)
 
 
-def _attention_over(
-    q: Float[Array, "B T N H"],
-    k: Slots,
-    v: Slots,
-    mask: Bool[Array, "B T S"],
-    *,
-    tap: Callable[[str, Array], Array],
-    span: int,
+def _attend_first(
+    q: Float[Array, "B T N H"], k: Slots, v: Slots, positions: Int[Array, "B T"], *, span: int
 ) -> Float[Array, "B T N H"]:
     k, v = jax.tree.map(lambda slots: slots[:, :span], (k, v))
-    return attention(q, k, v, mask[:, :, :span], tap)
+    return _attend_all(q, k, v, positions)
+
+
+def _untapped(name: str, array: Array) -> Array:
+    return array
 
 
 def attention(
@@ -62,7 +84,7 @@ def attention(
     k: Slots,
     v: Slots,
     mask: Bool[Array, "B T S"],
-    tap: Callable[[str, Array], Array],
+    tap: Callable[[str, Array], Array] = _untapped,
 ) -> Float[Array, "B T N H"]:
     """softmax(q k^T / sqrt(H)) v with float32 scores; query head n reads key/value head n // (N / K).
 

@@ -48,7 +48,7 @@ def forward(
     check_tokens(tokens, config)
     if cache is not None:
         check_room(cache, tokens.shape[0], tokens.shape[1])
-    x, k, v = _blocks(params, jnp.asarray(_int32(tokens)), config, cache, tap)
+    x, k, v = _blocks(params, jnp.asarray(_int32(tokens)), config, cache, tap, _block)
     if cache is not None:
         cache = Cache(k, v, cache.lengths + tokens.shape[1])
     return _logits(params, x, config, tap), cache
@@ -102,7 +102,7 @@ def prefill_unchecked(
     tap: Tap,
 ) -> tuple[Float[Array, "B V"], Cache]:
     """`prefill` without its checks and its padding; a row of length 0 stays as it is."""
-    x, k, v = _blocks(params, jnp.asarray(tokens), config, cache, tap)
+    x, k, v = _blocks(params, jnp.asarray(tokens), config, cache, tap, _block_once(tap))
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
     logits = _logits(params, last, config, tap)[:, 0]
     return logits, Cache(k, v, cache.lengths + lengths)
@@ -112,7 +112,7 @@ def decode_step(
     params: Params, tokens: Int[Array, " B"], cache: Cache, config: Config, tap: Tap = no_tap
 ) -> tuple[Float[Array, "B V"], Cache]:
     """`decode` without its checks and its jit, for loops that are jitted as a whole."""
-    x, k, v = _blocks(params, tokens[:, None], config, cache, tap)
+    x, k, v = _blocks(params, tokens[:, None], config, cache, tap, _block_once(tap))
     return _logits(params, x, config, tap)[:, 0], Cache(k, v, cache.lengths + 1)
 
 
@@ -158,7 +158,12 @@ def _check_lengths(
 
 
 def _blocks(
-    params: Params, tokens: Int[Array, "B T"], config: Config, cache: Cache | None, tap: Tap
+    params: Params,
+    tokens: Int[Array, "B T"],
+    config: Config,
+    cache: Cache | None,
+    tap: Tap,
+    block: Callable[..., Any],
 ) -> tuple[Float[Array, "B T D"], tuple[Slots, ...], tuple[Slots, ...]]:
     """Embedding and all layers, and each layer's keys and values: the cache's slots if there is one."""
     _check_tree(params, config, cache)
@@ -166,16 +171,12 @@ def _blocks(
     start = jnp.zeros(batch, jnp.int32) if cache is None else cache.lengths
     positions = start[:, None] + jnp.arange(new)[None]
     tables = rope_tables(positions, config)
-    mask = causal_mask(positions, new if cache is None else cache.k[0].shape[1])
-    attend = attention
-    if cache is not None and tap is no_tap:  # a tap is promised the scores of every slot
-        attend = partial(used_attention, used=jnp.max(positions) + 1)
     x = tap("embed", _embed(params.embedding, tokens, activation_dtype(params)))
     k, v = [], []
     for index, layer in enumerate(params.layers):
         slots = None if cache is None else (cache.k[index], cache.v[index])
-        layer_tap = partial(_prefixed, tap, f"layers.{index}.")
-        x, slots = _block(layer, x, slots, positions, tables, mask, attend, config, layer_tap)
+        layer_tap = tap if tap is no_tap else partial(_prefixed, tap, f"layers.{index}.")
+        x, slots = block(layer, x, slots, positions, tables, config, layer_tap)
         k.append(slots[0])
         v.append(slots[1])
     if cache is not None:
@@ -203,8 +204,6 @@ def _block(
     slots: tuple[Slots, Slots] | None,
     positions: Int[Array, "B T"],
     tables: tuple[Float[Array, "B T R"], Float[Array, "B T R"]],
-    mask: Array,
-    attend: Callable[..., Array],
     config: Config,
     tap: Tap,
 ) -> tuple[Float[Array, "B T D"], tuple[Slots, Slots]]:
@@ -217,10 +216,22 @@ def _block(
     v = tap("attn.v", v)
     if slots is not None:
         k, v = write_cache(slots[0], k, positions), write_cache(slots[1], v, positions)
-    z = tap("attn.z", attend(q, k, v, mask, tap=partial(_prefixed, tap, "attn.")))
+    if slots is not None and tap is no_tap:
+        z = used_attention(q, k, v, positions)
+    else:  # a tap is promised the scores of every slot
+        mask = causal_mask(positions, k.shape[1])
+        z = tap("attn.z", attention(q, k, v, mask, partial(_prefixed, tap, "attn.")))
     x = tap("resid_mid", x + tap("attn.out", linear("BTNH,DNH->BTD", z, layer.wo)))
     h = rms_norm(x, layer.ffn_norm, config.norm_eps)
     return tap("resid_post", x + _feed_forward(layer, h, tap)), (k, v)
+
+
+_shared_block = jax.jit(_block, static_argnames=("config", "tap"))
+
+
+def _block_once(tap: Tap) -> Callable[..., Any]:
+    """`_block`, traced and lowered once for all layers if no tap tells them apart."""
+    return _shared_block if tap is no_tap else _block
 
 
 def _feed_forward(layer: Layer, x: Float[Array, "B T D"], tap: Tap) -> Float[Array, "B T D"]:
