@@ -44,20 +44,55 @@ _task_address = symbol_address(_TASK)
 
 
 @compiled
+def _low(word):
+    """The first of two bfloat16 in a word, each the upper half of a float32: no lane has to move."""
+    return float_of(word << np.uint32(16))
+
+
+@compiled
+def _high(word):
+    return float_of(word & np.uint32(0xFFFF0000))
+
+
+@compiled
 def _bfloat16_rows(even, odd, weight, out):
-    """Two numbers a word: a bfloat16 is the upper half of a float32, so no lane has to move."""
-    for output in range(out.shape[0]):
+    """As `_rows`, with two numbers a word."""
+    quarter = out.shape[0] // 4
+    for output in range(quarter):
+        row_0, row_1 = weight[output], weight[output + quarter]
+        row_2, row_3 = weight[output + 2 * quarter], weight[output + 3 * quarter]
+        sum_0 = sum_1 = sum_2 = sum_3 = np.float32(0)
+        for i in range(even.shape[0]):
+            sum_0 += _low(row_0[i]) * even[i] + _high(row_0[i]) * odd[i]
+            sum_1 += _low(row_1[i]) * even[i] + _high(row_1[i]) * odd[i]
+            sum_2 += _low(row_2[i]) * even[i] + _high(row_2[i]) * odd[i]
+            sum_3 += _low(row_3[i]) * even[i] + _high(row_3[i]) * odd[i]
+        out[output], out[output + quarter] = sum_0, sum_1
+        out[output + 2 * quarter], out[output + 3 * quarter] = sum_2, sum_3
+    for output in range(4 * quarter, out.shape[0]):
         total = np.float32(0)
         for i in range(even.shape[0]):
             word = weight[output, i]
-            total += float_of(word << np.uint32(16)) * even[i]
-            total += float_of(word & np.uint32(0xFFFF0000)) * odd[i]
+            total += _low(word) * even[i] + _high(word) * odd[i]
         out[output] = total
 
 
 @compiled
 def _rows(x, weight, out):
-    for output in range(out.shape[0]):
+    """Four rows at a time, far from each other: a core reads four streams faster than one."""
+    quarter = out.shape[0] // 4
+    for output in range(quarter):
+        row_0, row_1 = weight[output], weight[output + quarter]
+        row_2, row_3 = weight[output + 2 * quarter], weight[output + 3 * quarter]
+        sum_0 = sum_1 = sum_2 = sum_3 = np.float32(0)
+        for i in range(x.shape[0]):
+            sum_0 += np.float32(row_0[i]) * x[i]
+            sum_1 += np.float32(row_1[i]) * x[i]
+            sum_2 += np.float32(row_2[i]) * x[i]
+            sum_3 += np.float32(row_3[i]) * x[i]
+        out[output], out[output + quarter] = sum_0, sum_1
+        out[output + 2 * quarter], out[output + 3 * quarter] = sum_2, sum_3
+    for output in range(4 * quarter, out.shape[0]):
         total = np.float32(0)
         for i in range(x.shape[0]):
             total += np.float32(weight[output, i]) * x[i]
