@@ -36,17 +36,17 @@ from .kernel_code import (
     wait,
 )
 
-_BLOCK = 128  # slots, taken by a thread at a time
+_BLOCK = 64  # slots of all heads, taken by a thread at a time; four times a whole number
 _LEAST_BYTES = 1 << 16  # of keys and values; less is not worth a thread
 _TASK = "jax_llama3_attention_task"
 
 # The fields of a job, offsets in bytes; q and the parts follow them.
 _Q, _POSITIONS, _OUT, _K, _V, _K_SCALE, _V_SCALE = range(JOB_BYTES, JOB_BYTES + 56, 8)
 _SCALES = _K_SCALE - _K
-_CODE, _CAPACITY, _KV_HEADS, _GROUP, _HEAD_DIM, _BLOCKS, _PARTS = range(_Q + 56, _Q + 112, 8)
+_CODE, _CAPACITY, _HEADS, _KV_HEADS, _HEAD_DIM, _BLOCKS, _PARTS = range(_Q + 56, _Q + 112, 8)
 _JOB_BYTES = _Q + 112
-# The part of one block and key/value head, in floats: of each query of the group the largest score, the
-# sum, the values, and a weight for each slot.
+# The part of one block of a row, in floats: of each query head the largest score and the sum, then of
+# each its values, then of each a weight for every slot.
 
 _task_address = symbol_address(_TASK)
 
@@ -88,36 +88,43 @@ def _used(job, row):
 
 
 @compiled
-def _part_floats(group, head_dim):
-    return group * (2 + head_dim + _BLOCK)
+def _part_floats(heads, head_dim):
+    return heads * (2 + head_dim + _BLOCK)
 
 
 @compiled
 def _part(job, chunk):
-    return load(job + _PARTS) + 4 * chunk * _part_floats(load(job + _GROUP), load(job + _HEAD_DIM))
+    return load(job + _PARTS) + 4 * chunk * _part_floats(load(job + _HEADS), load(job + _HEAD_DIM))
 
 
 @compiled
-def _four(job, field, slot, last):
-    """Where four slots of a key/value head begin, and their scales. After the last it comes again."""
-    heads, code = load(job + _KV_HEADS), load(job + _CODE)
-    first, nbytes = load(job + field), load(job + _HEAD_DIM) * itemsize(code)
-    slots = (slot, slot + heads, slot + 2 * heads, slot + 3 * heads)
-    slots = (slots[0], min(slots[1], last), min(slots[2], last), min(slots[3], last))
+def _four(job, field, first, slots, step, head):
+    """Where one head of four slots of a block begins, and their scales.
+
+    They are a quarter of the block apart: a core reads four streams faster than one. After the last
+    slot it comes again.
+    """
+    kv_heads, code = load(job + _KV_HEADS), load(job + _CODE)
+    quarter, nbytes = (slots + 3) // 4, load(job + _HEAD_DIM) * itemsize(code)
+    place_0 = (first + step) * kv_heads + head
+    place_1 = (first + min(step + quarter, slots - 1)) * kv_heads + head
+    place_2 = (first + min(step + 2 * quarter, slots - 1)) * kv_heads + head
+    place_3 = (first + min(step + 3 * quarter, slots - 1)) * kv_heads + head
     scales = (_ONE, _ONE, _ONE, _ONE)
     if code == INT8:
-        scale = load(job + field + _SCALES)
+        every = load(job + field + _SCALES)
         scales = (
-            _floats(scale + 4 * slots[0], 1)[0],
-            _floats(scale + 4 * slots[1], 1)[0],
-            _floats(scale + 4 * slots[2], 1)[0],
-            _floats(scale + 4 * slots[3], 1)[0],
+            _floats(every + 4 * place_0, 1)[0],
+            _floats(every + 4 * place_1, 1)[0],
+            _floats(every + 4 * place_2, 1)[0],
+            _floats(every + 4 * place_3, 1)[0],
         )
+    base = load(job + field)
     places = (
-        first + nbytes * slots[0],
-        first + nbytes * slots[1],
-        first + nbytes * slots[2],
-        first + nbytes * slots[3],
+        base + nbytes * place_0,
+        base + nbytes * place_1,
+        base + nbytes * place_2,
+        base + nbytes * place_3,
     )
     return places, scales
 
@@ -144,27 +151,26 @@ def _high(word):
 
 
 @compiled
-def _dots(q, k, scales, out):
-    """Of one query with four keys; four, so that each number of the query is read once for them."""
+def _dots(q, k, scales):
+    """Of one query with four keys."""
     sum_0 = sum_1 = sum_2 = sum_3 = _ZERO
     for i in range(q.shape[0]):
         sum_0 += q[i] * k[0][i]
         sum_1 += q[i] * k[1][i]
         sum_2 += q[i] * k[2][i]
         sum_3 += q[i] * k[3][i]
-    out[0], out[1] = sum_0 * scales[0], sum_1 * scales[1]
-    out[2], out[3] = sum_2 * scales[2], sum_3 * scales[3]
+    return sum_0 * scales[0], sum_1 * scales[1], sum_2 * scales[2], sum_3 * scales[3]
 
 
 @compiled
-def _dots_bfloat16(even, odd, k, out):
+def _dots_bfloat16(even, odd, k):
     sum_0 = sum_1 = sum_2 = sum_3 = _ZERO
     for i in range(even.shape[0]):
         sum_0 += even[i] * _low(k[0][i]) + odd[i] * _high(k[0][i])
         sum_1 += even[i] * _low(k[1][i]) + odd[i] * _high(k[1][i])
         sum_2 += even[i] * _low(k[2][i]) + odd[i] * _high(k[2][i])
         sum_3 += even[i] * _low(k[3][i]) + odd[i] * _high(k[3][i])
-    out[0], out[1], out[2], out[3] = sum_0, sum_1, sum_2, sum_3
+    return sum_0, sum_1, sum_2, sum_3
 
 
 @compiled
@@ -189,42 +195,50 @@ def _add_bfloat16(weights, v, even, odd):
 
 @compiled
 def _score(job, first, slots, q, out):
-    """Of each query of a group with the keys of a block; addresses, the first slot and their number.
+    """Of each query with the keys of a block: addresses, the number of its first slot, and its slots.
 
     There are as many scores as the next multiple of four; those after `slots` mean nothing.
     """
-    heads, group, width = load(job + _KV_HEADS), load(job + _GROUP), load(job + _HEAD_DIM)
-    code, half = load(job + _CODE), width // 2
-    for start in range(0, slots, 4):
-        places, scales = _four(job, _K, first + start * heads, first + (slots - 1) * heads)
-        for query in range(group):
-            row, scores = q + 4 * query * width, _floats(out + 4 * (query * _BLOCK + start), 4)
-            if code == BFLOAT16:
-                even, odd = _floats(row, half), _floats(row + 4 * half, half)
-                _dots_bfloat16(even, odd, _rows(places, half, np.uint32), scores)
-            elif code == INT8:
-                _dots(_floats(row, width), _rows(places, width, np.int8), scales, scores)
-            else:
-                _dots(_floats(row, width), _rows(places, width, np.float32), scales, scores)
+    kv_heads, width, code = load(job + _KV_HEADS), load(job + _HEAD_DIM), load(job + _CODE)
+    group, half, quarter = load(job + _HEADS) // kv_heads, width // 2, (slots + 3) // 4
+    for step in range(quarter):
+        for head in range(kv_heads):
+            places, scales = _four(job, _K, first, slots, step, head)
+            for query in range(head * group, (head + 1) * group):
+                row, scores = q + 4 * query * width, _floats(out + 4 * query * _BLOCK, _BLOCK)
+                if code == BFLOAT16:
+                    even, odd = _floats(row, half), _floats(row + 4 * half, half)
+                    four = _dots_bfloat16(even, odd, _rows(places, half, np.uint32))
+                elif code == INT8:
+                    four = _dots(_floats(row, width), _rows(places, width, np.int8), scales)
+                else:
+                    four = _dots(_floats(row, width), _rows(places, width, np.float32), scales)
+                scores[step], scores[step + quarter] = four[0], four[1]
+                scores[step + 2 * quarter], scores[step + 3 * quarter] = four[2], four[3]
 
 
 @compiled
-def _mix(job, first, slots, weights, out):
+def _mix(job, first, slots, every, out):
     """The sum of a block's values by the weights of each query; addresses as in `_score`."""
-    heads, group, width = load(job + _KV_HEADS), load(job + _GROUP), load(job + _HEAD_DIM)
-    code, half = load(job + _CODE), width // 2
-    _floats(out, group * width)[:] = _ZERO
-    for start in range(0, slots, 4):
-        places, scales = _four(job, _V, first + start * heads, first + (slots - 1) * heads)
-        for query in range(group):
-            row, four = out + 4 * query * width, _floats(weights + 4 * (query * _BLOCK + start), 4)
-            if code == BFLOAT16:
-                even, odd = _floats(row, half), _floats(row + 4 * half, half)
-                _add_bfloat16(four, _rows(places, half, np.uint32), even, odd)
-            elif code == INT8:
-                _add(four, _rows(places, width, np.int8), scales, _floats(row, width))
-            else:
-                _add(four, _rows(places, width, np.float32), scales, _floats(row, width))
+    kv_heads, width, code = load(job + _KV_HEADS), load(job + _HEAD_DIM), load(job + _CODE)
+    group, half, quarter = load(job + _HEADS) // kv_heads, width // 2, (slots + 3) // 4
+    _floats(out, kv_heads * group * width)[:] = _ZERO
+    for step in range(quarter):
+        for head in range(kv_heads):
+            places, scales = _four(job, _V, first, slots, step, head)
+            for query in range(head * group, (head + 1) * group):
+                row, weights = out + 4 * query * width, _floats(every + 4 * query * _BLOCK, _BLOCK)
+                low = (weights[step], weights[step + quarter])
+                high = (weights[step + 2 * quarter], weights[step + 3 * quarter])
+                if code == BFLOAT16:
+                    even, odd = _floats(row, half), _floats(row + 4 * half, half)
+                    _add_bfloat16(low + high, _rows(places, half, np.uint32), even, odd)
+                elif code == INT8:
+                    rows = _rows(places, width, np.int8)
+                    _add(low + high, rows, scales, _floats(row, width))
+                else:
+                    rows = _rows(places, width, np.float32)
+                    _add(low + high, rows, scales, _floats(row, width))
 
 
 @compiled
@@ -245,53 +259,48 @@ def _soften(slots, scores, largest, sums):
 
 @compiled
 def _attend(job, chunk):
-    """One block of the slots of one row and key/value head."""
-    heads, group, width = load(job + _KV_HEADS), load(job + _GROUP), load(job + _HEAD_DIM)
-    blocks = load(job + _BLOCKS)
-    index, start = chunk // blocks, chunk % blocks * _BLOCK
-    row, head = index // heads, index % heads
+    """One block of the slots of one row."""
+    heads, width = load(job + _HEADS), load(job + _HEAD_DIM)
+    row, start = chunk // load(job + _BLOCKS), chunk % load(job + _BLOCKS) * _BLOCK
     slots = min(_used(job, row) - start, _BLOCK)
     if slots <= 0:
         return
-    first = (row * load(job + _CAPACITY) + start) * heads + head
-    part = _part(job, chunk)
-    largest, sums = _floats(part, group), _floats(part + 4 * group, group)
-    values = part + 8 * group
-    weights = values + 4 * group * width
-    _score(job, first, slots, load(job + _Q) + 4 * index * group * width, weights)
-    scores = carray(pointer(weights), (group, _BLOCK), np.float32)
-    _soften(slots, scores, largest, sums)
+    first, part = row * load(job + _CAPACITY) + start, _part(job, chunk)
+    values = part + 8 * heads
+    weights = values + 4 * heads * width
+    _score(job, first, slots, load(job + _Q) + 4 * row * heads * width, weights)
+    scores = carray(pointer(weights), (heads, _BLOCK), np.float32)
+    _soften(slots, scores, _floats(part, heads), _floats(part + 4 * heads, heads))
     _mix(job, first, slots, weights, values)
 
 
 @compiled
-def _join(job, index):
-    """The parts of one row and key/value head, weighed by their sums, become its values."""
-    group, width = load(job + _GROUP), load(job + _HEAD_DIM)
-    blocks = load(job + _BLOCKS)
-    count = (_used(job, index // load(job + _KV_HEADS)) + _BLOCK - 1) // _BLOCK
-    nbytes, first = 4 * _part_floats(group, width), _part(job, index * blocks)
-    joined = _floats(load(job + _Q) + 4 * index * group * width, width)  # q is not needed any more
-    for query in range(group):
-        most = _floats(first + 4 * query, 1)[0]
-        for block in range(1, count):
-            most = max(most, _floats(first + block * nbytes + 4 * query, 1)[0])
-        total = _ZERO
-        joined[:] = _ZERO
-        for block in range(count):
-            part = first + block * nbytes
-            weight = _exp(_floats(part + 4 * query, 1)[0] - most)
-            total += weight * _floats(part + 4 * (group + query), 1)[0]
-            values = _floats(part + 4 * (2 * group + query * width), width)
-            for i in range(width):
-                joined[i] += weight * values[i]
-        out = _floats(load(job + _OUT) + 4 * (index * group + query) * width, width)
-        half = width // 2
-        for i in range(half):
-            if load(job + _CODE) == BFLOAT16:
-                out[2 * i], out[2 * i + 1] = joined[i] / total, joined[half + i] / total
-            else:
-                out[i], out[half + i] = joined[i] / total, joined[half + i] / total
+def _join(job, row, head):
+    """The parts of one row and query head, weighed by their sums, become its values."""
+    heads, width = load(job + _HEADS), load(job + _HEAD_DIM)
+    count = (_used(job, row) + _BLOCK - 1) // _BLOCK
+    nbytes, first = 4 * _part_floats(heads, width), _part(job, row * load(job + _BLOCKS))
+    # In place of the query, which is not needed any more.
+    joined = _floats(load(job + _Q) + 4 * (row * heads + head) * width, width)
+    most = _floats(first + 4 * head, 1)[0]
+    for block in range(1, count):
+        most = max(most, _floats(first + block * nbytes + 4 * head, 1)[0])
+    total = _ZERO
+    joined[:] = _ZERO
+    for block in range(count):
+        part = first + block * nbytes
+        weight = _exp(_floats(part + 4 * head, 1)[0] - most)
+        total += weight * _floats(part + 4 * (heads + head), 1)[0]
+        values = _floats(part + 4 * (2 * heads + head * width), width)
+        for i in range(width):
+            joined[i] += weight * values[i]
+    out = _floats(load(job + _OUT) + 4 * (row * heads + head) * width, width)
+    half = width // 2
+    for i in range(half):
+        if load(job + _CODE) == BFLOAT16:
+            out[2 * i], out[2 * i + 1] = joined[i] / total, joined[half + i] / total
+        else:
+            out[i], out[half + i] = joined[i] / total, joined[half + i] / total
 
 
 @compiled
@@ -333,13 +342,12 @@ def _arrange(job, q, count):
 def _new_job(frame):
     """What the call's buffers hold: q, positions, k, v, and for int8 the scales of k and v."""
     q, k = argument(frame, 0), argument(frame, 2)
-    rows, heads, width = dim(q, 0), dim(k, 2), dim(k, 3)
-    group, capacity = dim(q, 2) // heads, dim(k, 1)
+    rows, heads, width, capacity = dim(q, 0), dim(q, 2), dim(q, 3), dim(k, 1)
     positions = carray(pointer(data(argument(frame, 1))), (rows,), np.int32)
     most = np.int64(positions.max()) + 1
     blocks = (min(most, capacity) + _BLOCK - 1) // _BLOCK
-    parts = _JOB_BYTES + 4 * rows * heads * group * width
-    job = new_job(parts + 4 * rows * heads * blocks * _part_floats(group, width))
+    parts = _JOB_BYTES + 4 * rows * heads * width
+    job = new_job(parts + 4 * rows * blocks * _part_floats(heads, width))
     store(job + _Q, job + _JOB_BYTES)
     store(job + _POSITIONS, data(argument(frame, 1)))
     store(job + _OUT, data(result(frame, 0)))
@@ -350,20 +358,19 @@ def _new_job(frame):
         store(job + _K_SCALE, data(argument(frame, 4)))
         store(job + _V_SCALE, data(argument(frame, 5)))
     store(job + _CAPACITY, capacity)
-    store(job + _KV_HEADS, heads)
-    store(job + _GROUP, group)
+    store(job + _HEADS, heads)
+    store(job + _KV_HEADS, dim(k, 2))
     store(job + _HEAD_DIM, width)
     store(job + _BLOCKS, blocks)
     store(job + _PARTS, job + parts)
-    _arrange(job, data(q), rows * heads * group)
+    _arrange(job, data(q), rows * heads)
     return job
 
 
 @compiled
-def _useful_threads(frame, job, chunks):
-    slots = chunks * _BLOCK  # of one key/value head
-    nbytes = 2 * slots * load(job + _HEAD_DIM) * itemsize(load(job + _CODE))
-    return min(n_threads(frame), max(nbytes // _LEAST_BYTES, 1))
+def _useful_threads(job, chunks):
+    numbers = 2 * chunks * _BLOCK * load(job + _KV_HEADS) * load(job + _HEAD_DIM)
+    return max(numbers * itemsize(load(job + _CODE)) // _LEAST_BYTES, 1)
 
 
 @c_function(types.int64(types.int64))
@@ -372,12 +379,14 @@ def handler(frame):
     if is_question(frame):
         return 0
     job = _new_job(frame)
-    pairs = dim(argument(frame, 0), 0) * load(job + _KV_HEADS)
-    chunks = pairs * load(job + _BLOCKS)
-    share(frame, _task_address(), job, chunks, _useful_threads(frame, job, chunks))
+    rows = dim(argument(frame, 0), 0)
+    chunks = rows * load(job + _BLOCKS)
+    threads = min(n_threads(frame), _useful_threads(job, chunks))
+    share(frame, _task_address(), job, chunks, threads)
     _work(job)
     wait(job)
-    for index in range(pairs):
-        _join(job, index)
+    for row in range(rows):
+        for head in range(load(job + _HEADS)):
+            _join(job, row, head)
     leave(job)
     return 0
