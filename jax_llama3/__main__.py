@@ -52,6 +52,8 @@ def _keep_compilations() -> None:
     except OSError:
         return  # a home that cannot be written costs time, nothing else
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    # Small programs too: a first token needs twenty of them.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _add_generate(command: argparse.ArgumentParser) -> None:

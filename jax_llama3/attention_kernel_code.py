@@ -19,6 +19,7 @@ from .kernel_code import (
     data,
     dim,
     dtype_code,
+    even_bfloat16,
     float_of,
     give,
     is_question,
@@ -27,6 +28,7 @@ from .kernel_code import (
     load,
     n_threads,
     new_job,
+    odd_bfloat16,
     pointer,
     result,
     share,
@@ -140,17 +142,6 @@ def _rows(places, count, dtype):
 
 
 @compiled
-def _low(word):
-    """The first of two bfloat16, which are the upper halves of float32."""
-    return float_of(word << np.uint32(16))
-
-
-@compiled
-def _high(word):
-    return float_of(word & np.uint32(0xFFFF0000))
-
-
-@compiled
 def _dots(q, k, scales):
     """Of one query with four keys."""
     sum_0 = sum_1 = sum_2 = sum_3 = _ZERO
@@ -166,10 +157,10 @@ def _dots(q, k, scales):
 def _dots_bfloat16(even, odd, k):
     sum_0 = sum_1 = sum_2 = sum_3 = _ZERO
     for i in range(even.shape[0]):
-        sum_0 += even[i] * _low(k[0][i]) + odd[i] * _high(k[0][i])
-        sum_1 += even[i] * _low(k[1][i]) + odd[i] * _high(k[1][i])
-        sum_2 += even[i] * _low(k[2][i]) + odd[i] * _high(k[2][i])
-        sum_3 += even[i] * _low(k[3][i]) + odd[i] * _high(k[3][i])
+        sum_0 += even[i] * even_bfloat16(k[0][i]) + odd[i] * odd_bfloat16(k[0][i])
+        sum_1 += even[i] * even_bfloat16(k[1][i]) + odd[i] * odd_bfloat16(k[1][i])
+        sum_2 += even[i] * even_bfloat16(k[2][i]) + odd[i] * odd_bfloat16(k[2][i])
+        sum_3 += even[i] * even_bfloat16(k[3][i]) + odd[i] * odd_bfloat16(k[3][i])
     return sum_0, sum_1, sum_2, sum_3
 
 
@@ -187,10 +178,10 @@ def _add(weights, v, scales, out):
 def _add_bfloat16(weights, v, even, odd):
     weight_0, weight_1, weight_2, weight_3 = weights[0], weights[1], weights[2], weights[3]
     for i in range(even.shape[0]):
-        both = weight_0 * _low(v[0][i]) + weight_1 * _low(v[1][i])
-        even[i] += both + weight_2 * _low(v[2][i]) + weight_3 * _low(v[3][i])
-        both = weight_0 * _high(v[0][i]) + weight_1 * _high(v[1][i])
-        odd[i] += both + weight_2 * _high(v[2][i]) + weight_3 * _high(v[3][i])
+        both = weight_0 * even_bfloat16(v[0][i]) + weight_1 * even_bfloat16(v[1][i])
+        even[i] += both + weight_2 * even_bfloat16(v[2][i]) + weight_3 * even_bfloat16(v[3][i])
+        both = weight_0 * odd_bfloat16(v[0][i]) + weight_1 * odd_bfloat16(v[1][i])
+        odd[i] += both + weight_2 * odd_bfloat16(v[2][i]) + weight_3 * odd_bfloat16(v[3][i])
 
 
 @compiled

@@ -6,8 +6,9 @@ machines (xla/ffi/api/c_api.h, version 0.3, kept stable by XLA). Imported only w
 
 import inspect
 
+import numpy as np
 from llvmlite import ir
-from numba import njit, cfunc, types
+from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
 # The codes of XLA_FFI_DataType, and where fields stand, in bytes.
@@ -120,6 +121,17 @@ def float_of(typing, bits):
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.uint32), generate
+
+
+@compiled
+def even_bfloat16(word):
+    """The first of the two bfloat16 in a word, each the upper half of a float32: no lane moves."""
+    return float_of(word << np.uint32(16))
+
+
+@compiled
+def odd_bfloat16(word):
+    return float_of(word & np.uint32(0xFFFF0000))
 
 
 @compiled

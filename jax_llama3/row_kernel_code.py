@@ -14,7 +14,7 @@ from .kernel_code import (
     data,
     dim,
     dtype_code,
-    float_of,
+    even_bfloat16,
     give,
     is_question,
     itemsize,
@@ -23,6 +23,7 @@ from .kernel_code import (
     n_results,
     n_threads,
     new_job,
+    odd_bfloat16,
     pointer,
     result,
     share,
@@ -44,17 +45,6 @@ _task_address = symbol_address(_TASK)
 
 
 @compiled
-def _low(word):
-    """The first of two bfloat16 in a word, each the upper half of a float32: no lane has to move."""
-    return float_of(word << np.uint32(16))
-
-
-@compiled
-def _high(word):
-    return float_of(word & np.uint32(0xFFFF0000))
-
-
-@compiled
 def _bfloat16_rows(even, odd, weight, out):
     """As `_rows`, with two numbers a word."""
     quarter = out.shape[0] // 4
@@ -63,17 +53,17 @@ def _bfloat16_rows(even, odd, weight, out):
         row_2, row_3 = weight[output + 2 * quarter], weight[output + 3 * quarter]
         sum_0 = sum_1 = sum_2 = sum_3 = np.float32(0)
         for i in range(even.shape[0]):
-            sum_0 += _low(row_0[i]) * even[i] + _high(row_0[i]) * odd[i]
-            sum_1 += _low(row_1[i]) * even[i] + _high(row_1[i]) * odd[i]
-            sum_2 += _low(row_2[i]) * even[i] + _high(row_2[i]) * odd[i]
-            sum_3 += _low(row_3[i]) * even[i] + _high(row_3[i]) * odd[i]
+            sum_0 += even_bfloat16(row_0[i]) * even[i] + odd_bfloat16(row_0[i]) * odd[i]
+            sum_1 += even_bfloat16(row_1[i]) * even[i] + odd_bfloat16(row_1[i]) * odd[i]
+            sum_2 += even_bfloat16(row_2[i]) * even[i] + odd_bfloat16(row_2[i]) * odd[i]
+            sum_3 += even_bfloat16(row_3[i]) * even[i] + odd_bfloat16(row_3[i]) * odd[i]
         out[output], out[output + quarter] = sum_0, sum_1
         out[output + 2 * quarter], out[output + 3 * quarter] = sum_2, sum_3
     for output in range(4 * quarter, out.shape[0]):
         total = np.float32(0)
         for i in range(even.shape[0]):
             word = weight[output, i]
-            total += _low(word) * even[i] + _high(word) * odd[i]
+            total += even_bfloat16(word) * even[i] + odd_bfloat16(word) * odd[i]
         out[output] = total
 
 

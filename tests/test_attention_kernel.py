@@ -1,0 +1,161 @@
+"""The attention kernel: one query's exact softmax over the used slots, whatever the others hold."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import TINY, sharp_params
+
+from jax_llama3 import decode, init_cache, prefill
+from jax_llama3.attention import used_attention
+from jax_llama3.attention_kernel import attend_one, has_attention_kernel
+from jax_llama3.model import _decode
+from jax_llama3.quantization import Slots, dequantize, quantize_array
+
+pytest.importorskip("numba")
+assert has_attention_kernel(jnp.bfloat16, 2)
+jitted = jax.jit(attend_one)
+
+
+def draw(shape: tuple[int, ...], seed: int, dtype: object = jnp.float32) -> Slots:
+    values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32) * 2
+    if dtype == jnp.int8:
+        return quantize_array(jnp.asarray(values), 1)
+    return jnp.asarray(values).astype(dtype)
+
+
+def exact(q: jax.Array, k: Slots, v: Slots, positions: list[int]) -> np.ndarray:
+    """Row by row and head by head in double precision."""
+    wide_q = np.asarray(q, np.float64)
+    wide_k, wide_v = (np.asarray(dequantize(each, jnp.float32), np.float64) for each in (k, v))
+    out = np.zeros(q.shape)
+    for row, position in enumerate(positions):
+        for head in range(q.shape[2]):
+            used = slice(0, position + 1)
+            group = head // (q.shape[2] // k.shape[2])
+            scores = wide_k[row, used, group] @ wide_q[row, 0, head] / np.sqrt(q.shape[3])
+            weights = np.exp(scores - scores.max())
+            out[row, 0, head] = weights / weights.sum() @ wide_v[row, used, group]
+    return out
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
+@pytest.mark.parametrize(
+    ("heads", "positions"),
+    [
+        ((9, 3, 64), [0, 2]),
+        ((4, 4, 2), [62, 63, 64]),
+        ((6, 1, 128), [65, 126]),
+        ((8, 2, 16), [299, 1, 127]),
+    ],
+)
+def test_values_are_those_of_double_precision(
+    dtype: object, heads: tuple[int, int, int], positions: list[int]
+) -> None:
+    n_heads, kv_heads, width = heads
+    rows = len(positions)
+    q = draw((rows, 1, n_heads, width), 0)
+    k, v = (draw((rows, 300, kv_heads, width), seed, dtype) for seed in (1, 2))
+    found = jitted(q, k, v, jnp.asarray(positions))
+    np.testing.assert_allclose(found, exact(q, k, v, positions), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("position", [0, 5, 63, 64, 130])
+def test_what_is_not_used_is_not_read_and_what_is_counts(dtype: object, position: int) -> None:
+    q = draw((1, 1, 4, 8), 0)
+    k, v = (draw((1, 200, 2, 8), seed, dtype) for seed in (1, 2))
+    clean = jitted(q, k, v, jnp.array([position]))
+    stale = jnp.arange(200)[None, :, None, None] > position
+    stale_k, stale_v = (jnp.where(stale, jnp.nan, each) for each in (k, v))
+    np.testing.assert_array_equal(jitted(q, stale_k, stale_v, jnp.array([position])), clean)
+    spoilt = k.at[0, position, 1].set(jnp.nan)  # of the second key/value head: heads 2 and 3
+    found = np.asarray(jitted(q, spoilt, v, jnp.array([position])))[0, 0]
+    assert np.isnan(found[2:]).all()
+    np.testing.assert_array_equal(found[:2], np.asarray(clean)[0, 0, :2])
+
+
+def test_scores_far_apart_leave_the_largest_alone() -> None:
+    k = jnp.zeros((1, 100, 1, 2)).at[0, :, 0, 0].set(-jnp.arange(100.0) * 1000)
+    v = jnp.arange(200.0).reshape(1, 100, 1, 2)
+    q = jnp.array([[[[1.0, 0.0], [-1.0, 0.0]]]])
+    found = jitted(q, k, v, jnp.array([99]))
+    np.testing.assert_array_equal(found[0, 0], [[0.0, 1.0], [198.0, 199.0]])
+
+
+def test_a_position_past_the_capacity_reads_no_further() -> None:
+    q, k = draw((1, 1, 2, 4), 0), draw((1, 70, 2, 4), 1)
+    np.testing.assert_array_equal(
+        jitted(q, k, k, jnp.array([500])), jitted(q, k, k, jnp.array([69]))
+    )
+
+
+def test_calls_from_many_threads_do_not_disturb_each_other() -> None:
+    k = draw((1, 2000, 3, 64), 0, jnp.bfloat16)
+    queries = [draw((1, 1, 9, 64), seed) for seed in range(8)]
+    last = jnp.array([1999])
+    alone = [np.asarray(jitted(q, k, k, last)) for q in queries]
+
+    def repeat(index: int) -> bool:
+        found = [np.asarray(jitted(queries[index], k, k, last)) for _ in range(50)]
+        return all(np.array_equal(each, alone[index]) for each in found)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(repeat, range(8)))
+
+
+def test_gradients_and_batches_are_those_of_the_plain_form() -> None:
+    q, k, v = draw((2, 1, 4, 8), 0), draw((2, 20, 2, 8), 1), draw((2, 20, 2, 8), 2)
+    positions = jnp.array([[3], [19]])
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array, attend: object) -> jax.Array:
+        return jnp.sum(attend(q, k, v, positions) ** 2)  # type: ignore[operator]
+
+    def two(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array) -> jax.Array:
+        # The same query twice, so that the plain form for several tokens is taken.
+        twice = jnp.concatenate([q, q], axis=1)
+        both = jnp.concatenate([positions, positions], axis=1)
+        return used_attention(twice, k, v, both)[:, :1]
+
+    for form in (used_attention, two):
+        assert np.isfinite(loss(q, k, v, form))
+    found = jax.grad(partial(loss, attend=used_attention), argnums=(0, 1, 2))(q, k, v)
+    wanted = jax.grad(partial(loss, attend=two), argnums=(0, 1, 2))(q, k, v)
+    for each, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(each, other, rtol=1e-4, atol=1e-5)
+    many = jax.vmap(used_attention, (0, None, None, None))(jnp.stack([q, 2 * q]), k, v, positions)
+    np.testing.assert_allclose(many[1], used_attention(2 * q, k, v, positions), rtol=1e-5)
+
+
+def test_a_decode_step_has_the_kernel_and_no_branches() -> None:
+    params = jax.eval_shape(lambda: sharp_params(0, TINY))
+    cache = jax.eval_shape(lambda: init_cache(TINY, 1, 4096, jnp.float32))
+    tokens = jax.ShapeDtypeStruct((1,), jnp.int32)
+    text = _decode.lower(params, tokens, cache, TINY).compile().as_text()
+    assert text.count('custom_call_target="jax_llama3_attention"') == TINY.n_layers
+    assert " conditional(" not in text
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
+def test_decoding_is_the_same_without_the_kernel(
+    dtype: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = sharp_params(0, TINY)
+    tokens = np.arange(20)[None] % TINY.vocab_size
+
+    def last_logits() -> np.ndarray:
+        jax.clear_caches()
+        cache = init_cache(TINY, 1, 32, dtype)
+        _, cache = prefill(params, tokens, np.array([20]), cache, TINY)
+        return np.asarray(decode(params, np.array([7]), cache, TINY)[0])
+
+    with_kernel = last_logits()
+    monkeypatch.setattr("jax_llama3.attention.has_attention_kernel", lambda dtype, width: False)
+    without = last_logits()
+    jax.clear_caches()
+    # A bfloat16 cache's weights are rounded by the plain form, not by the kernel.
+    tolerance = 0.05 if dtype == jnp.bfloat16 else 1e-4
+    np.testing.assert_allclose(with_kernel, without, rtol=tolerance, atol=tolerance)
