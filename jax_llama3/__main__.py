@@ -3,16 +3,14 @@
 import argparse
 import json
 import math
-import os
 import sys
 from pathlib import Path
-
-import jax
 
 from .bench_command import add_bench
 from .chat import has_chat_format
 from .checkpoint import Model, default_folder, load, read_manifest
 from .command import OneLineParser, run_command
+from .compilation import keep_compilations
 from .completion import Completion
 from .info import describe
 from .llama import apply_chat_template, encode_prompt, score, stream_batch
@@ -37,23 +35,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", metavar="DIR", nargs="?", type=Path)
     command.set_defaults(run=_info)
     return parser
-
-
-def _keep_compilations() -> None:
-    """Let later runs reuse what XLA compiled, from a private folder.
-
-    JAX's own variables decide if they are set: JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    folder = default_folder("compiled")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        return  # a home that cannot be written costs time, nothing else
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    # Small programs too: a first token needs twenty of them.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _add_generate(command: argparse.ArgumentParser) -> None:
@@ -110,7 +91,7 @@ def _model_folder(folder: Path | None) -> Path:
 
 
 def _load(options: argparse.Namespace) -> Model:
-    _keep_compilations()
+    keep_compilations(default_folder("compiled"))
     return load(_model_folder(options.model), dtype=options.dtype)
 
 

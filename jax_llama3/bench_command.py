@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import os
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -11,11 +12,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from .bench import Peer, Test, bench, check_tests
+from .bench import Peer, Row, Test, bench, check_tests
 from .bench_report import FORMATS, check_picture, environment, plot, report
 from .ceilings import peak_flops
-from .checkpoint import load, read_config, read_manifest
+from .checkpoint import Model, load, read_config, read_manifest, save
 from .config import Config
+from .first_token import time_first_token
 from .generate import cache_capacity
 from .params import Params, count_params, init_params
 from .peers import peer
@@ -47,6 +49,9 @@ def add_bench(command: argparse.ArgumentParser, find_model: Callable[[Path | Non
         "--dtype", choices=_DTYPES, help="default: the model's; a preset's bfloat16"
     )
     command.add_argument("--quantize", choices=("int8",), help="quantise the weights first")
+    command.add_argument(
+        "--first-token", action="store_true", help="time a new process up to its first token too"
+    )
     command.add_argument("-o", "--output", choices=FORMATS, default="md", help="default: md")
     command.add_argument("--plot", metavar="FILE.png", type=Path, help="roofline and depths")
     command.add_argument(
@@ -71,7 +76,8 @@ def _run(options: argparse.Namespace, find_model: Callable[[Path | None], Path])
     folder = None if options.preset else find_model(options.model)
     config = preset(options.preset) if folder is None else _config(folder)
     tests = _tests(options)
-    check_tests(tests, config, options.repetitions)
+    if tests or options.plot is not None or not options.first_token:
+        check_tests(tests, config, options.repetitions)
     if folder is None:
         params = _random_params(config, options)
     else:
@@ -80,12 +86,25 @@ def _run(options: argparse.Namespace, find_model: Callable[[Path | None], Path])
         params = jax.block_until_ready(jax.jit(quantize)(params))
     with ExitStack() as stack:
         peers = _start_peers(options, config, params, tests, stack)
-        rows = bench(params, config, tests, repetitions=options.repetitions, peers=peers)
+        timed = partial(bench, repetitions=options.repetitions, peers=peers)
+        rows = timed(params, config, tests) if tests else []
+    model = Model(config, params, None)
+    first = [_first_token(model, folder, options)] if options.first_token else []
     facts = environment(options.preset or str(folder))
-    print(report(rows, facts, options.output))
+    print(report([*rows, *first], facts, options.output))
     if options.plot is not None:
         title = f"{facts['model']}, {rows[0].dtype}, {facts['device']}, jax {facts['jax']}"
         plot(rows, peak_flops(activation_dtype(params)), title, options.plot)
+
+
+def _first_token(model: Model, folder: Path | None, options: argparse.Namespace) -> Row:
+    dtype = jnp.dtype(activation_dtype(model.params)).name
+    if folder is not None and not options.quantize:
+        return time_first_token(folder, dtype, options.repetitions)
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch) / "model"
+        save(made, model)
+        return time_first_token(made, dtype, options.repetitions)
 
 
 def _config(folder: Path) -> Config:
@@ -127,7 +146,7 @@ def _start_peers(
     stack: ExitStack,
 ) -> list[Peer]:
     """Start the systems that were named, each in a process of its own."""
-    capacity = cache_capacity(max(test.depth + test.tokens for test in tests))
+    capacity = cache_capacity(max((test.depth + test.tokens for test in tests), default=1))
     peers: list[Peer] = []
     for name in filter(None, options.against.split(",")):
         dtype = jnp.dtype(activation_dtype(params)).name

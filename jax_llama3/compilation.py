@@ -1,9 +1,12 @@
-"""What XLA compiles while a block runs: how often, and for how many seconds."""
+"""What XLA compiles: kept for later processes, counted and timed."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+import jax
 import jax.monitoring
 
 _COMPILE = "/jax/core/compile/backend_compile_duration"
@@ -17,6 +20,22 @@ class Compilations:
 
     count: int = 0
     seconds: float = 0.0
+
+
+def keep_compilations(folder: Path) -> None:
+    """Let later runs reuse what XLA compiled, from a private folder.
+
+    JAX's own variables decide if they are set: JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return  # a home that cannot be written costs time, nothing else
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # Small programs too: a first token needs twenty of them.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @contextmanager

@@ -100,8 +100,7 @@ def _generate(
     rows = jnp.arange(len(prompts))
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(rows)
     capacity = cache_capacity(max(map(len, prompts)) + max_new_tokens)
-    seconds, (logits, cache) = _timed(partial(_read, params, prompts, capacity, config))
-    timings = Timings(seconds, 0.0)
+    prefill_seconds, (logits, cache) = _timed(partial(_read, params, prompts, capacity, config))
     state = State(
         tokens=jnp.zeros(len(prompts), jnp.int32),
         cache=cache,
@@ -110,19 +109,20 @@ def _generate(
         step=jnp.zeros((), jnp.int32),
     )
     seconds, (state, tokens, logprobs) = _timed(partial(_first, logits, state, keys, stops, on))
-    # An empty call compiles the loop, so that the timings below are of running it.
-    state, _, _ = decode_many(params, state, keys, stops, on, 0, config)
+    timings = Timings(prefill_seconds, seconds)
+    yield _chunk(tokens, logprobs), timings  # before the loop is compiled: nobody waits for that
     done, limit = 1, 1
-    while True:
-        timings = timings._replace(decode=timings.decode + seconds)
-        yield _chunk(tokens, logprobs), timings
-        if done == max_new_tokens or not np.asarray(state.active).any():
-            return
+    if max_new_tokens > 1:
+        # An empty call compiles the loop, so that the timings below are of running it.
+        state, _, _ = decode_many(params, state, keys, stops, on, 0, config)
+    while done < max_new_tokens and np.asarray(state.active).any():
         limit = min(limit, max_new_tokens - done)
         step = partial(decode_many, params, state, keys, stops, on, limit, config)
         seconds, (state, tokens, logprobs) = _timed(step)
         done += limit
         limit = int(np.clip(_CALL_SECONDS / (seconds / limit), 1, STEPS))
+        timings = timings._replace(decode=timings.decode + seconds)
+        yield _chunk(tokens, logprobs), timings
 
 
 def _check(

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import statistics
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from test_convert import run
 from jax_llama3 import Model, abstract_params, count_params, quantize, save
 from jax_llama3.__main__ import main
 from jax_llama3.cost import forward_flops, weight_bytes
+from jax_llama3.first_token import _seconds
 from jax_llama3.peers import peer
 from jax_llama3.presets import preset, preset_names
 
@@ -148,6 +150,29 @@ def test_operations_by_hand() -> None:
     matrices, head = 4 * 4 + 3 * 6, 10
     # The third and fourth token look at 3 and 4 keys: 7 pairs, 2 numbers each, scores and values.
     assert forward_flops(small, 2, 2, 1) == 2 * (2 * matrices + 7 * 2 * 2 + head)
+
+
+def test_a_first_token_is_timed_in_a_process_of_its_own(
+    folder: str,
+    capsys: pytest.CaptureFixture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("JAX_LLAMA3_HOME", str(tmp_path))
+    words = ["-p", "0", "-n", "0", "--first-token", "-r", "2", "-o", "json"]
+    (row,) = json.loads(bench(capsys, "--model", folder, *words))
+    assert row["test"] == "ttft16"
+    assert len(row["samples_ts"]) == 2
+    assert 0.01 < row["avg_ts"] < 10  # no process imports JAX in a tenth of a second
+    assert 0 < row["bandwidth_fraction"] < 1
+    nbytes = sum(path.stat().st_size for path in Path(folder).iterdir())
+    assert 0.9 < row["gb_s"] * 1e9 / statistics.median(row["samples_ts"]) / nbytes < 1.1
+    assert any((tmp_path / "compiled").iterdir())
+
+
+def test_a_process_without_a_first_token_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"ended without one: .*no model folder at .*nothing"):
+        _seconds(tmp_path / "nothing", "float32")
 
 
 def test_a_peer_times_itself_in_turn(folder: str, capsys: pytest.CaptureFixture) -> None:

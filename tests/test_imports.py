@@ -41,6 +41,7 @@ RANKS = {
     "info": 7,
     "llama": 7,
     "bench": 7,
+    "first_token": 8,
     "bench_report": 8,
     "bench_command": 9,
     "ceilings": 4,
