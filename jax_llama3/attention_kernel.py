@@ -30,8 +30,8 @@ def attend_one(
     """
     scales = []
     if isinstance(k, Quantized) and isinstance(v, Quantized):
-        scales = [k.scale, v.scale]
+        scales = [k.scale.astype(jnp.float32), v.scale.astype(jnp.float32)]
         k, v = k.values, v.values
     shape = jax.ShapeDtypeStruct(q.shape, jnp.float32)
     call = jax.ffi.ffi_call(ATTENTION, shape, vmap_method="sequential")
-    return call(q.astype(jnp.float32), positions, k, v, *scales).astype(q.dtype)
+    return call(q.astype(jnp.float32), positions.astype(jnp.int32), k, v, *scales).astype(q.dtype)

@@ -93,6 +93,13 @@ def test_a_position_past_the_capacity_reads_no_further() -> None:
     )
 
 
+def test_keys_and_values_of_different_dtypes_are_left_to_the_plain_form() -> None:
+    q, k = draw((1, 1, 2, 4), 0), draw((1, 70, 2, 4), 1, jnp.bfloat16)
+    v = draw((1, 70, 2, 4), 2)
+    found = used_attention(q, k, v, jnp.array([[69]]))
+    np.testing.assert_allclose(found, exact(q, k, v, [69]), rtol=0.05, atol=0.05)
+
+
 def test_calls_from_many_threads_do_not_disturb_each_other() -> None:
     k = draw((1, 2000, 3, 64), 0, jnp.bfloat16)
     queries = [draw((1, 1, 9, 64), seed) for seed in range(8)]
