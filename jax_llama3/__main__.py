@@ -15,6 +15,7 @@ from .completion import Completion
 from .info import describe
 from .llama import apply_chat_template, encode_prompt, score, stream_batch
 from .sample import Sampler
+from .startup import load_for
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -90,11 +91,6 @@ def _model_folder(folder: Path | None) -> Path:
     return folder
 
 
-def _load(options: argparse.Namespace) -> Model:
-    keep_compilations(default_folder("compiled"))
-    return load(_model_folder(options.model), dtype=options.dtype)
-
-
 def _texts(options: argparse.Namespace) -> list[str]:
     stdin = _read_stdin() if "-" in options.prompt else ""
     texts = [stdin if text == "-" else text for text in options.prompt]
@@ -118,8 +114,13 @@ def _generate(options: argparse.Namespace) -> None:
         temperature=options.temp, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p
     )
     texts = _texts(options)
-    model = _load(options)
-    prompts = [_prompt_ids(model, text, index, options) for index, text in enumerate(texts)]
+    keep_compilations(default_folder("compiled"))
+    model, prompts = load_for(
+        _model_folder(options.model),
+        lambda model: [_prompt_ids(model, text, row, options) for row, text in enumerate(texts)],
+        dtype=options.dtype,
+        max_new_tokens=options.max_new_tokens,
+    )
     pieces = stream_batch(
         model, prompts, max_new_tokens=options.max_new_tokens, sampler=sampler, seed=options.seed
     )
@@ -177,7 +178,8 @@ def _seconds(completion: Completion) -> float:
 
 def _score(options: argparse.Namespace) -> None:
     texts = _texts(options)
-    model = _load(options)
+    keep_compilations(default_folder("compiled"))
+    model = load(_model_folder(options.model), dtype=options.dtype)
     for text in texts:
         scored = score(model, text)
         known = [value for value in scored.logprobs if value is not None]

@@ -33,8 +33,8 @@ def used_attention(
 def _used_cpu(
     q: Float[Array, "B T N H"], k: Slots, v: Slots, positions: Int[Array, "B T"]
 ) -> Float[Array, "B T N H"]:
-    kinds = {each.values.dtype if isinstance(each, Quantized) else each.dtype for each in (k, v)}
-    if q.shape[1] == 1 and len(kinds) == 1 and has_attention_kernel(*kinds, q.shape[3]):
+    dtypes = {each.values.dtype if isinstance(each, Quantized) else each.dtype for each in (k, v)}
+    if q.shape[1] == 1 and len(dtypes) == 1 and has_attention_kernel(dtypes.pop(), q.shape[3]):
         return _attend_one(q, k, v, positions)
     return _attend_span(q, k, v, positions)
 

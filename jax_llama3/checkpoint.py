@@ -4,6 +4,9 @@ A folder is written under another name and renamed when it is whole; the manifes
 """
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +30,7 @@ from .manifest import (
 from .params import Params, abstract_params, named_leaves
 from .progress import progress
 from .quantization import is_quantized, quantize, quantize_array
-from .shards import open_shards
+from .shards import Place, aligned_empty, find_tensors, open_shards, read_tensor
 from .stream import (
     AHEAD,
     BLOCK_BYTES,
@@ -94,6 +97,7 @@ __all__ = [
 
 EXPORT = "export"  # in a manifest: the folder holds another format, named here
 _DTYPES = ("float32", "bfloat16", "float16")
+_READERS = 4  # threads that read and cast tensors; more only keep more of them in memory at once
 _TEXTS = (JSON, MODEL, GENERATION, TEMPLATE)
 
 
@@ -120,6 +124,12 @@ def load(path: str | os.PathLike, *, dtype: Any = None) -> Model:
     Headers, names, shapes and sizes are checked, contents are not: `convert check` does that.
     A folder that is not whole, or a cast that overflows, raises ValueError.
     """
+    _, read = open_model(path, dtype=dtype)
+    return read()
+
+
+def open_model(path: str | os.PathLike, *, dtype: Any = None) -> tuple[Model, Callable[[], Model]]:
+    """`load` in two steps: the model with the shapes of its weights, and what reads the weights."""
     if dtype is not None and jnp.dtype(dtype).name not in _DTYPES:
         raise ValueError(f"dtype {jnp.dtype(dtype)} is not supported, only {', '.join(_DTYPES)}")
     folder = Path(path)
@@ -131,18 +141,39 @@ def load(path: str | os.PathLike, *, dtype: Any = None) -> Model:
     config = read_config(folder)
     tensors = manifest["tensors"]
     abstract = abstract_stored(config, tensors, dtype)
+    expected = _expected(abstract, tensors)
+    places = find_tensors(folder, manifest)
     leaves = []
-    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
-    files = open_shards(folder, manifest)
-    with progress(total, "loading") as bar:
-        for name, leaf in _expected(abstract, tensors):
-            array = files[tensors[name]["file"]].get_tensor(name)
-            if array.shape != leaf.shape:
-                raise ValueError(f"{folder}: {name} has shape {array.shape}, not {leaf.shape}")
-            leaves.append(jnp.asarray(array if dtype is None else cast(name, array, leaf.dtype)))
-            bar.update(leaf.size * leaf.dtype.itemsize)
+    for name, leaf in expected:
+        place = places.get(name)
+        if place is None or place.path != folder / tensors[name]["file"]:
+            raise ValueError(f"{folder}: {name} is not in the shard that {MANIFEST} names")
+        if place.shape != leaf.shape:
+            raise ValueError(f"{folder}: {name} has shape {place.shape}, not {leaf.shape}")
+        leaves.append(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if dtype else place.dtype))
     params = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-    return Model(config, params, read_tokenizer(folder, manifest))
+    model = Model(config, params, read_tokenizer(folder, manifest))
+    return model, partial(_read_weights, model, [places[name] for name, _ in expected])
+
+
+def _read_weights(model: Model, places: list[Place]) -> Model:
+    """The model with its weights on the device, read by several threads."""
+    names, leaves = zip(*named_leaves(model.params), strict=True)
+
+    def read(name: str, leaf: jax.ShapeDtypeStruct, place: Place) -> jax.Array:
+        array = read_tensor(place)
+        if array.dtype != leaf.dtype:
+            array = cast(name, array, leaf.dtype)
+        # Taken over without a copy where the device is the CPU: nobody else holds this memory.
+        return jax.device_put(array)
+
+    arrays = []
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    with progress(total, "loading") as bar, ThreadPoolExecutor(_READERS) as pool:
+        for array in pool.map(read, names, leaves, places):
+            arrays.append(array)
+            bar.update(array.nbytes)
+    return model._replace(params=jax.tree.unflatten(jax.tree.structure(model.params), arrays))
 
 
 def save(path: str | os.PathLike, model: Model) -> None:
@@ -206,8 +237,11 @@ def verify(path: str | os.PathLike) -> dict:
 
 def cast(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
     """The array in another dtype, rounded to nearest even; a number that is not finite is refused."""
-    with np.errstate(all="ignore"):
-        result = array.astype(jnp.dtype(dtype), copy=False)
+    result = array
+    if array.dtype != jnp.dtype(dtype):
+        result = aligned_empty(array.shape, jnp.dtype(dtype))
+        with np.errstate(all="ignore"):
+            np.copyto(result, array, casting="unsafe")
     if not _is_finite(result):
         if _is_finite(array):
             raise ValueError(f"tensor {name} overflows {jnp.dtype(dtype)}; choose another dtype")

@@ -12,13 +12,14 @@ import time
 from pathlib import Path
 
 from .bench import Row
-from .checkpoint import default_folder, load, read_config
+from .checkpoint import default_folder, read_config
 from .compilation import keep_compilations
 from .cost import forward_flops
 from .generate import generate_tokens
 from .manifest import read_manifest
 from .progress import progress
 from .sample import Sampler
+from .startup import load_for
 
 _PROMPT = [1] * 16
 _BLOCK_BYTES = 1 << 24
@@ -86,9 +87,9 @@ def _seconds(folder: Path, dtype: str) -> float:
 
 def _main(folder: str, dtype: str) -> None:
     keep_compilations(default_folder("compiled"))
-    model = load(folder, dtype=dtype)
+    model, prompts = load_for(Path(folder), lambda _: [_PROMPT], dtype=dtype, max_new_tokens=2)
     options = {"max_new_tokens": 2, "sampler": Sampler(), "seed": 0, "stop_ids": ()}
-    chunk, _ = next(generate_tokens(model.params, [_PROMPT], model.config, **options))
+    chunk, _ = next(generate_tokens(model.params, prompts, model.config, **options))
     print(chunk.tokens, flush=True)
 
 

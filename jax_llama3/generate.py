@@ -68,10 +68,26 @@ def generate_tokens(
     padding or how the tokens are grouped into chunks. Log-probabilities are the model's own, before
     penalty, temperature and filters. Arguments that cannot be served raise ValueError at the call.
     """
-    _check(prompts, config, max_new_tokens, stop_ids)
+    check_prompts(prompts, config, max_new_tokens, stop_ids)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be from 0 to 2**32 - 1, not {seed}")
     return _generate(params, prompts, config, max_new_tokens, sampler, seed, stop_ids)
+
+
+def compile_ahead(
+    params: Params, prompts: Sequence[Sequence[int]], config: Config, *, max_new_tokens: int
+) -> None:
+    """Compile what reads these prompts, which `generate_tokens` then finds compiled.
+
+    Of the weights only shapes and dtypes are used, so they may still be on their way.
+    """
+    batch, longest = len(prompts), max(map(len, prompts))
+    lengths = jax.ShapeDtypeStruct((batch,), np.int32)
+    make = partial(init_cache, config, batch, cache_capacity(longest + max_new_tokens))
+    cache = jax.eval_shape(partial(make, activation_dtype(params)))
+    for width in {bucket(min(longest - start, CHUNK)) for start in range(0, longest, CHUNK)}:
+        tokens = jax.ShapeDtypeStruct((batch, width), np.int32)
+        prefill_unchecked.lower(params, tokens, lengths, cache, config, no_tap).compile()
 
 
 def cache_capacity(slots: int) -> int:
@@ -125,9 +141,13 @@ def _generate(
         yield _chunk(tokens, logprobs), timings
 
 
-def _check(
-    prompts: Sequence[Sequence[int]], config: Config, max_new_tokens: int, stop_ids: Sequence[int]
+def check_prompts(
+    prompts: Sequence[Sequence[int]],
+    config: Config,
+    max_new_tokens: int,
+    stop_ids: Sequence[int] = (),
 ) -> None:
+    """Refuse with a ValueError what `generate_tokens` cannot serve."""
     if not prompts:
         raise ValueError("no prompt was given")
     if not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:

@@ -9,6 +9,7 @@ import numpy as np
 from .chat import Message, chat_tokens
 from .checkpoint import Model
 from .completion import Completion, Row, rate
+from .config import Config
 from .generate import Chunk, Timings, generate_tokens
 from .sample import Sampler
 from .score import score_tokens
@@ -105,8 +106,7 @@ def stream_batch(
     if stop_texts and tokenizer is None:
         raise ValueError("the model has no tokenizer; a stop text needs one")
     if max_new_tokens is None:
-        room = model.config.max_seq_len - max(map(len, encoded), default=0)
-        max_new_tokens = min(DEFAULT_NEW_TOKENS, max(room, 0))
+        max_new_tokens = default_new_tokens(encoded, model.config)
     chunks = generate_tokens(
         model.params,
         encoded,
@@ -154,6 +154,12 @@ def encode_prompt(tokenizer: Tokenizer | None, prompt: Prompt, row: int) -> list
     if tokenizer is None:
         raise ValueError("the model has no tokenizer; convert one with it, or give token ids")
     return tokenizer.encode(prompt, bos=True)
+
+
+def default_new_tokens(prompts: Sequence[Sequence[int]], config: Config) -> int:
+    """How many tokens are made if nobody says: 256, or what the context holds."""
+    room = config.max_seq_len - max(map(len, prompts), default=0)
+    return min(DEFAULT_NEW_TOKENS, max(room, 0))
 
 
 def _is_batch(prompt: Any) -> bool:

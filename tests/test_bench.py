@@ -44,6 +44,7 @@ def bench(capsys: pytest.CaptureFixture, *words: str) -> str:
 
 
 def test_rows_as_json(folder: str, capsys: pytest.CaptureFixture) -> None:
+    jax.clear_caches()  # so that each program is compiled here, whichever test came before
     words = ["-p", "20", "-n", "40", "-d", "0,300", "-b", "1,2", "-r", "2", "-o", "json"]
     rows = json.loads(bench(capsys, "--model", folder, *words))
     names = ["pp20", "pp20 @ d300", "tg40", "tg40 @ d300"]

@@ -41,15 +41,16 @@ RANKS = {
     "info": 7,
     "llama": 7,
     "bench": 7,
-    "first_token": 8,
+    "startup": 8,
+    "first_token": 9,
     "bench_report": 8,
-    "bench_command": 9,
+    "bench_command": 10,
     "ceilings": 4,
     "cost": 2,
     "peers": 1,
     "presets": 1,
-    "__main__": 10,
-    "__init__": 10,
+    "__main__": 11,
+    "__init__": 11,
 }
 # What the converter may know of the library: the contract, the format, and one-line errors.
 CONVERT_MAY_IMPORT = {"config", "params", "checkpoint", "command"}

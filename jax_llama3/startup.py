@@ -1,0 +1,34 @@
+"""From a folder to a model that is ready for its prompts: weights are read while XLA compiles."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import Model, open_model
+from .generate import check_prompts, compile_ahead
+from .llama import default_new_tokens
+
+
+def load_for(
+    folder: Path,
+    encode: Callable[[Model], list[list[int]]],
+    *,
+    dtype: Any = None,
+    max_new_tokens: int | None = None,
+) -> tuple[Model, list[list[int]]]:
+    """The model, and the prompts that `encode` makes with its tokenizer.
+
+    Prompts that cannot be served raise ValueError before a weight is read.
+    """
+    abstract, read = open_model(folder, dtype=dtype)
+    prompts = encode(abstract)
+    if max_new_tokens is None:
+        max_new_tokens = default_new_tokens(prompts, abstract.config)
+    check_prompts(prompts, abstract.config, max_new_tokens)
+    compile_for = (abstract.params, prompts, abstract.config)
+    with ThreadPoolExecutor(1) as beside:
+        compiling = beside.submit(compile_ahead, *compile_for, max_new_tokens=max_new_tokens)
+        model = read()
+        compiling.result()
+    return model, prompts
