@@ -24,7 +24,11 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     signal.signal(signal.SIGTERM, _leave)
-    systems = {"transformers": _transformers, "llama.cpp": _llama_cpp}
+    systems = {
+        "transformers": _transformers,
+        "torch.compile": _torch_compile,
+        "llama.cpp": _llama_cpp,
+    }
     run: Run | None = None
     for line in sys.stdin:
         try:
@@ -54,32 +58,75 @@ def _leave(*_: Any) -> NoReturn:
 
 
 def _transformers(config: Config, dtype: str, capacity: int) -> tuple[str, Run]:
+    """transformers as it is: no compilation, a cache that grows."""
+    import transformers
+
+    model = _random_model(config, dtype)
+    run = _torch_run(model, model, lambda: transformers.DynamicCache(config=model.config))
+    return _torch_name(), run
+
+
+def _torch_compile(config: Config, dtype: str, capacity: int) -> tuple[str, Run]:
+    """transformers with a cache of fixed size, its decoding step compiled whole by torch."""
     import torch
     import transformers
 
     model = _random_model(config, dtype)
-    argument = cache_argument(model)
+    cache = transformers.StaticCache(config=model.config, max_cache_len=capacity)
+    # CUDA graphs need the cache at one address, so it is emptied and not made anew.
+    mode = "reduce-overhead" if torch.cuda.is_available() else "default"
+    step = torch.compile(model, mode=mode, fullgraph=True, dynamic=False)
 
-    def read(ids: torch.Tensor, cache: transformers.Cache) -> torch.Tensor:
+    def emptied() -> Any:
+        if cache.is_initialized:
+            cache.reset()
+        return cache
+
+    return f"torch.compile, {_torch_name()}", _torch_run(model, step, emptied)
+
+
+def _torch_name() -> str:
+    import torch
+    import transformers
+
+    return f"transformers {transformers.__version__}, torch {torch.__version__}"
+
+
+def _torch_run(model: Any, step: Callable, make_cache: Callable[[], Any]) -> Run:
+    """Time reading with the model and decoding with the step, on a GPU if torch has one."""
+    import torch
+
+    argument = cache_argument(model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+
+    def read(forward: Callable, ids: torch.Tensor, cache: Any, start: int) -> torch.Tensor:
         # The cache is filled in place.
-        return model(ids, use_cache=True, logits_to_keep=1, **{argument: cache}).logits[:, -1:]
+        positions = torch.arange(start, start + ids.shape[1], device=device)[None]
+        options = {"use_cache": True, "logits_to_keep": 1, argument: cache}
+        return forward(ids, position_ids=positions, **options).logits[:, -1:].argmax(-1)
+
+    def now() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     @torch.inference_mode()
     def run(test: str, tokens: int, depth: int, batch: int) -> float:
-        cache = transformers.DynamicCache(config=model.config)
+        cache = make_cache()
         if depth:
-            read(torch.ones((batch, depth), dtype=torch.long), cache)
-        prompt = torch.ones((batch, tokens), dtype=torch.long)
-        token = prompt[:, :1]
-        start = time.perf_counter()
+            read(model, torch.ones((batch, depth), dtype=torch.long, device=device), cache, 0)
+        prompt = torch.ones((batch, tokens), dtype=torch.long, device=device)
+        start = now()
         if test == "pp":
-            read(prompt, cache)
-            return time.perf_counter() - start
-        for _ in range(tokens):
-            token = read(token, cache).argmax(-1)
-        return time.perf_counter() - start
+            read(model, prompt, cache, depth)
+            return now() - start
+        token = prompt[:, :1]
+        for index in range(tokens):
+            token = read(step, token, cache, depth + index)
+        return now() - start
 
-    return f"transformers {transformers.__version__}, torch {torch.__version__}", run
+    return run
 
 
 def cache_argument(model: Any) -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import shutil
 import statistics
 from pathlib import Path
 
@@ -201,6 +202,14 @@ def test_a_peer_of_int8_weights_is_counted_in_its_own_bytes(
     small = weight_bytes(jax.eval_shape(quantize, abstract_params(TINY, jnp.float32)))
     for row, size in ((ours, small), (theirs, plain)):
         assert row["gb_s"] == pytest.approx(size * row["avg_ts"] / 1e9)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
+def test_a_peer_compiled_by_torch_decodes_from_any_depth() -> None:
+    with peer("torch.compile", TINY, "float32", 64) as (system, run):
+        assert system.startswith("torch.compile, transformers ")
+        for test, tokens, depth in (("tg", 3, 0), ("tg", 3, 20), ("pp", 4, 5)):
+            assert run(test=test, tokens=tokens, depth=depth, batch=2) > 0
 
 
 def test_a_peer_that_fails_says_why() -> None:
