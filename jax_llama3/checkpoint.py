@@ -153,16 +153,17 @@ def open_model(path: str | os.PathLike, *, dtype: Any = None) -> tuple[Model, Ca
         leaves.append(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if dtype else place.dtype))
     params = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
     model = Model(config, params, read_tokenizer(folder, manifest))
-    return model, partial(_read_weights, model, [places[name] for name, _ in expected])
+    wanted = [places[name] for name, _ in expected]
+    return model, partial(_read_weights, model, wanted, casts=dtype is not None)
 
 
-def _read_weights(model: Model, places: list[Place]) -> Model:
+def _read_weights(model: Model, places: list[Place], *, casts: bool) -> Model:
     """The model with its weights on the device, read by several threads."""
     names, leaves = zip(*named_leaves(model.params), strict=True)
 
     def read(name: str, leaf: jax.ShapeDtypeStruct, place: Place) -> jax.Array:
         array = read_tensor(place)
-        if array.dtype != leaf.dtype:
+        if casts:
             array = cast(name, array, leaf.dtype)
         # Taken over without a copy where the device is the CPU: nobody else holds this memory.
         return jax.device_put(array)

@@ -88,7 +88,7 @@ def test_default_model_equals_transformers(
     padded = np.pad(tokens, ((0, 0), (0, bucket(tokens.shape[1]) - tokens.shape[1])))
     logits, _ = jitted(default_model.params, padded, default_model.config)
     difference = float(np.abs(logits[:, : tokens.shape[1]] - expected).max())
-    record_property("logits against transformers, default model", difference)
+    record_property("logits against transformers, default model", float(difference))
     assert difference <= ATOL
     greedy = expected[0, len(ids) - 1 : -1].argmax(-1)
     assert completion.tokens == greedy.tolist()
@@ -128,8 +128,8 @@ def test_bfloat16_is_at_least_as_close_to_float32_as_transformers_own(
         theirs.append(divergence(exact, transformers_logits(theirs_narrow, batch)))
     for name, values in (("our", ours), ("transformers'", theirs)):
         half = 1.96 * np.std(values, ddof=1) / math.sqrt(np.size(values))
-        record_property(f"mean KL of {name} bfloat16 to float32", np.mean(values))
-        record_property(f"half its 95 % interval, {name}", half)
+        record_property(f"mean KL of {name} bfloat16 to float32", float(np.mean(values)))
+        record_property(f"half its 95 % interval, {name}", float(half))
     excess = np.subtract(ours, theirs)
     assert excess.mean() + 1.96 * excess.std(ddof=1) / math.sqrt(excess.size) <= 0
 

@@ -158,7 +158,7 @@ def agree(record_property: Callable[[str, object], None]) -> Agree:
     def check(reference: str, ours: Any, expected: np.ndarray) -> None:
         assert ours.shape == expected.shape
         difference = float(np.abs(np.asarray(ours) - expected).max())
-        record_property(f"logits against {reference}", difference)
+        record_property(f"logits against {reference}", float(difference))
         assert difference <= ATOL, reference  # so is NaN refused
 
     return check

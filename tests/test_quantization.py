@@ -233,7 +233,7 @@ def test_an_int8_cache_changes_little(record_property: Callable[[str, object], N
     exact = decoded(PARAMS, TOKENS, jnp.float32)
     other = decoded(PARAMS, TOKENS, jnp.int8)
     error = float(np.abs(other - exact).max())
-    record_property("logits of an int8 cache against a float32 one, tiny model", error)
+    record_property("logits of an int8 cache against a float32 one, tiny model", float(error))
     assert 1e-3 < error < 0.15
 
 
@@ -407,7 +407,9 @@ def test_the_default_model_stays_close(
     small = quantize(default_model.params)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(small))
     half = sum(leaf.size for leaf in jax.tree.leaves(default_model.params))
-    record_property("bytes of int8 weights over half of bfloat16's, default model", size / half)
+    record_property(
+        "bytes of int8 weights over half of bfloat16's, default model", float(size / half)
+    )
     assert 1 < size / half < 1.01
     exact = [jitted(default_model.params, b, default_model.config)[0] for b in texts(default_model)]
     for dtype in (jnp.float32, jnp.bfloat16):
@@ -415,7 +417,9 @@ def test_the_default_model_stays_close(
         logits = [jitted(params, b, default_model.config)[0] for b in texts(default_model)]
         pairs = zip(exact, logits, strict=True)
         mean = np.mean([divergence(np.asarray(a), np.asarray(b)) for a, b in pairs])
-        record_property(f"mean KL of int8 weights to float32, in {jnp.dtype(dtype).name}", mean)
+        record_property(
+            f"mean KL of int8 weights to float32, in {jnp.dtype(dtype).name}", float(mean)
+        )
         assert mean < 0.01
 
 
@@ -430,7 +434,7 @@ def test_an_int8_cache_of_the_default_model_stays_close(
         exact, _ = jitted(params, batch, config)
         logits, _ = jitted(params, batch, config, cache)
         found.append(divergence(np.asarray(exact), np.asarray(logits)))
-    record_property("mean KL of an int8 cache to float32", np.mean(found))
+    record_property("mean KL of an int8 cache to float32", float(np.mean(found)))
     assert np.mean(found) < 0.01
 
 
