@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # The version the tests are run with; installed first, so that nothing else chooses a build.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint clean
+.PHONY: demo test course lint clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m convert fetch smollm2-135m-instruct
@@ -15,6 +15,10 @@ demo: $(VENV)/demo
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest
+
+course: $(VENV)/test
+	$(BIN)/python -m convert fetch smollm2-135m-instruct
+	$(BIN)/python -m notebooks.build
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -31,7 +35,7 @@ $(VENV)/demo: $(BIN)/python pyproject.toml
 
 $(VENV)/test: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[convert,compare,cpu,plot,test]"
+	$(BIN)/python -m pip install --quiet --editable ".[convert,compare,cpu,plot,course,test]"
 	# Meta's own model, to compare with. Most of what it asks for is not needed to run it.
 	$(BIN)/python -m pip install --quiet --no-deps "llama-models==0.3.0"
 	$(BIN)/python -m pip install --quiet setuptools wheel

@@ -1,0 +1,98 @@
+"""Build the course: python -m notebooks.build [LESSON ...] [--stamp].
+
+Each source in notebooks/src is executed once; notebooks/en and notebooks/zh get the same outputs.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+from .outputs import clean, settle
+from .source import LANGUAGES, notebook, read_lesson, stamp
+
+ROOT = Path(__file__).parent
+_SECONDS = 600  # for one cell, on a slow machine
+
+
+def sources(names: list[str]) -> list[Path]:
+    """The sources of the lessons whose names begin with one of these; of all if there are none."""
+    paths = sorted((ROOT / "src").glob("*.py"))
+    chosen = [path for path in paths if not names or path.stem.startswith(tuple(names))]
+    if not chosen:
+        raise ValueError(f"no lesson is called {' or '.join(names)}; see {ROOT / 'src'}")
+    return chosen
+
+
+def build(path: Path, target: Path = ROOT, environment: dict[str, str] | None = None) -> float:
+    """Execute one lesson and write it in both languages; the seconds that it took."""
+    lesson = read_lesson(path)
+    start = time.perf_counter()
+    executed = execute(notebook(lesson, "en"), environment)
+    seconds = time.perf_counter() - start
+    for language in LANGUAGES:
+        made = notebook(lesson, language)
+        file = target / language / f"{lesson.name}.ipynb"
+        committed = {}
+        if file.exists():
+            committed = {cell["id"]: cell for cell in nbformat.read(file, as_version=4).cells}
+        code = {cell["id"]: cell for cell in executed.cells if cell.cell_type == "code"}
+        for count, cell in enumerate((c for c in made.cells if c.cell_type == "code"), 1):
+            cell.execution_count = count
+            cell.outputs = clean(code[cell["id"]], language)
+            settle(cell, committed.get(cell["id"]))
+        nbformat.validate(made)
+        file.parent.mkdir(exist_ok=True)
+        nbformat.write(made, file)
+    return seconds
+
+
+def execute(book: NotebookNode, environment: dict[str, str] | None = None) -> NotebookNode:
+    """Run all cells in the folder that readers open them in."""
+    folder = ROOT / "en"
+    folder.mkdir(exist_ok=True)
+    options: dict = {"timeout": _SECONDS, "resources": {"metadata": {"path": str(folder)}}}
+    client = NotebookClient(book, **options)
+    try:
+        # What cells write is in the notebook; the kernel's own log is not wanted.
+        return client.execute(stderr=subprocess.DEVNULL, env=environment or dict(os.environ))
+    except CellExecutionError as error:
+        line = " ".join(str(error.evalue).split())
+        failed = next(c["id"] for c in book.cells if _failed(c))
+        raise ValueError(f"cell {failed}: {error.ename}: {line}") from None
+
+
+def _failed(cell: NotebookNode) -> bool:
+    return any(output.output_type == "error" for output in cell.get("outputs", ()))
+
+
+def main() -> int:
+    """Build the lessons named, or all; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m notebooks.build", description=__doc__)
+    parser.add_argument("lessons", nargs="*", metavar="LESSON", help="for example 05; default: all")
+    parser.add_argument(
+        "--stamp", action="store_true", help="the Chinese has been read again; build nothing"
+    )
+    options = parser.parse_args()
+    try:
+        for path in sources(options.lessons):
+            if options.stamp:
+                print(f"{path.stem}: {stamp(path)} cells stamped")
+            else:
+                print(f"{path.stem}: ", end="", flush=True)
+                print(f"{build(path):.1f} s", flush=True)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""A lesson's source: one jupytext file with both languages, and the notebooks it stands for.
+
+Code cells stand once. A Markdown cell comes twice under one id, in English and in Chinese, and the
+Chinese one names the English text that it translates by a hash. Comments in code are neighbouring
+lines that begin with `# en:` and `# zh:`.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import jupytext
+import nbformat
+from nbformat import NotebookNode
+
+LANGUAGES = ("en", "zh")
+_MARK = re.compile(r"^(\s*)# (en|zh):(.*)$")
+_CHINESE = re.compile(r'^# %% \[markdown\] id="([^"]*)" lang="zh".*$', re.MULTILINE)
+_HAN = r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef“”‘’…—]"
+# A break inside a paragraph: not behind a heading or a table's row, not before either or a list.
+_BREAK = re.compile(rf"^((?![#|]).*{_HAN})\n(?={_HAN})", re.MULTILINE)
+_HASH_LENGTH = 8
+
+
+class Lesson(NamedTuple):
+    """The cells of one source, in order, as jupytext reads them."""
+
+    name: str
+    cells: list[NotebookNode]
+
+
+def read_lesson(path: Path) -> Lesson:
+    """Read and check one source; what is wrong raises ValueError with the cell's id."""
+    cells = jupytext.read(path, fmt="py:percent").cells
+    lesson = Lesson(path.stem, cells)
+    if problems := [*_pairs(cells), *_ids(cells), *_comments(cells)]:
+        raise ValueError(f"{path.name}: " + "; ".join(problems))
+    return lesson
+
+
+def notebook(lesson: Lesson, language: str) -> NotebookNode:
+    """The lesson in one language, not executed."""
+    cells = []
+    for cell in lesson.cells:
+        tags = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
+        if cell.cell_type == "code":
+            code = localized(cell.source, language).strip("\n")
+            made = nbformat.v4.new_code_cell(code, metadata=tags)
+            if "solution" in tags.get("tags", ()):
+                made.metadata["jupyter"] = {"source_hidden": True}
+        elif cell.metadata["lang"] == language:
+            text = cell.source if language == "en" else _joined(cell.source)
+            made = nbformat.v4.new_markdown_cell(text)
+        else:
+            continue
+        made["id"] = cell.metadata["id"]
+        cells.append(made)
+    metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+
+
+def localized(code: str, language: str) -> str:
+    """Code with the comments of one language."""
+    lines = []
+    for line in code.split("\n"):
+        mark = _MARK.match(line)
+        if mark is None:
+            lines.append(line)
+        elif mark[2] == language:
+            lines.append(f"{mark[1]}#{mark[3]}")
+    return "\n".join(lines)
+
+
+def _joined(text: str) -> str:
+    """Chinese paragraphs as one line each: Markdown would show a break between characters as a space."""
+    parts = re.split(r"(```.*?```|\$\$.*?\$\$)", text, flags=re.DOTALL)
+    parts[::2] = [_BREAK.sub(r"\1", part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def text_hash(text: str) -> str:
+    """What a translation names its original by."""
+    return hashlib.sha256(text.strip().encode()).hexdigest()[:_HASH_LENGTH]
+
+
+def stamp(path: Path) -> int:
+    """Write the hash of its English cell into every Chinese cell; the number of cells changed.
+
+    To be called by whoever has read both texts again.
+    """
+    cells = jupytext.read(path, fmt="py:percent").cells
+    hashes = {
+        cell.metadata["id"]: text_hash(cell.source)
+        for cell in cells
+        if cell.metadata.get("lang") == "en"
+    }
+    changed = 0
+
+    def stamped(match: re.Match) -> str:
+        nonlocal changed
+        line = f'# %% [markdown] id="{match[1]}" lang="zh" of="{hashes.get(match[1], "")}"'
+        changed += line != match[0]
+        return line
+
+    path.write_text(_CHINESE.sub(stamped, path.read_text()))
+    return changed
+
+
+def _pairs(cells: list[NotebookNode]) -> list[str]:
+    """Every Markdown cell in English must be followed by its Chinese one, of the same text."""
+    problems = []
+    open_id, open_hash = None, ""
+    for cell in cells:
+        name = cell.metadata.get("id", "")
+        language = cell.metadata.get("lang") if cell.cell_type == "markdown" else None
+        if open_id is not None and (language != "zh" or name != open_id):
+            problems.append(f"{open_id} has no Chinese cell behind it")
+            open_id = None
+        if language == "en":
+            open_id, open_hash = name, text_hash(cell.source)
+        elif language == "zh":
+            if open_id is None:
+                problems.append(f"{name} in Chinese has no English cell before it")
+            elif cell.metadata.get("of") != open_hash:
+                problems.append(f"{name}: the Chinese is not of this English text; see stamp")
+            open_id = None
+        elif cell.cell_type == "markdown":
+            problems.append(f"{name or cell.source[:30]!r} says no language")
+    return problems if open_id is None else [*problems, f"{open_id} has no Chinese cell"]
+
+
+def _ids(cells: list[NotebookNode]) -> list[str]:
+    names = [c.metadata.get("id") for c in cells if c.metadata.get("lang") != "zh"]
+    problems = [f"a cell has no id: {c.source[:40]!r}" for c in cells if not c.metadata.get("id")]
+    twice = {name for name in names if names.count(name) > 1 and name}
+    return problems + [f"the id {name} stands twice" for name in sorted(twice)]
+
+
+def _comments(cells: list[NotebookNode]) -> list[str]:
+    """Comments must come in both languages, English lines directly before Chinese ones."""
+    problems = []
+    for cell in cells:
+        if cell.cell_type != "code":
+            continue
+        kinds = ""
+        for line in cell.source.split("\n"):
+            mark = _MARK.match(line)
+            plain = mark is None and line.lstrip().startswith("# ")
+            kinds += mark[2][0] if mark else ("#" if plain else ".")
+        if "#" in kinds or not re.fullmatch(r"(\.|(?<!e)e+z+(?!e)|e+z+)*", kinds):
+            problems.append(f"{cell.metadata.get('id')}: a comment lacks one of its languages")
+    return problems

@@ -1,0 +1,667 @@
+# %% [markdown] id="title" lang="en"
+# # 01 · Text to ids
+#
+# *Reading time 17 minutes. Before it: lesson 00. What it proves: about forty lines of plain Python give the same ids as the fast
+# libraries that everyone uses, for the default model and for Llama 3.*
+#
+# Between the text and the network stands a program that cuts text into tokens. It is not a network and learns nothing while the
+# network is trained: it was made before, once, by counting. Still, everything the network will ever see has gone through it. Why
+# a model spells badly, why Chinese costs more with one model than with another, why a blank at the end of a prompt can spoil an
+# answer: the reasons are here.
+# %% [markdown] id="title" lang="zh" of="c74171a3"
+# # 01 · 从文本到编号
+#
+# *阅读时间 17 分钟。前置：第 00 课。本课证明：大约四十行普通的 Python，对默认模型和 Llama 3 都能给出与大家常用的快速库相同的编号。*
+#
+# 在文本和网络之间，有一个把文本切成 token 的程序。它不是网络，训练网络时也不学习：它是事先靠计数一次做好的。可网络看到的一切都要
+# 先经过它。模型为什么拼写不好，为什么同样的中文在不同模型上花费不同，为什么提示末尾的一个空格会毁掉回答：原因都在这里。
+# %% id="setup"
+import sys
+
+sys.path.insert(0, "..")
+
+import importlib.metadata
+import random
+import unicodedata
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import regex
+import tiktoken
+from lesson import exercise, load_model, show
+
+from jax_llama3.presets import preset
+from jax_llama3.tokenizer import MetaVocabulary, TextStream
+
+model = load_model()
+tokenizer, vocabulary = model.tokenizer, model.tokenizer.vocabulary
+is_default = model.config == preset("smollm2-135m")
+print(f"the model's vocabulary: {vocabulary.size:,} tokens")
+
+
+def llama3_vocabulary():
+    # en: Meta publishes Llama 3's vocabulary in the package llama-models; it is only read, not imported.
+    # zh: Meta 在软件包 llama-models 中公布了 Llama 3 的词表；这里只读文件，不导入它。
+    try:
+        files = importlib.metadata.files("llama-models") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = [f for f in files if f.as_posix() == "llama_models/llama3/tokenizer.model"]
+    return MetaVocabulary(Path(found[0].locate()).read_bytes()) if found else None
+
+
+llama3 = llama3_vocabulary()
+if llama3:
+    print(f"Llama 3's vocabulary:   {llama3.size:,} tokens")
+else:
+    print("Llama 3's vocabulary is not installed; the cells about it do nothing. It comes with")
+    print("pip install --no-deps llama-models==0.3.0")
+# %% [markdown] id="bytes_text" lang="en"
+# ## Bytes
+#
+# What should a token be? Whole words will not do: there is always one that the list does not have. Single characters would do,
+# but there are more than 140,000 of them, most very rare, and a text would become very long.
+#
+# So one goes a level deeper. A **byte** is a number from 0 to 255, and every text in a computer is stored as bytes. The usual rule
+# for it is **UTF-8**: letters of English take one byte each, é takes two, most Chinese characters take three, an emoji takes
+# four. With 256 tokens, one for each byte, *any* text can be written, in any language. No text is ever unknown; it can only be
+# long.
+# %% [markdown] id="bytes_text" lang="zh" of="62634c96"
+# ## 字节
+#
+# 一个 token 应该是什么？整个单词不行：总有清单里没有的词。单个字符可以，但字符有十四万多个，大多极少出现，而且文本会变得很长。
+#
+# 于是再往下走一级。**字节**（byte）是 0 到 255 的一个数，计算机里的任何文本都以字节存放。通常的规则是 **UTF-8**：英文字母各占一个
+# 字节，é 占两个，大多数汉字占三个，emoji 占四个。有 256 个 token，每个字节一个，就能写出任何语言的*任何*文本。不会再有不认识的文本，
+# 只会有太长的文本。
+# %% id="bytes_code"
+for character in "eé中🙂":
+    print(character, [*character.encode()])
+assert [len(character.encode()) for character in "eé中🙂"] == [1, 2, 3, 4]
+
+characters = sum(unicodedata.category(chr(i)) not in ("Cn", "Co", "Cs") for i in range(0x110000))
+assert characters > 140_000
+
+text = "naïve 你好 🙂"
+assert bytes([*text.encode()]).decode() == text
+print(f"{len(text)} characters, {len(text.encode())} bytes")
+# %% [markdown] id="training_text" lang="en"
+# ## Byte-pair encoding
+#
+# To make texts short again, give frequent byte sequences tokens of their own. **BPE**, byte-pair encoding, finds them by counting:
+#
+# 1. Write a large text as bytes.
+# 2. Find the pair of neighbouring tokens that occurs most often.
+# 3. Join the two into one new token, everywhere. This is a **merge**; its place in the list of merges is its *rank*.
+# 4. Go back to 2, until the vocabulary has the size you want.
+#
+# Below we do it on one sentence. It takes a few lines. Nothing in it knows what a word is, and yet words come out.
+# %% [markdown] id="training_text" lang="zh" of="a0fef39d"
+# ## 字节对编码
+#
+# 要让文本重新变短，就给常见的字节序列各设一个 token。**BPE**（byte-pair encoding，字节对编码）靠计数找出它们：
+#
+# 1. 把大量文本写成字节。
+# 2. 找出出现次数最多的一对相邻 token。
+# 3. 在所有地方把这两个连成一个新 token。这叫一次**合并**（merge）；它在合并清单中的位次就是它的*序号*（rank）。
+# 4. 回到第 2 步，直到词表达到想要的大小。
+#
+# 下面在一句话上做一遍，只要几行。程序完全不知道什么是词，词却自己出现了。
+# %% id="training_code"
+
+
+def join(parts, pair):
+    joined, i = [], 0
+    while i < len(parts):
+        step = 2 if tuple(parts[i : i + 2]) == pair else 1
+        joined.append(b"".join(parts[i : i + step]))
+        i += step
+    return joined
+
+
+sentence = b"the cat and the hat and the other cat that sat there"
+parts = [bytes([byte]) for byte in sentence]
+learned = []
+for _ in range(8):
+    pairs = [*pairwise(parts)]
+    best = max(dict.fromkeys(pairs), key=pairs.count)
+    parts = join(parts, best)
+    learned.append(b"".join(best))
+print("learned:", learned)
+print("now    :", parts)
+assert b"".join(parts) == sentence
+assert b"the " in learned
+assert b"cat " in learned
+# %% [markdown] id="loop_text" lang="en"
+# ## The merge loop
+#
+# Using a vocabulary is the same in small: start with bytes and repeat the merges, the one of lowest rank first, until none
+# applies. In both our vocabularies the ids of ordinary tokens stand in the order of the merges, so the id itself can be the rank.
+#
+# This is the whole algorithm. We watch it on one word.
+# %% [markdown] id="loop_text" lang="zh" of="299c97e9"
+# ## 合并循环
+#
+# 使用词表时做的是同一件事的缩影：从字节开始，反复合并，序号最小的先做，直到没有可做的合并。我们这两个词表里，普通 token 的编号都按
+# 合并的先后排列，所以编号本身就可以当序号。
+#
+# 这就是全部算法。我们在一个词上看它怎样进行。
+# %% id="loop_code"
+special_ids = set(vocabulary.special.values())
+ranks = {vocabulary.token_bytes(i): i for i in range(vocabulary.size) if i not in special_ids}
+
+
+def merge_loop(piece, ranks, watch=False):
+    parts = [piece[i : i + 1] for i in range(len(piece))]
+    while True:
+        if watch:
+            print(*(repr(part)[1:] for part in parts))
+        candidates = [
+            (ranks[left + right], i)
+            for i, (left, right) in enumerate(pairwise(parts))
+            if left + right in ranks
+        ]
+        if not candidates:
+            return parts
+        _, i = min(candidates)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+
+
+word = " Strasbourg"
+by_hand = [ranks[part] for part in merge_loop(word.encode(), ranks, watch=True)]
+print(by_hand)
+assert by_hand == tokenizer.encode(word)
+assert not is_default or len(by_hand) == 3
+# %% [markdown] id="spelling_text" lang="en"
+# Two consequences. The network sees three ids here and no letters, so it does not know how a word is spelt unless training text
+# has told it. And to the tokenizer the same word is a different token with a blank before it, with a capital or without. All of
+# these have their own rows in the embedding, and that they mean the same has to be learned.
+# %% [markdown] id="spelling_text" lang="zh" of="75b8c790"
+# 由此有两个后果。网络在这里看到的是三个编号，没有字母；除非训练文本说过，它并不知道一个词怎样拼写。另外，对 tokenizer 来说，同一个词
+# 前面有没有空格、首字母是否大写，都是不同的 token。它们在嵌入中各有各的行，“意思相同”这件事是要学来的。
+# %% id="spelling_code"
+forms = ["Paris", " Paris", "paris", "PARIS"]
+for form in forms:
+    print(f"{form!r:<9}", tokenizer.encode(form))
+assert len({tuple(tokenizer.encode(form)) for form in forms}) == 4
+# %% [markdown] id="split_text" lang="en"
+# ## The split comes first
+#
+# Left alone, the loop would also make tokens like "dog." and "dog!" and "of the", and waste places on them. So the text is cut
+# into pieces beforehand, and merges never cross a cut. The cutting is done by a **regular expression**, a pattern that describes
+# which characters may stand together. It is a list of alternatives; at each place the first that fits takes as much as it can.
+# `\p{L}` is any letter, `\p{N}` any number sign, `\s` any blank.
+#
+# Here are Llama 3's seven alternatives, and what they do to a text in two languages. In each line of the result there stands
+# first the number of the alternative that fitted, then the piece, then the tokens that BPE makes of it. They are two different
+# things: a piece is the *largest* that a token could be, not a token.
+# %% [markdown] id="split_text" lang="zh" of="3c1c059d"
+# ## 先做切分
+#
+# 如果放任不管，循环还会造出 “dog.”、“dog!”、“of the” 这样的 token，白占位置。所以要先把文本切成小段，合并从不跨过切口。切分由
+# **正则表达式**（regular expression）完成，它是一种模式，描述哪些字符可以连在一起。它由若干个分支组成；在每个位置上，第一个符合的分支
+# 尽量多地取走字符。`\p{L}` 是任何字母，`\p{N}` 是任何数字符号，`\s` 是任何空白。
+#
+# 下面是 Llama 3 的七个分支，以及它们怎样处理一段中英混排的文本。结果的每一行依次是：符合的是第几个分支、切出的一段、BPE 对
+# 这一段给出的 token。这是两回事：切出的一段是一个 token *最大*能有多大，而不是一个 token。
+# %% id="split_code"
+branches = [
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+    r"[^\r\n\p{L}\p{N}]?\p{L}+",
+    r"\p{N}{1,3}",
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+    r"\s*[\r\n]+",
+    r"\s+(?!\S)",
+    r"\s+",
+]
+LLAMA3 = "|".join(branches)
+mixed = "Llama 3 speaks 中文 too: 今天天气不错，we'll walk 1234 steps! 😀"
+
+pieces = regex.findall(LLAMA3, mixed)
+assert "".join(pieces) == mixed
+if llama3:
+    place = 0
+    for piece in pieces:
+        fits = [n for n, b in enumerate(branches, 1) if regex.compile(b).match(mixed, place)]
+        place += len(piece)
+        tokens = [llama3.token_bytes(i) for i in llama3.encode(piece)]
+        shown = " | ".join(token.decode(errors="backslashreplace") for token in tokens)
+        print(f"{fits[0]}  {piece!r:<12} {shown}")
+    # en: Cutting first and encoding each piece is the same as encoding the text.
+    # zh: 先切分再逐段编码，与直接编码整段文本相同。
+    assert [i for piece in pieces for i in llama3.encode(piece)] == llama3.encode(mixed)
+    assert len(pieces) < len(llama3.encode(mixed))
+# %% [markdown] id="chinese_text" lang="en"
+# ## There is no class for Chinese
+#
+# It is sometimes said that this expression recognises Chinese. It does not: nothing in it names a script. Chinese characters are
+# simply letters, `\p{L}`, like those of English. And since Chinese has no blanks between words, the second alternative takes a
+# whole run of characters up to the next punctuation mark as *one* piece. The marks are no letters, so one of them may even lead
+# a piece, as above in "，we". All cutting within Chinese is left to BPE, which joins what was frequent in its training text.
+# %% [markdown] id="chinese_text" lang="zh" of="aa1136d5"
+# ## 并没有中文这一类
+#
+# 有人说这个表达式能识别中文。其实不能：里面没有任何一处提到哪种文字。汉字只是字母，即 `\p{L}`，与英文字母一样。而中文的词之间没有
+# 空格，所以第二个分支会把直到下一个标点为止的整串汉字当作*一段*。标点不是字母，于是它甚至可以排在一段的开头，如上面的“，we”。中文
+# 内部怎么切，完全交给 BPE，它把训练文本中常见的连在一起。
+# %% id="chinese_code"
+assert "Han" not in LLAMA3
+assert "\\u" not in LLAMA3
+assert LLAMA3.isascii()
+assert regex.fullmatch(r"\p{L}+", "今天天气不错")
+
+assert regex.findall(LLAMA3, "今天天气不错") == ["今天天气不错"]
+assert regex.findall(LLAMA3, "今天天气不错，我们去散步。") == ["今天天气不错", "，我们去散步", "。"]
+
+# en: Any other script is treated alike: Russian, Greek, Korean.
+# zh: 其他文字的待遇相同：俄文、希腊文、韩文。
+for phrase in ("привет", "γειά", "안녕"):
+    assert regex.findall(LLAMA3, phrase) == [phrase]
+# en: Digits go in threes from the left; the default model's split takes each alone.
+# zh: 数字从左起三个一段；默认模型的切分则让每个数字单独成段。
+assert regex.findall(LLAMA3, "1234567") == ["123", "456", "7"]
+assert not is_default or len(tokenizer.encode("1234567")) == 7
+# %% [markdown] id="not_text_text" lang="en"
+# ## Tokens are bytes, not text
+#
+# BPE joins bytes and does not know where a character ends. So a token may be the first two bytes of a Chinese character, and the
+# next token the third. Such a token has no text. Of Llama 3's 128,000 ordinary tokens 1,352 are not valid UTF-8 when they stand
+# alone: 128 single bytes, and 1,224 longer ones.
+#
+# Two rules follow. Decode the *joined bytes* of all tokens, never token by token. And when text is shown while it is being written,
+# hold back the bytes of a character that is not complete; `TextStream` of this library does.
+# %% [markdown] id="not_text_text" lang="zh" of="2b289e07"
+# ## Token 是字节，不是文本
+#
+# BPE 连接的是字节，并不知道一个字符在哪里结束。所以一个 token 可能是某个汉字的前两个字节，下一个 token 才是第三个。这样的 token 没有
+# 对应的文本。Llama 3 的 128,000 个普通 token 中，有 1,352 个单独看不是合法的 UTF-8：128 个是单个字节，1,224 个更长。
+#
+# 由此得出两条规则。解码时要先把所有 token 的*字节连起来*，决不能逐个 token 解码。边写边显示文本时，字符还不完整就先扣住它的字节；本库
+# 的 `TextStream` 就是这样做的。
+# %% id="not_text_code"
+
+
+def is_text(token):
+    try:
+        token.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+if llama3:
+    llama3_ids = range(llama3.size - 256)
+    llama3_ranks = {llama3.token_bytes(i): i for i in llama3_ids}
+    torn = [token for token in llama3_ranks if not is_text(token)]
+    assert len(llama3_ranks) == 128_000
+    assert len(torn) == 1_352
+    assert sum(len(token) == 1 for token in torn) == 128
+    print("Llama 3:", len(torn), "tokens are no text, for example", *torn[200:204])
+
+torn = [token for token in ranks if not is_text(token)]
+assert not is_default or len(torn) == 313
+print("model:  ", len(torn), "tokens are no text")
+
+ids = tokenizer.encode("天气不错")
+one_by_one = "".join(vocabulary.token_bytes(i).decode(errors="replace") for i in ids)
+joined = b"".join(vocabulary.token_bytes(i) for i in ids).decode()
+print(one_by_one, "->", joined)
+assert joined == tokenizer.decode(ids) == "天气不错"
+assert not is_default or "\ufffd" in one_by_one
+
+stream = TextStream(tokenizer)
+shown = [stream.push([i]) for i in ids]
+print(shown)
+assert "".join(shown) == "天气不错"
+assert not any("\ufffd" in piece for piece in shown)
+# %% [markdown] id="thousand_text" lang="en"
+# ## By hand, a thousand times
+#
+# Split and loop together are an encoder. We compare it with `tiktoken`, the library that Llama 3's tokenizer is built on, on 1,000
+# random strings of letters in many scripts, digits, blanks and signs.
+#
+# One rule is still missing, and it is easy to overlook. If a whole piece is in the vocabulary, it is taken as it is, *before* any
+# merge. For most pieces the loop would get there too. For 588 of Llama 3's tokens it would not: no order of merges by rank leads
+# to them. The Vietnamese word in the code is one. The random strings hold none of them: without the rule all 1,000 would still
+# agree.
+# %% [markdown] id="thousand_text" lang="zh" of="61a37b05"
+# ## 手算一千次
+#
+# 切分加上循环就是一个完整的编码器。我们拿它与 `tiktoken` 比较，Llama 3 的 tokenizer 就建立在这个库之上。测试用 1,000 个随机字符串，
+# 其中有多种文字的字母、数字、空白和符号。
+#
+# 还差一条规则，很容易忽略：如果整段就在词表里，就直接取它，*先于*任何合并。对大多数段来说，循环最终也会得到它。但 Llama 3 有 588 个
+# token 不是这样：按序号合并怎么也到不了。代码中的那个越南语词就是一例。随机字符串里一个也没有：去掉这条规则，
+# 1,000 个字符串照样全部一致。
+# %% id="thousand_code"
+
+
+def encode_by_hand(text, pattern, ranks):
+    ids = []
+    for piece in regex.findall(pattern, text):
+        data = piece.encode()
+        ids += [ranks[part] for part in ([data] if data in ranks else merge_loop(data, ranks))]
+    return ids
+
+
+rng = random.Random(0)
+alphabet = "abcdefghijklmnopqrstuvwxyz" * 2 + "ETAOINS" + "     '.,!?-\n\t0123456789"
+alphabet += "éüñßпривет中文你好世界的是，。🙂😀안녕ไทยệợềđ"
+strings = ["".join(rng.choices(alphabet, k=rng.randint(1, 60))) for _ in range(1_000)]
+
+if llama3:
+    fast = tiktoken.Encoding(
+        "llama3", pat_str=LLAMA3, mergeable_ranks=llama3_ranks, special_tokens={}
+    )
+    for string in strings:
+        ours = encode_by_hand(string, LLAMA3, llama3_ranks)
+        assert ours == fast.encode_ordinary(string) == llama3.encode(string)
+    print(f"{len(strings):,} strings: our ids are tiktoken's")
+
+    # en: On these strings the loop alone would do.
+    # zh: 对这些字符串，只用循环也够了。
+    for string in strings:
+        cut = [merge_loop(piece.encode(), llama3_ranks) for piece in regex.findall(LLAMA3, string)]
+        assert [llama3_ranks[part] for parts in cut for part in parts] == llama3.encode(string)
+
+    # en: A token that only the rule of the whole piece can reach.
+    # zh: 只有“整段优先”的规则才能得到的 token。
+    viet = " việc".encode()
+    print(merge_loop(viet, llama3_ranks), "is not", [viet])
+    assert viet in llama3_ranks
+    assert len(merge_loop(viet, llama3_ranks)) > 1
+    assert encode_by_hand(" việc", LLAMA3, llama3_ranks) == llama3.encode(" việc")
+    assert llama3.encode(" việc") == [llama3_ranks[viet]]
+    unreachable = [t for t in llama3_ranks if merge_loop(t, llama3_ranks) != [t]]
+    assert len(unreachable) == 588
+# %% [markdown] id="default_text" lang="en"
+# The default model has another split: GPT-2's, after every digit has been set apart. Its vocabulary is kept in another file format
+# and read by another library, `tokenizers`. The loop is the same, and so is the result.
+#
+# One thing is missing in it. It has tokens for 235 of the 256 bytes only. Thirteen of the others occur in no UTF-8 text. But eight
+# do occur, if hardly ever: six are control characters, two begin characters beyond all living scripts. This model's tokenizer
+# drops such characters without a word. "Any text can be written" holds only for a vocabulary that has all bytes, as Llama 3's
+# does.
+# %% [markdown] id="default_text" lang="zh" of="79c4dcca"
+# 默认模型用的是另一种切分：先把每个数字单独分开，再用 GPT-2 的切分。它的词表用另一种文件格式存放，由另一个库 `tokenizers` 读取。循环
+# 却是同一个，结果也一样。
+#
+# 它有一处缺口：256 个字节中，只有 235 个有自己的 token。其余的字节中，13 个不会出现在任何 UTF-8 文本里；另外 8 个虽然罕见，却可能
+# 出现：六个是控制字符，两个是极生僻字符的首字节。这个模型的 tokenizer 会悄悄丢掉这样的字符。只有像 Llama 3 那样包含全部字节的词表，
+# 才真正做到“任何文本都能写出”。
+# %% id="default_code"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+if is_default:
+    for string in strings:
+        runs = regex.split(r"(\p{N})", string)
+        ours = [i for run in runs for i in encode_by_hand(run, GPT2, ranks)]
+        assert ours == tokenizer.encode(string)
+    print(f"{len(strings):,} strings: our ids are the model's")
+
+    absent = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    never = [0xC0, 0xC1, *range(0xF5, 0x100)]
+    assert len(absent) == 256 - 235
+    assert len(never) == 13
+    assert [byte for byte in absent if byte not in never] == [4, 6, 19, 20, 22, 29, 0xF1, 0xF2]
+    assert tokenizer.encode("a\x04b") == tokenizer.encode("a") + tokenizer.encode("b")
+if llama3:
+    assert all(bytes([byte]) in llama3_ranks for byte in range(256))
+# %% [markdown] id="special_text" lang="en"
+# ## Special tokens
+#
+# Some ids stand for no text at all. A **special token** is a signal: here a text begins, here it ends, here the user has finished
+# speaking. It has a name to write it by, such as `<|begin_of_text|>`, but no bytes of text lead to it.
+#
+# Llama 3 puts 256 of them behind the ordinary tokens: $128000 + 256 = 128256$, and this is the number of rows of its embedding. Most
+# are reserved and still unused. Their names are not to be relied on: Meta has renamed some between versions. Their ids stay.
+#
+# What if a user types `<|eot_id|>`? Then it is text, ten characters, and must be encoded as text. If it became the signal,
+# users could end their own turn and speak as somebody else. So in this library `encode` never makes a special token of anything
+# in the text; `bos=True` puts the first one in front, if the model wants it. The default model wants none.
+# %% [markdown] id="special_text" lang="zh" of="3fb684e0"
+# ## 特殊 token
+#
+# 有些编号根本不对应文本。**特殊 token**（special token）是一种信号：文本从这里开始，到这里结束，用户的话到此为止。它有一个便于书写的
+# 名字，例如 `<|begin_of_text|>`，但没有任何文本字节能得到它。
+#
+# Llama 3 把 256 个特殊 token 排在普通 token 之后：$128000 + 256 = 128256$，这正是它的嵌入的行数。其中大多数是预留的，尚未使用。名字
+# 并不可靠：Meta 在不同版本之间改过一些名字，编号则保持不变。
+#
+# 如果用户自己输入 `<|eot_id|>` 呢？那它就是十个字符的文本，也必须当作文本来编码。要是变成了信号，用户就能结束自己的发言，
+# 再冒充别人说话。所以本库的 `encode` 决不会把文本中的任何内容变成特殊 token；`bos=True` 则在模型需要时把第一个特殊 token
+# 放到最前面。默认模型不需要。
+# %% id="special_code"
+if llama3:
+    assert len(llama3.special) == 256
+    assert len(llama3_ranks) + len(llama3.special) == 128_256 == llama3.size
+    assert preset("llama3-8b").vocab_size == llama3.size
+    assert sorted(llama3.special.values()) == [*range(128_000, 128_256)]
+    for name in ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|eot_id|>"):
+        print(llama3.special[name], name)
+    reserved = sum("reserved" in name for name in llama3.special)
+    print(reserved, "are reserved")
+    assert reserved > 200
+
+    typed = llama3.encode("<|eot_id|>")
+    assert len("<|eot_id|>") == 10
+    print("typed:", [llama3.token_bytes(i).decode() for i in typed])
+    assert llama3.special["<|eot_id|>"] == 128_009
+    assert max(typed) < 128_000
+
+assert all(not special_ids & set(tokenizer.encode(name)) for name in vocabulary.special)
+assert not is_default or tokenizer.encode("Hi", bos=True) == tokenizer.encode("Hi")
+# %% [markdown] id="seventeen_text" lang="en"
+# ## The seventeen ids
+#
+# With all this we can read the ids of the prompt that lesson 15 gives to the real Llama 3 8B. It ends with a blank, on purpose. The
+# blank is a token of its own, 220, as digits never take a blank with them (third alternative above). In " 42" too the blank comes
+# first and then "42": so the prompt ends exactly where its continuation begins.
+#
+# Before a word it is the opposite: the blank belongs to the word's token. A prompt that ends with a blank then leaves the network
+# in a place that it hardly ever saw in training. Hence the advice not to end a prompt with a blank.
+# %% [markdown] id="seventeen_text" lang="zh" of="67d07a20"
+# ## 十七个编号
+#
+# 有了这些知识，就能读懂第 15 课交给真正的 Llama 3 8B 的那个提示的编号了。它故意以空格结尾。这个空格自成一个 token，即 220，
+# 因为数字从来不带空格（上面的第三个分支）。在 “ 42” 里也是先有空格，再有 “42”：提示恰好结束在后续文本开始的地方。
+#
+# 在单词前面则相反：空格属于那个词的 token。提示若以空格结尾，就把网络放到了训练中几乎没见过的处境。所以才有“提示不要以空格结尾”的
+# 建议。
+# %% id="seventeen_code"
+question = "the answer to the ultimate question of life, the universe, and everything is "
+if llama3:
+    seventeen = [llama3.special["<|begin_of_text|>"], *llama3.encode(question)]
+    for token in seventeen:
+        print(f"{token:>7} {llama3.token_bytes(token).decode()!r}")
+    expected = [128000, 1820, 4320, 311, 279, 17139, 3488, 315, 2324, 11, 279, 15861, 11, 323]
+    assert seventeen == [*expected, 4395, 374, 220]
+    assert len(seventeen) == 17
+
+    # en: Before digits the blank stays alone; before a word it does not.
+    # zh: 在数字前空格单独成 token；在单词前则不然。
+    assert llama3.encode(question + "42") == [*seventeen[1:], 2983]
+    assert llama3.encode(question + "love")[:-1] == seventeen[1:-1]
+# %% [markdown] id="two_text" lang="en"
+# ## One text, two vocabularies
+#
+# Ids mean nothing without their vocabulary: 7042 is " Paris" for one model and something else for another. And the same text has
+# different lengths. Below, each of four texts under both vocabularies. English needs nearly the same number of tokens, for both
+# were made from much English. Chinese needs far more in the default model's vocabulary, which has few tokens for it.
+#
+# A larger vocabulary makes texts shorter, so that the network runs fewer times for a text. The price is rows of the embedding: $D$
+# numbers for each token, used or not.
+# %% [markdown] id="two_text" lang="zh" of="1edc5feb"
+# ## 同一段文本，两个词表
+#
+# 离开词表，编号毫无意义：7042 在一个模型里是 “ Paris”，在另一个里是别的东西。同一段文本的长度也不同。下面四段文本分别用两个词表编码。
+# 英文需要的 token 数差不多，因为两个词表都来自大量英文。中文在默认模型的词表下要多得多，因为其中几乎没有给中文的 token。
+#
+# 词表越大，文本越短，同一段文本运行网络的次数就越少。代价是嵌入的行数：每个 token 要 $D$ 个数，不管用不用得上。
+# %% id="two_code"
+texts = {
+    "English": "The capital of France is Paris, and it lies on the Seine.",
+    "Chinese": "法国的首都是巴黎，它位于塞纳河畔。",
+    "Python": "def square(x):\n    return x * x\n",
+    "digits": "3.14159265358979",
+}
+if llama3:
+    print(f"id 7042: {tokenizer.decode([7042])!r} and {llama3.token_bytes(7042).decode()!r}")
+    counts = {}
+    for name, text in texts.items():
+        ids = [tokenizer.encode(text), llama3.encode(text)]
+        assert (
+            b"".join(map(llama3.token_bytes, ids[1])).decode() == tokenizer.decode(ids[0]) == text
+        )
+        counts[name] = [len(text.encode()), *map(len, ids)]
+        print(
+            f"{name:<8} {counts[name][0]:>3} bytes: {counts[name][1]:>3} and {counts[name][2]:>3}"
+        )
+    if is_default:
+        assert counts["Chinese"][1] > 1.5 * counts["Chinese"][2]
+        assert counts["English"][1] <= 1.2 * counts["English"][2]
+        assert tokenizer.decode([7042]) != llama3.token_bytes(7042).decode()
+
+    rows = llama3.size - model.config.vocab_size
+    print(f"Llama 3's vocabulary in this model: {rows * model.config.dim:,} parameters more")
+# %% id="picture"
+if llama3:
+    figure, axes = plt.subplots(figsize=(6.5, 3))
+    places = np.arange(len(texts))
+    for k, name in enumerate(("model", "Llama 3")):
+        rates = [counts[each][0] / counts[each][k + 1] for each in texts]
+        axes.bar(places + 0.4 * k - 0.2, rates, 0.38, label=f"{name}'s vocabulary")
+    axes.set_xticks(places, texts)
+    axes.set_ylabel("bytes per token")
+    axes.set_ylim(0, 6.5)
+    axes.legend(ncols=2)
+    show(
+        figure,
+        en="Bars: bytes per token of four texts under two vocabularies. English and Python are close; Chinese and digits take "
+        "clearly more tokens with the default model's.",
+        zh="柱状图：四段文本在两个词表下每个 token 的字节数。英文与 Python 相近；中文和数字在默认模型的词表下明显需要更多 token。",
+    )
+# %% [markdown] id="exercises" lang="en"
+# ## Exercises
+#
+# Put your answer in place of `None` and run the cell. The cell behind each holds a solution.
+#
+# **1.** Write `decode`: a function from ids to text, for `vocabulary`. Where the ids end inside a character, the text shall end with
+# the sign U+FFFD.
+# %% [markdown] id="exercises" lang="zh" of="ade34b73"
+# ## 练习
+#
+# 用你的答案替换 `None`，然后运行。每题后面的单元格是一个解答。
+#
+# **1.** 写出 `decode`：对 `vocabulary` 从编号到文本的函数。如果编号在一个字符中间结束，文本应以 U+FFFD 这个符号结尾。
+# %% id="exercise_1"
+answer_1 = None
+
+
+def check_1(answer):
+    for string in strings[:100]:
+        assert answer(tokenizer.encode(string)) == string
+    whole = tokenizer.encode("天气不错")
+    for end in range(1, len(whole)):
+        assert answer(whole[:end]) == tokenizer.decode(whole[:end])
+
+
+exercise(1, answer_1, check_1)
+# %% id="solution_1" tags=["solution"]
+exercise(
+    1,
+    lambda ids: b"".join(vocabulary.token_bytes(i) for i in ids).decode(errors="replace"),
+    check_1,
+)
+# %% [markdown] id="exercise_2_text" lang="en"
+# **2.** Encoding does not respect joining. Give a pair of texts `a, b` for which the ids of `a + b` are not the ids of `a`
+# followed by those of `b`, although they are *as many*.
+# %% [markdown] id="exercise_2_text" lang="zh" of="40d1cdbf"
+# **2.** 编码与拼接不能交换。给出一对文本 `a, b`，使 `a + b` 的编号不等于 `a` 的编号后接 `b` 的编号，但*个数相同*。
+# %% id="exercise_2"
+answer_2 = None
+
+
+def check_2(answer):
+    a, b = answer
+    apart, together = tokenizer.encode(a) + tokenizer.encode(b), tokenizer.encode(a + b)
+    assert apart != together
+    assert len(apart) == len(together)
+
+
+exercise(2, answer_2, check_2)
+# %% id="solution_2" tags=["solution"]
+
+
+def first_pair(text):
+    for i in range(1, len(text)):
+        apart = tokenizer.encode(text[:i]) + tokenizer.encode(text[i:])
+        together = tokenizer.encode(text)
+        if apart != together and len(apart) == len(together):
+            return text[:i], text[i:]
+    return None
+
+
+exercise(2, first_pair("The capital of Liechtenstein is Vaduz"), check_2)
+# %% [markdown] id="exercise_3_text" lang="en"
+# **3.** Another way to cut a piece: from the left, always take the longest token that fits. Write it as a function of `piece` (bytes)
+# and `ranks` that returns the list of tokens. It is not BPE: on some pieces the two differ.
+# %% [markdown] id="exercise_3_text" lang="zh" of="760f2c89"
+# **3.** 还有一种切法：从左边起，每次取能放下的最长的 token。写成以 `piece`（字节）和 `ranks` 为参数的函数，返回 token 的列表。
+# 它不是 BPE：在某些段上两者不同。
+# %% id="exercise_3"
+answer_3 = None
+
+
+def check_3(answer):
+    words = " unbelievable Strasbourg tokenization antidisestablishment Liechtenstein".split(" ")[
+        1:
+    ]
+    differ = 0
+    for word in [f" {word}".encode() for word in words]:
+        cut = answer(word, ranks)
+        assert b"".join(cut) == word
+        rest = word
+        for token in cut:
+            assert token in ranks
+            assert not any(rest[:n] in ranks for n in range(len(token) + 1, len(rest) + 1))
+            rest = rest[len(token) :]
+        differ += cut != merge_loop(word, ranks)
+    print(f"the two differ on {differ} of {len(words)} words")
+
+
+exercise(3, answer_3, check_3)
+# %% id="solution_3" tags=["solution"]
+
+
+def longest_first(piece, ranks):
+    parts = []
+    while piece:
+        n = next(n for n in range(len(piece), 0, -1) if piece[:n] in ranks)
+        parts.append(piece[:n])
+        piece = piece[n:]
+    return parts
+
+
+exercise(3, longest_first, check_3)
+# %% [markdown] id="sources" lang="en"
+# ## Sources
+#
+# - Sennrich, Haddow and Birch, *Neural Machine Translation of Rare Words with Subword Units*, 2015,
+#   [arXiv:1508.07909](https://arxiv.org/abs/1508.07909)
+# - Meta, *The Llama 3 Herd of Models*, 2024, [arXiv:2407.21783](https://arxiv.org/abs/2407.21783)
+# - The library [tiktoken](https://github.com/openai/tiktoken), and Meta's
+#   [llama-models](https://github.com/meta-llama/llama-models), which holds Llama 3's vocabulary
+#
+# Next: lesson 02 opens the files of weights.
+# %% [markdown] id="sources" lang="zh" of="0a83e1c0"
+# ## 来源
+#
+# - Sennrich、Haddow、Birch，*Neural Machine Translation of Rare Words with Subword Units*，2015，
+#   [arXiv:1508.07909](https://arxiv.org/abs/1508.07909)
+# - Meta，*The Llama 3 Herd of Models*，2024，[arXiv:2407.21783](https://arxiv.org/abs/2407.21783)
+# - [tiktoken](https://github.com/openai/tiktoken) 库，以及 Meta 的 [llama-models](https://github.com/meta-llama/llama-models)，
+# 其中有 Llama 3 的词表
+#
+# 下一课：第 02 课打开权重文件。
