@@ -150,7 +150,11 @@ def open_model(path: str | os.PathLike, *, dtype: Any = None) -> tuple[Model, Ca
             raise ValueError(f"{folder}: {name} is not in the shard that {MANIFEST} names")
         if place.shape != leaf.shape:
             raise ValueError(f"{folder}: {name} has shape {place.shape}, not {leaf.shape}")
-        leaves.append(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if dtype else place.dtype))
+        if place.dtype.name != tensors[name]["dtype"]:
+            raise ValueError(f"{folder}: {name} is {place.dtype}, not {tensors[name]['dtype']}")
+        leaves.append(
+            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if dtype is not None else place.dtype)
+        )
     params = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
     model = Model(config, params, read_tokenizer(folder, manifest))
     wanted = [places[name] for name, _ in expected]

@@ -106,3 +106,13 @@ def test_a_shard_that_does_not_hold_its_tensors_is_refused(
     save_file({"norm": np.zeros(3, np.float64)}, folder / name)
     with pytest.raises(ValueError, match=r"weights-.*: norm has dtype F64, not supported"):
         load(folder)
+
+
+def test_a_dtype_that_is_not_the_manifests_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = read_manifest(folder)
+    manifest["tensors"]["layers.0.wq"]["dtype"] = "float16"
+    monkeypatch.setattr("jax_llama3.checkpoint.read_manifest", lambda _: manifest)
+    with pytest.raises(ValueError, match=r"layers\.0\.wq is float32, not float16"):
+        load(folder)
