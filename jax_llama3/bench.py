@@ -16,7 +16,7 @@ from .compilation import Compilations, count_compilations
 from .config import Config
 from .cost import forward_flops, weight_bytes
 from .generate import CHUNK, STEPS, State, cache_capacity, decode_many, padded_stops
-from .model import bucket, no_tap, prefill_unchecked
+from .model import bucket, no_tap, prefill_programs, prefill_unchecked
 from .params import Params, abstract_params
 from .progress import progress
 from .quantization import activation_dtype, is_quantized
@@ -204,8 +204,8 @@ def _prefill_runner(
             logits, cache = prefill_unchecked(params, *chunk, cache, config, no_tap)
         return logits
 
-    program = prefill_unchecked.lower(params, *_chunk(test, 0), cache, config, no_tap)
-    return run, _temp_bytes(program)
+    programs = prefill_programs(params, *_chunk(test, 0), cache, config)
+    return run, _temp_bytes(programs)
 
 
 def _chunk(test: Test, start: int) -> tuple[np.ndarray, np.ndarray]:
@@ -240,12 +240,14 @@ def _decode_runner(
         return logprobs
 
     program = decode_many.lower(params, state, keys, stops, {}, STEPS, config)
-    return run, _temp_bytes(program)
+    return run, _temp_bytes([program])
 
 
-def _temp_bytes(program: jax.stages.Lowered) -> int | None:
-    analysis = program.compile().memory_analysis()
-    return None if analysis is None else analysis.temp_size_in_bytes
+def _temp_bytes(programs: list[jax.stages.Lowered]) -> int | None:
+    """The most that any of these programs, which run one after the other, needs at a time."""
+    analyses = [program.compile().memory_analysis() for program in programs]
+    sizes = [each.temp_size_in_bytes for each in analyses if each is not None]
+    return max(sizes) if len(sizes) == len(programs) else None
 
 
 def _seconds(run: Callable[[], Any]) -> float:

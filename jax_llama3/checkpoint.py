@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from .manifest import (
 from .params import Params, abstract_params, named_leaves
 from .progress import progress
 from .quantization import is_quantized, quantize, quantize_array
-from .shards import Place, aligned_empty, find_tensors, open_shards, read_tensor
+from .shards import Place, find_tensors, open_shards, own_array, read_run, runs
 from .stream import (
     AHEAD,
     BLOCK_BYTES,
@@ -163,21 +164,25 @@ def open_model(path: str | os.PathLike, *, dtype: Any = None) -> tuple[Model, Ca
 
 def _read_weights(model: Model, places: list[Place], *, casts: bool) -> Model:
     """The model with its weights on the device, read by several threads."""
-    names, leaves = zip(*named_leaves(model.params), strict=True)
+    leaves = named_leaves(model.params)
+    groups = runs(places)
+    remaining = iter(leaves)
+    wanted = [list(islice(remaining, len(group))) for group in groups]
 
-    def read(name: str, leaf: jax.ShapeDtypeStruct, place: Place) -> jax.Array:
-        array = read_tensor(place)
+    def read(group: list[Place], wanted: list[tuple[str, jax.ShapeDtypeStruct]]) -> list[jax.Array]:
+        arrays = read_run(group)
         if casts:
-            array = cast(name, array, leaf.dtype)
+            named = zip(wanted, arrays, strict=True)
+            arrays = [cast(name, array, leaf.dtype) for (name, leaf), array in named]
         # Taken over without a copy where the device is the CPU: nobody else holds this memory.
-        return jax.device_put(array)
+        return jax.device_put(arrays)
 
     arrays = []
-    total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    total = sum(leaf.size * leaf.dtype.itemsize for _, leaf in leaves)
     with progress(total, "loading") as bar, ThreadPoolExecutor(_READERS) as pool:
-        for array in pool.map(read, names, leaves, places):
-            arrays.append(array)
-            bar.update(array.nbytes)
+        for group in pool.map(read, groups, wanted):
+            arrays += group
+            bar.update(sum(array.nbytes for array in group))
     return model._replace(params=jax.tree.unflatten(jax.tree.structure(model.params), arrays))
 
 
@@ -244,7 +249,7 @@ def cast(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
     """The array in another dtype, rounded to nearest even; a number that is not finite is refused."""
     result = array
     if array.dtype != jnp.dtype(dtype):
-        result = aligned_empty(array.shape, jnp.dtype(dtype))
+        result = own_array(array.shape, jnp.dtype(dtype))
         with np.errstate(all="ignore"):
             np.copyto(result, array, casting="unsafe")
     if not _is_finite(result):
@@ -255,11 +260,13 @@ def cast(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def _is_finite(array: np.ndarray) -> bool:
-    if array.dtype.itemsize != 2 or not array.size:
-        return bool(np.isfinite(array).all())
-    # The largest exponent, all ones, means NaN or infinity. NumPy's own test is slow for bfloat16.
-    exponent = 0x7F80 if array.dtype == jnp.bfloat16 else 0x7C00
-    return bool((array.view(np.uint16) & np.uint16(0x7FFF)).max() < exponent)
+    # As integers: infinity and NaN are the largest of a sign, and no temporary array is needed.
+    largest = array.dtype.type(np.inf)
+    size = array.dtype.itemsize
+    return all(
+        not array.size or bool(array.view(kind).max() < np.array(bound).view(kind))
+        for kind, bound in ((f"i{size}", largest), (f"u{size}", -largest))
+    )
 
 
 def read_tokenizer(folder: Path, manifest: dict) -> Tokenizer | None:

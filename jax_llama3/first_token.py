@@ -22,11 +22,10 @@ from .sample import Sampler
 from .startup import load_for
 
 _PROMPT = [1] * 16
-_BLOCK_BYTES = 1 << 24
 
 
 def time_first_token(folder: Path, dtype: str, repetitions: int) -> Row:
-    """Processes in turn with plain reading of the model's files, after one that fills the caches.
+    """Processes in turn with reading the model's files into memory, after one that fills the caches.
 
     A rate is one over the seconds from the start of a process to its first token; the bandwidth is
     that of the reading, so the fraction says how much of the time reading alone would take.
@@ -62,13 +61,9 @@ def time_first_token(folder: Path, dtype: str, repetitions: int) -> Row:
 
 
 def _read(folder: Path) -> int:
-    """Read all files of a model; their bytes."""
-    total, block = 0, bytearray(_BLOCK_BYTES)
-    for name in read_manifest(folder)["files"]:
-        with open(folder / name, "rb", buffering=0) as file:
-            while count := file.readinto(block):
-                total += count
-    return total
+    """Read all files of a model into memory, as whoever loads it must; their bytes."""
+    files = [(folder / name).read_bytes() for name in read_manifest(folder)["files"]]
+    return sum(map(len, files))
 
 
 def _seconds(folder: Path, dtype: str) -> float:

@@ -15,7 +15,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from .cache import Cache, init_cache
 from .compilation import count_compilations
 from .config import Config
-from .model import bucket, check_tokens, decode_step, no_tap, prefill_unchecked
+from .model import (
+    bucket,
+    check_tokens,
+    decode_step,
+    no_tap,
+    prefill_programs,
+    prefill_unchecked,
+)
 from .params import Params
 from .progress import progress
 from .quantization import activation_dtype
@@ -87,7 +94,8 @@ def compile_ahead(
     cache = jax.eval_shape(partial(make, activation_dtype(params)))
     for width in {bucket(min(longest - start, CHUNK)) for start in range(0, longest, CHUNK)}:
         tokens = jax.ShapeDtypeStruct((batch, width), np.int32)
-        prefill_unchecked.lower(params, tokens, lengths, cache, config, no_tap).compile()
+        for program in prefill_programs(params, tokens, lengths, cache, config):
+            program.compile()
 
 
 def cache_capacity(slots: int) -> int:

@@ -7,6 +7,7 @@ is a kernel where numba is installed, and a fused sum where it is not.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,17 +24,27 @@ _BLOCK_BYTES = 2 << 20  # of an int8 weight, widened to float32
 
 
 def linear(
-    spec: str, x: Float[Array, "..."], weight: Weight, dtype: Any = None
+    spec: str,
+    x: Float[Array, "..."],
+    weight: Weight,
+    dtype: Any = None,
+    *,
+    kernel: bool = True,
 ) -> Float[Array, "..."]:
     """`jnp.einsum(spec, x, weight)` for a weight whose contracted axes stand last in both operands.
 
     Sums in float32 and returns `dtype` (default: x's), for example `linear("BTD,NHD->BTNH", x, wq)`.
+    Without `kernel` numba is not imported for it.
     """
-    return linears(x, [(spec, weight)], dtype)[0]
+    return linears(x, [(spec, weight)], dtype, kernel=kernel)[0]
 
 
 def linears(
-    x: Float[Array, "..."], weights: Sequence[tuple[str, Weight]], dtype: Any = None
+    x: Float[Array, "..."],
+    weights: Sequence[tuple[str, Weight]],
+    dtype: Any = None,
+    *,
+    kernel: bool = True,
 ) -> list[Float[Array, "..."]]:
     """`linear` of one x with several weights, as one operation where that is faster."""
     axes = [_split(spec) for spec, _ in weights]
@@ -41,7 +52,7 @@ def linears(
     width = math.prod(contracted)
     flat = tuple(_flatten(weight, width) for _, weight in weights)
     products = lax.platform_dependent(
-        x.reshape(-1, width), flat, cpu=_products_cpu, default=_products
+        x.reshape(-1, width), flat, cpu=partial(_products_cpu, kernel), default=_products
     )
     return [
         product.reshape(x.shape[:batch] + weight.shape[:out]).astype(dtype or x.dtype)
@@ -86,11 +97,12 @@ def _dot(x: Float[Array, "M C"], weight: Float[Array, "O C"]) -> Float[Array, "M
     return lax.dot_general(x, weight, axes, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _products_cpu(x: Float[Array, "M C"], weights: tuple[Weight, ...]) -> tuple[Array, ...]:
+def _products_cpu(
+    kernel: bool, x: Float[Array, "M C"], weights: tuple[Weight, ...]
+) -> tuple[Array, ...]:
     stored = [each.values if isinstance(each, Quantized) else each for each in weights]
-    if x.shape[0] > _KERNEL_ROWS or not all(
-        has_row_kernel(each.dtype, x.shape[1]) for each in stored
-    ):
+    kernel = kernel and x.shape[0] <= _KERNEL_ROWS
+    if not kernel or not all(has_row_kernel(each.dtype, x.shape[1]) for each in stored):
         return tuple(_product_cpu(x, weight) for weight in weights)
     sums = row_products(x.astype(jnp.float32), tuple(stored))
     return tuple(

@@ -6,7 +6,7 @@ H head dim, D model dim, F feed-forward dim, V vocabulary.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +48,7 @@ def forward(
     check_tokens(tokens, config)
     if cache is not None:
         check_room(cache, tokens.shape[0], tokens.shape[1])
-    x, k, v = _blocks(params, jnp.asarray(_int32(tokens)), config, cache, tap, _block)
-    if cache is not None:
-        cache = Cache(k, v, cache.lengths + tokens.shape[1])
-    return _logits(params, x, config, tap), cache
+    return _network(params, jnp.asarray(_int32(tokens)), None, cache, config, tap, _PLAIN)
 
 
 def prefill(
@@ -92,7 +89,6 @@ def decode(
     return _decode(params, _int32(tokens), cache, config, tap)
 
 
-@partial(jax.jit, static_argnames=("config", "tap"), donate_argnames="cache")
 def prefill_unchecked(
     params: Params,
     tokens: Int[Array | np.ndarray, "B T"],
@@ -101,22 +97,41 @@ def prefill_unchecked(
     config: Config,
     tap: Tap,
 ) -> tuple[Float[Array, "B V"], Cache]:
-    """`prefill` without its checks and its padding; a row of length 0 stays as it is."""
-    x, k, v = _blocks(params, jnp.asarray(tokens), config, cache, tap, _block_once(tap))
-    last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
-    logits = _logits(params, last, config, tap)[:, 0]
-    return logits, Cache(k, v, cache.lengths + lengths)
+    """`prefill` without its checks and its padding; a row of length 0 stays as it is.
+
+    Without a tap one compiled layer runs for all layers in turn, so that a process which starts
+    compiles one layer and prepares its products once. With a tap the network is one program.
+    """
+    run = _last_logits if tap is no_tap else _tapped_prefill
+    return run(params, jnp.asarray(tokens), lengths, cache, config, tap)
+
+
+def prefill_programs(
+    params: Params,
+    tokens: Int[Array | np.ndarray | jax.ShapeDtypeStruct, "B T"],
+    lengths: Int[Array | np.ndarray | jax.ShapeDtypeStruct, " B"],
+    cache: Cache,
+    config: Config,
+) -> list[jax.stages.Lowered]:
+    """What `prefill_unchecked` runs without a tap, lowered; only shapes and dtypes are looked at."""
+    dtype = activation_dtype(params)
+    begin = (params.embedding, tokens, cache.lengths)
+    x, positions, tables = jax.eval_shape(partial(_begin, config=config, dtype=dtype), *begin)
+    lowered = [_JITTED.begin.lower(*begin, config, dtype)]
+    # A checkpoint may mix dtypes; layers that do not differ are one program.
+    layers = {str(jax.tree.map(jnp.result_type, layer)): layer for layer in params.layers}
+    for layer in layers.values():
+        slots = (cache.k[0], cache.v[0])
+        lowered.append(_JITTED.block.lower(layer, x, slots, positions, tables, config, no_tap))
+    end = (params.norm, _output(params), x, positions, lengths, _capacity(cache), config, no_tap)
+    return [*lowered, _JITTED.end.lower(*end)]
 
 
 def decode_step(
     params: Params, tokens: Int[Array, " B"], cache: Cache, config: Config, tap: Tap = no_tap
 ) -> tuple[Float[Array, "B V"], Cache]:
     """`decode` without its checks and its jit, for loops that are jitted as a whole."""
-    x, k, v = _blocks(params, tokens[:, None], config, cache, tap, _block_once(tap))
-    return _logits(params, x, config, tap)[:, 0], Cache(k, v, cache.lengths + 1)
-
-
-_decode = partial(jax.jit, static_argnames=("config", "tap"), donate_argnames="cache")(decode_step)
+    return _last_logits(params, tokens[:, None], jnp.ones_like(tokens), cache, config, tap)
 
 
 def bucket(length: int) -> int:
@@ -157,33 +172,67 @@ def _check_lengths(
         raise ValueError(f"length {int(wrong[0])} is not in 1 .. {tokens.shape[1]}")
 
 
-def _blocks(
+def _last_logits(
     params: Params,
     tokens: Int[Array, "B T"],
+    lengths: Int[Array | np.ndarray, " B"],
+    cache: Cache,
     config: Config,
-    cache: Cache | None,
     tap: Tap,
-    block: Callable[..., Any],
-) -> tuple[Float[Array, "B T D"], tuple[Slots, ...], tuple[Slots, ...]]:
-    """Embedding and all layers, and each layer's keys and values: the cache's slots if there is one."""
+) -> tuple[Float[Array, "B V"], Cache]:
+    parts = _JITTED if tap is no_tap else _PLAIN
+    return _network(params, tokens, lengths, cache, config, tap, parts)
+
+
+_decode = jax.jit(decode_step, static_argnames=("config", "tap"), donate_argnames="cache")
+_tapped_prefill = jax.jit(_last_logits, static_argnames=("config", "tap"), donate_argnames="cache")
+
+
+class _Parts(NamedTuple):
+    """What the network is run in: its beginning, a layer, and its end."""
+
+    begin: Any
+    block: Any
+    end: Any
+
+
+def _network(
+    params: Params,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array | np.ndarray, " B"] | None,
+    cache: Cache | None,
+    config: Config,
+    tap: Tap,
+    parts: _Parts,
+) -> tuple[Float[Array, "B T V"] | Float[Array, "B V"], Any]:
+    """The cache with the tokens appended, and logits: after each row's last token, or without
+    `lengths` at all positions."""
     _check_tree(params, config, cache)
-    batch, new = tokens.shape
-    start = jnp.zeros(batch, jnp.int32) if cache is None else cache.lengths
-    positions = start[:, None] + jnp.arange(new)[None]
-    tables = rope_tables(positions, config)
-    x = tap("embed", _embed(params.embedding, tokens, activation_dtype(params)))
+    start = jnp.zeros(tokens.shape[0], jnp.int32) if cache is None else cache.lengths
+    dtype = activation_dtype(params)
+    x, positions, tables = parts.begin(params.embedding, tokens, start, config, dtype)
+    x = tap("embed", x)
     k, v = [], []
     for index, layer in enumerate(params.layers):
         slots = None if cache is None else (cache.k[index], cache.v[index])
         layer_tap = tap if tap is no_tap else partial(_prefixed, tap, f"layers.{index}.")
-        x, slots = block(layer, x, slots, positions, tables, config, layer_tap)
+        x, slots = parts.block(layer, x, slots, positions, tables, config, layer_tap)
         k.append(slots[0])
         v.append(slots[1])
+    end = (params.norm, _output(params), x, positions, lengths, _capacity(cache), config, tap)
     if cache is not None:
-        # Seen only under a trace, where nothing can be refused: a token without a slot gives NaN.
-        fits = positions < cache.k[0].shape[1]
-        x = jnp.where(fits[..., None], x, jnp.nan)
-    return x, tuple(k), tuple(v)
+        new = tokens.shape[1] if lengths is None else lengths
+        cache = Cache(tuple(k), tuple(v), cache.lengths + new)
+    return parts.end(*end), cache
+
+
+def _capacity(cache: Cache | None) -> int | None:
+    return None if cache is None else cache.k[0].shape[1]
+
+
+def _output(params: Params) -> Any:
+    """The head's matrix: the embedding where they are tied."""
+    return params.embedding if params.output is None else params.output
 
 
 def _check_tree(params: Params, config: Config, cache: Cache | None) -> None:
@@ -196,6 +245,22 @@ def _check_tree(params: Params, config: Config, cache: Cache | None) -> None:
 
 def _prefixed(tap: Tap, prefix: str, name: str, array: Array) -> Array:
     return tap(prefix + name, array)
+
+
+def _begin(
+    embedding: Float[Array, "V D"] | Quantized,
+    tokens: Int[Array, "B T"],
+    start: Int[Array, " B"],
+    config: Config,
+    dtype: Any,
+) -> tuple[
+    Float[Array, "B T D"],
+    Int[Array, "B T"],
+    tuple[Float[Array, "B T R"], Float[Array, "B T R"]],
+]:
+    """What the layers need: the tokens' embeddings, positions, and cosines and sines."""
+    positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
+    return _embed(embedding, tokens, dtype), positions, rope_tables(positions, config)
 
 
 def _block(
@@ -226,14 +291,6 @@ def _block(
     return tap("resid_post", x + _feed_forward(layer, h, tap)), (k, v)
 
 
-_shared_block = jax.jit(_block, static_argnames=("config", "tap"))
-
-
-def _block_once(tap: Tap) -> Callable[..., Any]:
-    """`_block`, traced and lowered once for all layers if no tap tells them apart."""
-    return _shared_block if tap is no_tap else _block
-
-
 def _feed_forward(layer: Layer, x: Float[Array, "B T D"], tap: Tap) -> Float[Array, "B T D"]:
     """SwiGLU (arXiv:2002.05202)."""
     gate, up = linears(x, [("BTD,FD->BTF", layer.w_gate), ("BTD,FD->BTF", layer.w_up)])
@@ -261,9 +318,34 @@ def _embed(
     return dequantize(rows, dtype)
 
 
-def _logits(
-    params: Params, x: Float[Array, "B T D"], config: Config, tap: Tap
-) -> Float[Array, "B T V"]:
-    x = tap("final_norm", rms_norm(x, params.norm, config.norm_eps))
-    output = params.embedding if params.output is None else params.output
-    return tap("logits", linear("BTD,VD->BTV", x, output, jnp.float32))
+def _end(
+    norm: Float[Array, " D"],
+    output: Float[Array, "V D"] | Quantized,
+    x: Float[Array, "B T D"],
+    positions: Int[Array, "B T"],
+    lengths: Int[Array | np.ndarray, " B"] | None,
+    capacity: int | None,
+    config: Config,
+    tap: Tap,
+) -> Float[Array, "B T V"] | Float[Array, "B V"]:
+    """Logits after each row's last token, or without `lengths` at all positions."""
+    if capacity is not None:
+        # Seen only under a trace, where nothing can be refused: a token without a slot gives NaN.
+        x = jnp.where((positions < capacity)[..., None], x, jnp.nan)
+    if lengths is not None:
+        x = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
+    x = tap("final_norm", rms_norm(x, norm, config.norm_eps))
+    # Once a prompt: to import the kernel for it would take longer than the product.
+    once = positions.shape[1] > x.shape[1]
+    logits = linear("BTD,VD->BTV", x, output, jnp.float32, kernel=not once)
+    logits = tap("logits", logits)
+    return logits if lengths is None else logits[:, 0]
+
+
+_PLAIN = _Parts(_begin, _block, _end)
+# For all layers and all calls one trace of each, which only taps could tell apart.
+_JITTED = _Parts(
+    jax.jit(_begin, static_argnames=("config", "dtype")),
+    jax.jit(_block, static_argnames=("config", "tap"), donate_argnames="slots"),
+    jax.jit(_end, static_argnames=("capacity", "config", "tap")),
+)

@@ -27,7 +27,9 @@ def first_line(config: Config) -> str:
 
 def test_a_system_that_is_not_known_is_named() -> None:
     with (
-        pytest.raises(ValueError, match=r"nope.*known are transformers, torch\.compile, llama\.cpp"),
+        pytest.raises(
+            ValueError, match=r"nope.*known are transformers, torch\.compile, llama\.cpp"
+        ),
         peer("nope", SMALL, "float32", 64),
     ):
         pass

@@ -1,5 +1,6 @@
 """Start-up: what was compiled while the weights were read is what generation uses."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ from safetensors.numpy import save_file
 
 from jax_llama3 import Model, generate, load, save
 from jax_llama3.manifest import read_manifest
-from jax_llama3.shards import Place, aligned_empty, find_tensors, read_tensor
+from jax_llama3.shards import Place, find_tensors, own_array, read_run, runs
 from jax_llama3.startup import load_for
 
 LONG = replace(TINY, max_seq_len=2048)
@@ -47,11 +48,12 @@ def test_reading_the_prompts_compiles_nothing_more(folder: Path, dtype: str | No
     loaded = []
     options = {"dtype": dtype, "max_new_tokens": 4}
     during = compiled_by(lambda: loaded.append(load_for(folder, lambda _: prompts, **options)))
-    assert during.count("jit(prefill_unchecked)") == 2
+    pieces = ["jit(_begin)", "jit(_block)", "jit(_end)"]
+    assert [during.count(name) for name in pieces] == [2, 2, 2]  # however many layers there are
     model, encoded = loaded[0]
     assert encoded is prompts
     again = compiled_by(lambda: loaded.append(generate(model, prompts, max_new_tokens=4)))
-    assert "jit(prefill_unchecked)" not in again
+    assert not {*pieces} & {*again}
     assert "jit(decode_many)" in again  # the listener hears what is compiled
     expected = generate(load(folder, dtype=dtype), prompts, max_new_tokens=4)
     assert [row.tokens for row in loaded[1]] == [row.tokens for row in expected]
@@ -60,10 +62,10 @@ def test_reading_the_prompts_compiles_nothing_more(folder: Path, dtype: str | No
 def test_prompts_are_refused_before_weights_are_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unread(place: Place) -> np.ndarray:
-        raise AssertionError(f"{place} was read")
+    def unread(places: list[Place]) -> list[np.ndarray]:
+        raise AssertionError(f"{places} were read")
 
-    monkeypatch.setattr("jax_llama3.checkpoint.read_tensor", unread)
+    monkeypatch.setattr("jax_llama3.checkpoint.read_run", unread)
     with pytest.raises(ValueError, match="exceeds the model's context of 2048"):
         load_for(folder, lambda _: [[1] * 2000], max_new_tokens=100)
     with pytest.raises(ValueError, match="prompt 1 is empty"):
@@ -71,14 +73,50 @@ def test_prompts_are_refused_before_weights_are_read(
 
 
 def test_a_tensor_lies_where_its_header_says(folder: Path) -> None:
-    for name, place in find_tensors(folder, read_manifest(folder)).items():
+    places = find_tensors(folder, read_manifest(folder))
+    for name, place in places.items():
+        (array,) = read_run([place])
         _, *path = name.split(".") if name.startswith("layers") else ("", name)
         leaf = MODEL.params if len(path) == 1 else MODEL.params.layers[int(path[0])]
-        assert np.array_equal(read_tensor(place), getattr(leaf, path[-1])), name
+        assert np.array_equal(array, getattr(leaf, path[-1])), name
+
+
+@pytest.mark.parametrize(("most_bytes", "most"), [(1 << 26, 512), (1 << 26, 3), (20_000, 512)])
+def test_neighbours_are_read_together(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, most_bytes: int, most: int
+) -> None:
+    monkeypatch.setattr("jax_llama3.shards._RUN_BYTES", most_bytes)
+    monkeypatch.setattr("jax_llama3.shards._RUN_TENSORS", most)
+    stored = find_tensors(folder, read_manifest(folder))
+    places = list(stored.values())
+    groups = runs(places)
+    assert [place for group in groups for place in group] == places
+    assert max(map(len, groups)) == min(most, len(places)) if most_bytes > 20_000 else 3
+    for group in groups:
+        # Only the last of a group may reach beyond the limit.
+        assert sum(place.nbytes for place in group[:-1]) < most_bytes
+        alone = [read_run([place])[0] for place in group]
+        assert all(map(np.array_equal, read_run(group), alone))
+    # Out of order none is the next one's neighbour.
+    assert [len(group) for group in runs(places[::-2])] == [1] * len(places[::-2])
+
+
+def test_a_read_that_is_cut_short_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (group,) = runs(list(find_tensors(folder, read_manifest(folder)).values()))
+    whole = read_run(group)
+    readv, counts = os.readv, []
+
+    def short(file: int, views: list) -> int:
+        counts.append(readv(file, [views[0][: 1 + len(views[0]) // 2]]))
+        return counts[-1]
+
+    monkeypatch.setattr("os.readv", short)
+    assert all(map(np.array_equal, read_run(group), whole))
+    assert len(counts) > 2 * len(group)
 
 
 def test_jax_takes_a_tensor_over_without_a_copy() -> None:
-    array = aligned_empty((300, 7), np.float32)
+    array = own_array((300, 7), np.float32)
     array[:] = 1
     taken = jax.device_put(array, jax.devices("cpu")[0])
     assert taken.unsafe_buffer_pointer() == array.ctypes.data
@@ -89,7 +127,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(folder: Path) -> None:
     with place.path.open("r+b") as file:
         file.truncate(place.start + 4)
     with pytest.raises(ValueError, match=r"weights-.* ends too soon"):
-        read_tensor(place)
+        read_run([place])
 
 
 def test_a_shard_that_does_not_hold_its_tensors_is_refused(
