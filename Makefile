@@ -14,7 +14,8 @@ demo: $(VENV)/demo
 	$(BIN)/python -m jax_llama3 generate -p "What is the capital of France?"
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m convert fetch smollm2-135m-instruct
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 course: $(VENV)/test
 	$(BIN)/python -m convert fetch smollm2-135m-instruct

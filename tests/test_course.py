@@ -257,6 +257,7 @@ def test_outputs_are_kept_only_if_they_say_the_same() -> None:
 
     assert settled(cell("p = 0.77314"), cell("p = 0.77311")) == "p = 0.77311"
     assert settled(cell("p = 0.779"), cell("p = 0.773")) == "p = 0.779"
+    assert settled(cell("[1.25  2.5]"), cell("[1.2501 2.5]")) == "[1.2501 2.5]"
     assert settled(cell("id 505"), cell("id 504")) == "id 505"
     assert settled(cell("Paris 0.5"), cell("Rome 0.5")) == "Paris 0.5"
     assert settled(cell("1.5 s", tags=("measured",)), cell("9.9 s")) == "9.9 s"

@@ -66,7 +66,7 @@ def run(ids, change=keep):
 ids = encode("The capital of France is")
 T = len(ids)
 logits, seen = run(ids)
-trace("logits", logits, "T V", T=T, V=V)
+logits = trace("logits", logits, "T V", T=T, V=V)
 # %% [markdown] id="top" lang="en"
 # ## The ten best, at every position
 #
