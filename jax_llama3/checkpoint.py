@@ -260,13 +260,12 @@ def cast(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def _is_finite(array: np.ndarray) -> bool:
-    # As integers: infinity and NaN are the largest of a sign, and no temporary array is needed.
-    largest = array.dtype.type(np.inf)
-    size = array.dtype.itemsize
-    return all(
-        not array.size or bool(array.view(kind).max() < np.array(bound).view(kind))
-        for kind, bound in ((f"i{size}", largest), (f"u{size}", -largest))
-    )
+    if not array.size or array.dtype.kind in "iu":
+        return True
+    # As integers infinity and NaN are the largest of each sign: no temporary array is needed.
+    infinity, size = array.dtype.type(np.inf), array.dtype.itemsize
+    bounds = ((f"i{size}", infinity), (f"u{size}", -infinity))
+    return all(array.view(kind).max() < np.array(bound).view(kind) for kind, bound in bounds)
 
 
 def read_tokenizer(folder: Path, manifest: dict) -> Tokenizer | None:

@@ -12,7 +12,7 @@ from reference import TINY, replace, sharp_params
 from test_tokenizer import rank_file
 
 from jax_llama3 import Model, generate, load, save
-from jax_llama3.checkpoint import verify
+from jax_llama3.checkpoint import cast, verify
 from jax_llama3.tokenizer import MODEL, tokenizer_from_files
 
 CONFIG = replace(TINY, vocab_size=600)
@@ -37,6 +37,24 @@ def test_save_and_load_are_inverse(tmp_path: Path, dtype: object) -> None:
     assert model.tokenizer.encode("hello", bos=True) == [263, 259]
     assert generate(model, "hello", max_new_tokens=3).text is not None
     verify(tmp_path / "model")
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_cast_refuses_what_is_not_finite_and_nothing_else(dtype: object) -> None:
+    largest = jnp.finfo(dtype).max
+    finite = np.array([[0, -0.0, largest], [1, -largest, jnp.finfo(dtype).tiny]], dtype)
+    assert cast("w", finite, dtype).tobytes() == finite.tobytes()
+    for bad in (np.inf, -np.inf, np.nan, -np.nan):
+        for place in range(6):
+            broken = finite.copy()
+            broken.reshape(-1)[place] = bad
+            with pytest.raises(ValueError, match="w holds NaN or infinity"):
+                cast("w", broken, dtype)
+    values = np.array([[127, -128, 0]], np.int8)
+    assert cast("w", values, np.int8) is values
+    for number in (1e6, -1e6):
+        with pytest.raises(ValueError, match="w overflows float16"):
+            cast("w", np.array([1, number], np.float32), np.float16)
 
 
 def test_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
