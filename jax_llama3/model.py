@@ -115,8 +115,8 @@ def prefill_programs(
 ) -> list[jax.stages.Lowered]:
     """What `prefill_unchecked` runs without a tap, lowered; only shapes and dtypes are looked at."""
     dtype = activation_dtype(params)
-    begin = (params.embedding, tokens, cache.lengths)
-    x, positions, tables = jax.eval_shape(partial(_begin, config=config, dtype=dtype), *begin)
+    begin = (params.embedding, tokens, cache.lengths, lengths)
+    x, positions, tables, _ = jax.eval_shape(partial(_begin, config=config, dtype=dtype), *begin)
     lowered = [_JITTED.begin.lower(*begin, config, dtype)]
     # A checkpoint may mix dtypes; layers that do not differ are one program.
     layers = {str(jax.tree.map(jnp.result_type, layer)): layer for layer in params.layers}
@@ -210,7 +210,8 @@ def _network(
     _check_tree(params, config, cache)
     start = jnp.zeros(tokens.shape[0], jnp.int32) if cache is None else cache.lengths
     dtype = activation_dtype(params)
-    x, positions, tables = parts.begin(params.embedding, tokens, start, config, dtype)
+    begin = (params.embedding, tokens, start, lengths, config, dtype)
+    x, positions, tables, filled = parts.begin(*begin)
     x = tap("embed", x)
     k, v = [], []
     for index, layer in enumerate(params.layers):
@@ -220,10 +221,7 @@ def _network(
         k.append(slots[0])
         v.append(slots[1])
     end = (params.norm, _output(params), x, positions, lengths, _capacity(cache), config, tap)
-    if cache is not None:
-        new = tokens.shape[1] if lengths is None else lengths
-        cache = Cache(tuple(k), tuple(v), cache.lengths + new)
-    return parts.end(*end), cache
+    return parts.end(*end), None if cache is None else Cache(tuple(k), tuple(v), filled)
 
 
 def _capacity(cache: Cache | None) -> int | None:
@@ -251,16 +249,20 @@ def _begin(
     embedding: Float[Array, "V D"] | Quantized,
     tokens: Int[Array, "B T"],
     start: Int[Array, " B"],
+    lengths: Int[Array | np.ndarray, " B"] | None,
     config: Config,
     dtype: Any,
 ) -> tuple[
     Float[Array, "B T D"],
     Int[Array, "B T"],
     tuple[Float[Array, "B T R"], Float[Array, "B T R"]],
+    Int[Array, " B"],
 ]:
-    """What the layers need: the tokens' embeddings, positions, and cosines and sines."""
+    """The tokens' embeddings, positions, cosines and sines, and how many slots are filled after them."""
     positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
-    return _embed(embedding, tokens, dtype), positions, rope_tables(positions, config)
+    filled = start + (tokens.shape[1] if lengths is None else lengths)
+    x = _embed(embedding, tokens, dtype)
+    return x, positions, rope_tables(positions, config), filled
 
 
 def _block(
@@ -345,7 +347,7 @@ def _end(
 _PLAIN = _Parts(_begin, _block, _end)
 # For all layers and all calls one trace of each, which only taps could tell apart.
 _JITTED = _Parts(
-    jax.jit(_begin, static_argnames=("config", "dtype")),
+    jax.jit(_begin, static_argnames=("config", "dtype"), donate_argnames="start"),
     jax.jit(_block, static_argnames=("config", "tap"), donate_argnames="slots"),
     jax.jit(_end, static_argnames=("capacity", "config", "tap")),
 )

@@ -146,8 +146,10 @@ def test_the_table_of_the_course_names_cells_that_exist() -> None:
         for cell in read_lesson(path).cells
     }
     for name in ("README.md", "README.zh.md"):
-        named = re.findall(r"`(\d\d:\w+)`", (ROOT / name).read_text())
+        text = (ROOT / name).read_text()
+        named = re.findall(r"`(\d\d:\w+)`", text)
         assert len(named) > 80
+        assert len(named) == len(re.findall(r"`\d\d:", text))  # none is misspelt
         assert set(named) <= cells, sorted(set(named) - cells)
     tables = [
         re.findall(r"`(\d\d:\w+)`", (ROOT / name).read_text())

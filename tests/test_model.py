@@ -11,7 +11,7 @@ from reference import TINY, replace, sharp_params
 from jax_llama3 import Cache, Params, decode, forward, init_cache, prefill
 from jax_llama3.attention import attention, causal_mask
 from jax_llama3.compilation import count_compilations
-from jax_llama3.model import decode_step, rms_norm
+from jax_llama3.model import decode_step, no_tap, rms_norm
 
 PARAMS = sharp_params(3, TINY)
 TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (3, 40), np.int32)
@@ -172,12 +172,21 @@ def test_every_batch_size_decodes_as_its_rows_alone(batch: int) -> None:
         np.testing.assert_allclose(logits[row], expected[0, -1], **CLOSE)
 
 
-def test_decode_donates_its_cache() -> None:
-    _, cache = prefill(PARAMS, TOKENS, np.array([40, 40, 40]), empty(), TINY)
-    before = [k.unsafe_buffer_pointer() for k in cache.k]
-    _, after = decode(PARAMS, TOKENS[:, 0], cache, TINY)
-    assert [k.unsafe_buffer_pointer() for k in after.k] == before
-    assert cache.k[0].is_deleted()
+@pytest.mark.parametrize("tap", [no_tap, lambda name, array: array], ids=["no tap", "tap"])
+def test_prefill_and_decode_donate_their_cache(tap: object) -> None:
+    cache = empty(3, 64)
+    lengths = np.array([40, 40, 40])
+    for step in (
+        lambda cache: prefill(PARAMS, TOKENS, lengths, cache, TINY, tap=tap),
+        lambda cache: decode(PARAMS, TOKENS[:, 0], cache, TINY, tap=tap),
+    ):
+        before = [k.unsafe_buffer_pointer() for k in cache.k]
+        _, after = step(cache)
+        assert [k.unsafe_buffer_pointer() for k in after.k] == before
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(cache))
+        with pytest.raises(RuntimeError, match="deleted"):
+            step(cache)
+        cache = after
 
 
 def test_the_cache_keeps_old_keys_bit_equal() -> None:

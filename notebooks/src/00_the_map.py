@@ -57,7 +57,7 @@ print(model.config)
 #
 # - `model.config` 说明网络的构造：这里有多少个数，那里重复多少次。它只是一个普通的记录，有十来个值，已打印在上面。
 # - `model.params` 存放**参数**（parameter）：训练得到的所有数。模型知道的一切都在其中。
-# - `model.tokenizer` 把文本变成数，再变回来。
+# - `model.tokenizer` 是分词器（tokenizer），把文本变成数，再变回来。
 #
 # 除此之外，没有任何东西藏在别处。网络本身是一个函数 `jax_llama3.forward`：传入参数与一串数，返回一串数；用同样的输入调用两次，
 # 结果相同。
@@ -66,6 +66,8 @@ config, params, tokenizer = model
 D, V, L = config.dim, config.vocab_size, config.n_layers
 is_default = config == preset("smollm2-135m")
 
+# en: `jax.tree.leaves` lists all arrays in `params`; lesson 02 explains such trees.
+# zh: `jax.tree.leaves` 列出 `params` 里的所有数组；这样的树第 02 课会讲。
 n_parameters = sum(array.size for array in jax.tree.leaves(params))
 assert n_parameters == jax_llama3.count_params(config)
 assert not is_default or n_parameters == 134_515_008
@@ -86,10 +88,12 @@ assert not is_default or 59 < ratio < 61
 # ## 文本变成编号
 #
 # 网络只会用数来计算。因此有一张固定的清单，列出模型认识的所有 token，这就是**词表**（vocabulary）；每个 token 在清单中的位置就是
-# 它的**编号**（token id）。tokenizer 把提示切成 token，并给出它们的编号。注意空格：空格属于 token，所以把各个 token 的文本连起来，
+# 它的**编号**（token id）。分词器把提示切成 token，并给出它们的编号。注意空格：空格属于 token，所以把各个 token 的文本连起来，
 # 恰好就是原来的提示。怎样找到这种切法，是第 01 课的内容。
 # %% id="ids_code"
 prompt = "The capital of France is"
+# en: `bos=True` puts the mark for the beginning of a text in front, if the model wants one; this one does not (lesson 01).
+# zh: `bos=True` 在前面放上表示文本开头的标记，如果模型需要；这个模型不需要（第 01 课）。
 ids = tokenizer.encode(prompt, bos=True)
 T = len(ids)
 for token in ids:
@@ -103,29 +107,43 @@ assert not is_default or ids == [504, 3575, 282, 4649, 314]
 #
 # Everything in the network is an **array**: numbers of one kind (its `dtype`) in a box with a given number of rows, columns and
 # so on (its `shape`). A vector has one axis, a matrix two, and there may be more. If you know NumPy you know nearly all of it:
-# `jax.numpy`, always imported as `jnp`, has the same functions by the same names. Four things are different.
+# `jax.numpy`, always imported as `jnp`, has the same functions by the same names.
+#
+# If you do not: operations work number by number. `x.mean(-1)` averages along the last axis, so $[T\ D]$ becomes $[T]$; with
+# `keepdims=True` it becomes $[T\ 1]$. `None` in an index adds an axis of size 1, `...` stands for all axes that are not named.
+# Where two shapes differ, an axis of size 1 is repeated to fit, which is called **broadcasting**: $[T\ D] / [T\ 1]$ divides each
+# row by its own number.
+#
+# Four things are different in JAX.
 #
 # 1. *Arrays never change.* `x[0] = 5` is an error. `x.at[0].set(5)` returns a new array and leaves `x` as it was. So no
 #    function can spoil your data, and what you print is what went in.
 # 2. *Numbers have 32 bits unless you ask.* Where NumPy makes `float64`, JAX makes `float32`: about 7 decimal digits.
 # 3. *Arrays live on a device*, the processor or a graphics card, and the same code runs on either. `np.asarray` brings one
 #    back to NumPy.
-# 4. *A call returns before the work is done.* You notice only when you measure time; printing an array, or comparing it,
-#    waits for its numbers.
+# 4. *A call returns before the work is done.* You notice only when you measure time; printing an array, or turning it into a
+#    Python number or truth value (as `assert` does), waits for its numbers.
 #
 # We give each axis a letter and keep to it in the whole course: $T$ tokens, $D$ numbers for each token, $V$ tokens in the
 # vocabulary, $L$ layers. The function `trace` checks that an array has the axes that we claim, and prints them. (What a
 # **layer** is, the map will show: a part of the network that is repeated, each time with parameters of its own.)
-# %% [markdown] id="arrays_text" lang="zh" of="b6eeca5f"
+# %% [markdown] id="arrays_text" lang="zh" of="0079ad70"
 # ## JAX 的数组
 #
 # 网络中的一切都是**数组**（array）：同一种类的数（`dtype`），排成有若干行、若干列等等的形状（`shape`）。向量有一个轴，矩阵有
-# 两个，还可以更多。会用 NumPy 就几乎全会了：`jax.numpy`（总是以 `jnp` 的名字导入）有同样的函数、同样的名字。不同之处有四点。
+# 两个，还可以更多。会用 NumPy 就几乎全会了：`jax.numpy`（总是以 `jnp` 的名字导入）有同样的函数、同样的名字。
 #
-# 1. *数组永不改变。* `x[0] = 5` 会报错；`x.at[0].set(5)` 返回一个新数组，`x` 保持原样。所以没有函数能弄坏你的数据。
+# 没用过也不要紧：运算对每个数逐一进行。`x.mean(-1)` 沿最后一个轴取平均，$[T\ D]$ 变成 $[T]$；加上 `keepdims=True` 则是 $[T\ 1]$。下标里的
+# `None` 增加一个大小为 1 的轴，`...` 代表没有写出的所有轴。两个形状不同时，大小为 1 的轴会重复到合适的大小，这叫**广播**（broadcasting）：
+# $[T\ D] / [T\ 1]$ 把每一行除以它自己的那个数。
+#
+# JAX 有四点不同。
+#
+# 1. *数组永不改变。* `x[0] = 5` 会报错；`x.at[0].set(5)` 返回一个新数组，`x` 保持原样。所以没有函数能弄坏你的数据，
+# 打印出来的就是当初传进去的。
 # 2. *不特别说明，数就是 32 位。* NumPy 给出 `float64` 的地方，JAX 给出 `float32`：大约 7 位十进制有效数字。
 # 3. *数组位于某个设备上*：处理器或显卡，同样的代码在两者上都能运行。`np.asarray` 把数组取回 NumPy。
-# 4. *函数返回时，计算可能还没完成。* 只有测时间时才会察觉；打印或比较一个数组，会等它的数算好。
+# 4. *函数返回时，计算可能还没完成。* 只有测时间时才会察觉；打印数组，或把它变成 Python 的数或真假值（如 `assert`），会等它的数算好。
 #
 # 每个轴用一个字母表示，全课程统一：$T$ 个 token，每个 token 有 $D$ 个数，词表里有 $V$ 个 token，共 $L$ 层。函数 `trace` 检查数组的轴
 # 是否如我们所说，并打印出来。（**层**（layer）是什么，看图就明白：网络中重复出现的一部分，每次用各自的参数。）
@@ -150,6 +168,9 @@ assert jnp.arange(3).dtype == jnp.int32
 matrix = jnp.ones((2, 3)) @ jnp.ones((3, 4))
 trace("matrix", matrix, "2 4")
 assert (np.asarray(matrix) == 3).all()
+
+table = jnp.array([[1.0, 3.0], [10.0, 30.0]])
+assert (table / table.mean(-1, keepdims=True) == jnp.array([[0.5, 1.5], [0.5, 1.5]])).all()
 # %% [markdown] id="forward_text" lang="en"
 # ## Ids become logits
 #
@@ -165,6 +186,8 @@ assert (np.asarray(matrix) == 3).all()
 # token。所以第 0 行说的是第一个 token 之后可能是什么，最后一行说的是整个提示之后可能是什么。
 # %% id="forward_code"
 batch = trace("ids", jnp.array([ids]), "1 T", T=T)
+# en: The second result is a cache, which we do not use before lesson 10.
+# zh: 第二个结果是缓存，第 10 课才用到。
 logits, _ = jax_llama3.forward(params, batch, config)
 trace("logits", logits, "1 T V", T=T, V=V)
 
@@ -349,7 +372,7 @@ show(
 # ## 这张图是真的
 #
 # 图本身证明不了什么，所以我们拿真正运行过的网络来检验它。`forward` 会把每个中间数组连同名字交给我们的一个函数，这里叫 `look`，它把
-# 数组存进字典。这扇窗口在第 03 课细说。名字的含义：`resid_pre` 是进入一层时的残差流，`resid_mid` 是两次加法之间的，
+# 数组存进字典。这扇“窗”在第 03 课细说。名字的含义：`resid_pre` 是进入一层时的残差流，`resid_mid` 是两次加法之间的，
 # `resid_post` 是离开这一层时的；`attn.out` 与 `mlp.out` 是两个部件加进去的内容。
 #
 # 如果图是对的，那么每次加法都恰好是加法，顶端的残差流就等于嵌入加上所有层加进去的一切。
@@ -429,7 +452,7 @@ assert not (other_logits[:, -1] == logits[:, -1]).all()
 #
 # | 课 | 打开的内容 |
 # |---|---|
-# | 01 | “文本 → 编号”：怎样找到切分成 token 的方法 |
+# | 01 | “文本 → 编号”：怎样决定在哪里切开，得到 token |
 # | 02 | 参数：几种来源的权重文件，怎样变成同一棵数组的树 |
 # | 03 | 嵌入，以及每个部件前面的归一化 |
 # | 04 | 注意力：一个位置从更早的位置取来什么 |

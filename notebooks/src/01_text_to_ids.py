@@ -179,7 +179,7 @@ assert not is_default or len(by_hand) == 3
 # has told it. And to the tokenizer the same word is a different token with a blank before it, with a capital or without. All of
 # these have their own rows in the embedding, and that they mean the same has to be learned.
 # %% [markdown] id="spelling_text" lang="zh" of="75b8c790"
-# 由此有两个后果。网络在这里看到的是三个编号，没有字母；除非训练文本说过，它并不知道一个词怎样拼写。另外，对 tokenizer 来说，同一个词
+# 由此有两个后果。网络在这里看到的是三个编号，没有字母；除非训练文本说过，它并不知道一个词怎样拼写。另外，对分词器来说，同一个词
 # 前面有没有空格、首字母是否大写，都是不同的 token。它们在嵌入中各有各的行，“意思相同”这件事是要学来的。
 # %% id="spelling_code"
 forms = ["Paris", " Paris", "paris", "PARIS"]
@@ -205,7 +205,7 @@ assert len({tuple(tokenizer.encode(form)) for form in forms}) == 4
 # 尽量多地取走字符。`\p{L}` 是任何字母，`\p{N}` 是任何数字符号，`\s` 是任何空白。
 #
 # 下面是 Llama 3 的七个分支，以及它们怎样处理一段中英混排的文本。结果的每一行依次是：符合的是第几个分支、切出的一段、BPE 对
-# 这一段给出的 token。这是两回事：切出的一段是一个 token *最大*能有多大，而不是一个 token。
+# 这一段给出的 token。这是两回事：切出的一段只是一个 token *最大*的可能范围，本身并不是 token。
 # %% id="split_code"
 branches = [
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
@@ -238,13 +238,13 @@ if llama3:
 #
 # It is sometimes said that this expression recognises Chinese. It does not: nothing in it names a script. Chinese characters are
 # simply letters, `\p{L}`, like those of English. And since Chinese has no blanks between words, the second alternative takes a
-# whole run of characters up to the next punctuation mark as *one* piece. The marks are no letters, so one of them may even lead
+# whole run of characters up to the next that is no letter as *one* piece. The marks are no letters, so one of them may even lead
 # a piece, as above in "，we". All cutting within Chinese is left to BPE, which joins what was frequent in its training text.
-# %% [markdown] id="chinese_text" lang="zh" of="aa1136d5"
+# %% [markdown] id="chinese_text" lang="zh" of="daf7d2e8"
 # ## 并没有中文这一类
 #
 # 有人说这个表达式能识别中文。其实不能：里面没有任何一处提到哪种文字。汉字只是字母，即 `\p{L}`，与英文字母一样。而中文的词之间没有
-# 空格，所以第二个分支会把直到下一个标点为止的整串汉字当作*一段*。标点不是字母，于是它甚至可以排在一段的开头，如上面的“，we”。中文
+# 空格，所以第二个分支会把直到下一个非字母字符为止的整串汉字当作*一段*。标点不是字母，于是它甚至可以排在一段的开头，如上面的“，we”。中文
 # 内部怎么切，完全交给 BPE，它把训练文本中常见的连在一起。
 # %% id="chinese_code"
 assert "Han" not in LLAMA3
@@ -255,10 +255,11 @@ assert regex.fullmatch(r"\p{L}+", "今天天气不错")
 assert regex.findall(LLAMA3, "今天天气不错") == ["今天天气不错"]
 assert regex.findall(LLAMA3, "今天天气不错，我们去散步。") == ["今天天气不错", "，我们去散步", "。"]
 
-# en: Any other script is treated alike: Russian, Greek, Korean.
-# zh: 其他文字的待遇相同：俄文、希腊文、韩文。
+# en: Scripts of letters alone are treated alike: Russian, Greek, Korean. (Vowel signs, as in Thai, are no letters and cut.)
+# zh: 只由字母构成的文字待遇相同：俄文、希腊文、韩文。（泰文等的元音符号不算字母，会在那里切开。）
 for phrase in ("привет", "γειά", "안녕"):
     assert regex.findall(LLAMA3, phrase) == [phrase]
+assert len(regex.findall(LLAMA3, "สวัสดี")) == 3
 # en: Digits go in threes from the left; the default model's split takes each alone.
 # zh: 数字从左起三个一段；默认模型的切分则让每个数字单独成段。
 assert regex.findall(LLAMA3, "1234567") == ["123", "456", "7"]
@@ -329,7 +330,7 @@ assert not any("\ufffd" in piece for piece in shown)
 # %% [markdown] id="thousand_text" lang="zh" of="61a37b05"
 # ## 手算一千次
 #
-# 切分加上循环就是一个完整的编码器。我们拿它与 `tiktoken` 比较，Llama 3 的 tokenizer 就建立在这个库之上。测试用 1,000 个随机字符串，
+# 切分加上循环就是一个完整的编码器。我们拿它与 `tiktoken` 比较，Llama 3 的分词器就建立在这个库之上。测试用 1,000 个随机字符串，
 # 其中有多种文字的字母、数字、空白和符号。
 #
 # 还差一条规则，很容易忽略：如果整段就在词表里，就直接取它，*先于*任何合并。对大多数段来说，循环最终也会得到它。但 Llama 3 有 588 个
@@ -381,16 +382,16 @@ if llama3:
 # and read by another library, `tokenizers`. The loop is the same, and so is the result.
 #
 # One thing is missing in it. It has tokens for 235 of the 256 bytes only. Thirteen of the others occur in no UTF-8 text. But eight
-# do occur, if hardly ever: six are control characters, two begin characters beyond all living scripts. This model's tokenizer
+# are possible: six are control characters, two begin numbers to which Unicode has given no character yet. This model's tokenizer
 # drops such characters without a word. "Any text can be written" holds only for a vocabulary that has all bytes, as Llama 3's
 # does.
-# %% [markdown] id="default_text" lang="zh" of="79c4dcca"
+# %% [markdown] id="default_text" lang="zh" of="8b0ea4ea"
 # 默认模型用的是另一种切分：先把每个数字单独分开，再用 GPT-2 的切分。它的词表用另一种文件格式存放，由另一个库 `tokenizers` 读取。循环
 # 却是同一个，结果也一样。
 #
-# 它有一处缺口：256 个字节中，只有 235 个有自己的 token。其余的字节中，13 个不会出现在任何 UTF-8 文本里；另外 8 个虽然罕见，却可能
-# 出现：六个是控制字符，两个是极生僻字符的首字节。这个模型的 tokenizer 会悄悄丢掉这样的字符。只有像 Llama 3 那样包含全部字节的词表，
-# 才真正做到“任何文本都能写出”。
+# 它有一处缺口：256 个字节中，只有 235 个有自己的 token。其余的字节中，13 个不会出现在任何 UTF-8 文本里；另外 8 个却可能出现：
+# 六个是控制字符，两个是 Unicode 尚未分配字符的码位的首字节。这个模型的分词器会悄悄丢掉这样的字符。只有像
+# Llama 3 那样包含全部字节的词表，才真正做到“任何文本都能写出”。
 # %% id="default_code"
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 if is_default:
@@ -496,7 +497,7 @@ if llama3:
 # ## 同一段文本，两个词表
 #
 # 离开词表，编号毫无意义：7042 在一个模型里是 “ Paris”，在另一个里是别的东西。同一段文本的长度也不同。下面四段文本分别用两个词表编码。
-# 英文需要的 token 数差不多，因为两个词表都来自大量英文。中文在默认模型的词表下要多得多，因为其中几乎没有给中文的 token。
+# 英文需要的 token 数差不多，因为两个词表都来自大量英文。中文在默认模型的词表下要多得多，因为其中给中文的 token 很少。
 #
 # 词表越大，文本越短，同一段文本运行网络的次数就越少。代价是嵌入的行数：每个 token 要 $D$ 个数，不管用不用得上。
 # %% id="two_code"

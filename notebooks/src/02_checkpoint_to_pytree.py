@@ -154,7 +154,7 @@ close(by_heads.reshape(-1), layer.wq.reshape(N * H, D) @ x, atol=1e-5)
 # | `n_heads` $N$、`head_dim` $H$ | 注意力分成 $N$ 份来做，每份 $H$ 个数 | 不拆头的文件里只看得出 $N H$ |
 # | `n_kv_heads` $K$ | 键和值只有 $K$ 份，每份由 $N/K$ 个头共用 | 同样的文件里只看得出 $K H$ |
 # | `ffn_dim` $F$ | 前馈网络内部的宽度 | 能 |
-# | `norm_eps` $\varepsilon$ | 每个归一化的根号里加的小数 | **不能** |
+# | `norm_eps` $\varepsilon$ | 每个归一化的根号里加的一个很小的数 | **不能** |
 # | `rope_theta`、`rope_scaling` | 位置以多快的速度转动注意力里的向量（第 05 课） | **不能** |
 # | `max_seq_len` | 模型所适用的最长文本；不出现在任何公式里 | **不能** |
 # | `tie_embeddings` | 输出矩阵*就是*嵌入，只存一份 | 能：少一个张量 |
@@ -177,22 +177,24 @@ assert N % K == 0
 #
 # 1. The classical width is $4D$, with two matrices: $2 \cdot 4D \cdot D = 8D^2$ numbers. Here there are three matrices, so the
 #    width is cut to two thirds, and $3 \cdot \tfrac{8}{3} D \cdot D$ is again $8 D^2$.
-# 2. This is multiplied by `ffn_dim_multiplier`, if there is one.
+# 2. This is multiplied by `ffn_dim_multiplier`, if there is one, and the fraction dropped.
 # 3. The result is rounded **up** to a multiple of `multiple_of`.
 #
-# So `multiple_of` is a grain for rounding, and it is used nowhere else. No vector, head or block has that size. Round widths
-# suit the hardware and divide evenly among devices. For Llama 3 8B: $D = 4096$, multiplier 1.3, multiple 1024.
-# %% [markdown] id="multiple_of" lang="zh" of="173366d5"
+# So `multiple_of` is a grain for rounding, and it is used nowhere else. It sets no other size. (That the keys of one token are
+# $K H = 8 \cdot 128 = 1024$ numbers in Llama 3 8B, too, is a coincidence: in 70B they are 1024 as well, and `multiple_of` is
+# 4096.) Round widths suit the hardware and divide evenly among devices. For Llama 3 8B: $D = 4096$, multiplier 1.3, multiple 1024.
+# %% [markdown] id="multiple_of" lang="zh" of="fca30029"
 # ## $F$ 从哪里来：`multiple_of`
 #
 # Meta 自己的文件里没有 `ffn_dim`，只有 `multiple_of` 和 `ffn_dim_multiplier`，$F$ 由它们算出：
 #
 # 1. 传统的宽度是 $4D$，配两个矩阵，共 $2 \cdot 4D \cdot D = 8D^2$ 个数。这里有三个矩阵，所以宽度缩到三分之二，
 #    $3 \cdot \tfrac{8}{3} D \cdot D$ 又是 $8 D^2$。
-# 2. 再乘以 `ffn_dim_multiplier`（如果有）。
+# 2. 再乘以 `ffn_dim_multiplier`（如果有），并舍去小数。
 # 3. 结果**向上**取整到 `multiple_of` 的倍数。
 #
-# 可见 `multiple_of` 只是取整的粒度，别处都不用。没有哪个向量、头或块是这个大小。整齐的宽度适合硬件，也便于平均分给多个设备。
+# 可见 `multiple_of` 只是取整的粒度，别处都不用，不决定任何别的大小。（Llama 3 8B 中一个 token 的键恰好也有
+# $K H = 8 \cdot 128 = 1024$ 个数，这是巧合：70B 也是 1024，而它的 `multiple_of` 是 4096。）整齐的宽度适合硬件，也便于平均分给多个设备。
 # Llama 3 8B 的数值是：$D = 4096$，倍率 1.3，粒度 1024。
 # %% id="multiple_of_code"
 width = int(2 * (4 * 4096) / 3)
@@ -237,12 +239,12 @@ if is_default:
 #
 # A float32 takes four bytes. Published models mostly use **bfloat16**, which is simply the upper half of a float32: the
 # same sign and exponent, so the same range, but 8 bits of precision in place of 24. To widen it is exact, to narrow it
-# rounds. Eight bits cannot count past 256.
-# %% [markdown] id="bytes" lang="zh" of="068a188d"
-# ## 数就是字节
+# rounds. With 8 bits one cannot count one by one past 256.
+# %% [markdown] id="bytes" lang="zh" of="252688b5"
+# ## 数存成字节
 #
 # 一个 float32 占四个字节。公开的模型大多用 **bfloat16**，它就是 float32 的上半部分：符号和指数相同，所以范围相同，但有效位是 8 位而不是
-# 24 位。加宽是精确的，变窄则要舍入。八位有效位数不到 257。
+# 24 位。加宽是精确的，变窄则要舍入。八位有效位数到 256 就不能再逐一往下数了。
 # %% id="bytes_code"
 number = np.array([math.pi], np.float32)
 upper_half = (number.view(np.uint32) >> 16).astype(np.uint16)
@@ -260,8 +262,8 @@ assert (rounding <= 2**-8 * jnp.abs(layer.w_up)).all()
 # in most matrices: of each 32 neighbours every number is `minimum + scale * q`, with `q` from 0 to 15. That leaves a
 # trace that we can see after it was widened to float32: a block of 32 holds at most 16 different values.
 # %% [markdown] id="quantised" lang="zh" of="ef0435b2"
-# 还可以更省：**量化**的文件每个数只留几位，每一块数共用一个缩放系数。这类文件通常是 **GGUF** 格式，它来自 llama.cpp：config、分词器和
-# 张量都在一个文件里。默认模型就来自这样的文件，多数矩阵用 4 位：每 32 个相邻的数都写成 `minimum + scale * q`，其中 `q` 从 0 到 15。
+# 还可以更省：**量化**（quantised）的文件每个数只留几位，每一块数共用一个缩放系数。这类文件通常是 **GGUF** 格式，它来自 llama.cpp：
+# config、分词器和张量都在一个文件里。默认模型就来自这样的文件，多数矩阵用 4 位：每 32 个相邻的数都写成 `minimum + scale * q`，其中 `q` 从 0 到 15。
 # 展开成 float32 之后仍留有痕迹：一块 32 个数里最多有 16 个不同的值。
 # %% id="quantised_code"
 blocks = np.asarray(layer.w_up).reshape(-1, 32)
@@ -369,7 +371,7 @@ assert len(ran) == 1
 # A safetensors file has nothing that could be called: a header of JSON, then plain bytes. The converter of this project looks at
 # the instructions of a pickle as text first: if they name anything but plain tensors, the file is refused before any of them is run.
 # %% [markdown] id="pickle_rest" lang="zh" of="3261f106"
-# safetensors 文件里没有任何可以调用的东西：一段 JSON 文件头，后面全是字节。本项目的转换器先把 pickle
+# safetensors 文件里没有任何可以调用的东西：一段 JSON 文件头，后面全是普通的字节。本项目的转换器先把 pickle
 # 的指令当作文本来看：只要其中点名了普通张量以外的东西，一条指令也不执行，直接拒绝整个文件。
 # %% [markdown] id="pytree" lang="en"
 # ## Pytrees
@@ -792,8 +794,8 @@ axes.set_xlabel("share of all parameters, %")
 axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=3, frameon=False)
 show(
     figure,
-    en="Stacked bars for four models: the embedding's share shrinks with size, the feed-forward network's grows from three fifths to four.",
-    zh="四个模型的堆叠条形图：模型越大，嵌入所占份额越小，前馈网络的份额越大，从五分之三到五分之四。",
+    en="Stacked bars for four models: the embedding's share is a fifth in the two small models and shrinks in the large ones; the feed-forward network's grows from three fifths to four.",
+    zh="四个模型的堆叠条形图：嵌入在两个小模型里占五分之一，在大模型里更小；前馈网络的份额则从五分之三增到五分之四。",
 )
 # %% [markdown] id="exercises" lang="en"
 # ## Exercises
@@ -842,7 +844,7 @@ def check_2(answer):
 
 exercise(2, answer_2, check_2)
 # %% id="solution_2" tags=["solution"]
-# en: Position 2 i goes to i: the index doubles or halves modulo 63, and 2 ** 6 = 64 = 1 modulo 63.
+# en: Position 2 i goes to i: the index is halved modulo 63, and 2 ** 6 = 64 = 1 modulo 63.
 # zh: 位置 2 i 移到 i：下标模 63 减半，而 2 ** 6 = 64，模 63 等于 1。
 exercise(2, 6, check_2)
 # %% [markdown] id="exercise_3_text" lang="en"

@@ -57,11 +57,11 @@ assert one_hot.shape == (T, V)
 close(one_hot @ E, x, atol=0)
 # %% [markdown] id="same_rows" lang="en"
 # Two things follow at once. The same token always gets the same vector, wherever it stands: at this point the network knows
-# nothing of order (lesson 05 brings it in). And an id outside the table has no row. JAX does not complain then: inside a
-# compiled function it silently takes the last row. That is why `jax_llama3` checks ids before anything is traced.
-# %% [markdown] id="same_rows" lang="zh" of="c94aa7d7"
+# nothing of order (lesson 05 brings it in). And an id outside the table has no row. JAX does not complain then: a
+# computed index that is too large silently gives the last row. That is why `jax_llama3` checks ids first.
+# %% [markdown] id="same_rows" lang="zh" of="38cad994"
 # 由此立即得到两点。其一，同一个 token 不论出现在哪里，得到的向量都一样：此时网络对顺序一无所知（第 05 课才引入）。其二，表外的
-# 编号没有对应的行，而 JAX 不会报错：在编译后的函数里，它会悄悄取最后一行。所以 `jax_llama3` 在追踪开始之前先检查编号。
+# 编号没有对应的行，而 JAX 不会报错：算出来的下标太大时，它会悄悄取最后一行。所以 `jax_llama3` 先检查编号。
 # %% id="same_rows_code"
 import jax_llama3
 
@@ -70,7 +70,7 @@ assert (twice[0] == twice[2]).all()
 
 # en: A wrong id becomes the last row, without a word.
 # zh: 错误的编号变成了最后一行，没有任何提示。
-silent = jax.jit(lambda i: E[i])(V + 5)
+silent = E[jnp.array(V + 5)]
 assert (silent == E[V - 1]).all()
 
 # en: The library refuses it instead.
@@ -100,7 +100,7 @@ except ValueError as error:
 # 先看看这些向量有多长。不同 token 的长度不同，而且每过一层都会加上新的内容，长度还会增长。与权重矩阵相乘会把长度原样传下去，若没有
 # 刹车，某些 token 的声音会比别的响很多倍。归一化去掉长度，保留方向。
 #
-# **RMSNorm** 用向量的均方根去除它，再给 $D$ 个数各乘一个学到的权重：
+# **RMSNorm** 把每个向量除以它自己的均方根，再给 $D$ 个数各乘一个学到的权重：
 #
 # $$\mathrm{RMSNorm}(x)_d = \frac{x_d}{\sqrt{\frac1D \sum_{j} x_j^2 + \varepsilon}}\; w_d .$$
 #
@@ -127,9 +127,9 @@ normed = x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + eps) * w
 close(by_rows, normed, atol=1e-4)
 # %% [markdown] id="library" lang="en"
 # The library's own function is `jax_llama3.model.rms_norm`, and its first use in the network is what layer 0's attention
-# sees. A **tap** is how we look inside the real network: a function that every named activation passes through. The library
-# calls this one `embed` before the norm; after it nothing has a name, so we compare with the function.
-# %% [markdown] id="library" lang="zh" of="dca9b31e"
+# sees. A **tap** is how we look inside the real network: a function that every named activation passes through. What
+# goes into the norm is called `embed`; what comes out has no name, so we compare it with the function's result.
+# %% [markdown] id="library" lang="zh" of="ae088a64"
 # 本库对应的函数是 `jax_llama3.model.rms_norm`，它在网络中第一次出现，就是第 0 层注意力的输入。要看真实网络的内部，用**探针**（tap）：
 # 一个让每个有名字的激活都经过的函数。归一化之前的激活名为 `embed`；归一化之后没有名字，所以直接与函数比较。
 # %% id="library_code"
@@ -180,11 +180,11 @@ assert jnp.abs(outside - normed).max() > 1e-4
 # ## Against LayerNorm
 #
 # The older **LayerNorm** first subtracts the mean of the $D$ numbers and has a second learned vector, a bias. RMSNorm drops
-# both. If the mean is zero already, the two are equal; so centring by hand turns one into the other.
-# %% [markdown] id="layernorm" lang="zh" of="79d2337b"
+# both. If the mean is zero already, the two are equal but for the bias; so centring by hand turns one into the other.
+# %% [markdown] id="layernorm" lang="zh" of="2c72dddf"
 # ## 与 LayerNorm 相比
 #
-# 更早的 **LayerNorm** 先减去 $D$ 个数的平均值，还多一个学到的偏置向量。RMSNorm 两者都省了。若平均值本来就是零，两者相等；所以先亲手
+# 更早的 **LayerNorm** 先减去 $D$ 个数的平均值，还多一个学到的偏置向量。RMSNorm 两者都省了。若平均值本来就是零，除偏置外两者相等；所以先亲手
 # 中心化，一个就变成了另一个。
 # %% id="layernorm_code"
 
@@ -282,7 +282,7 @@ exercise(1, lambda x, w, eps: x / jnp.linalg.norm(x, axis=-1, keepdims=True) * D
 # **2.** How many bytes does the embedding of this model take in float32? And what share of all parameters is it?
 # Answer with a pair.
 # %% [markdown] id="exercise_2_text" lang="zh" of="d6f73dea"
-# **2.** 本模型的嵌入用 float32 存放要多少字节？占全部参数的几分之几？用一个二元组回答。
+# **2.** 本模型的嵌入用 float32 存放要多少字节？占全部参数的多大比例？用一个二元组回答。
 # %% id="exercise_2"
 answer_2 = None
 

@@ -251,7 +251,8 @@ assert jnp.isinf(jnp.exp(jnp.float32(89)))
 # respond. Dividing by $H$ instead errs the other way: the scores shrink to nothing and all keys weigh the same.
 #
 # We measure all of it with random vectors: the variance, and then a softmax over 256 keys with three divisors.
-# %% [markdown] id="scale" lang="zh" of="48d36a2a"
+# (`jax.jacobian(f)(x)` is the matrix of the derivatives of every output by every input.)
+# %% [markdown] id="scale" lang="zh" of="a05605b9"
 # ## 为什么是 H 的平方根
 #
 # 假设 $q$ 和 $k$ 里的数相互独立，均值为 0、方差为 1；刚初始化的网络大致如此。看点积中的一项：
@@ -265,7 +266,8 @@ assert jnp.isinf(jnp.exp(jnp.float32(89)))
 # 而且分数变了它也几乎不动：$p_i$ 对自己那个分数的导数是 $p_i (1 - p_i)$，一行之和是 $1 - \sum_i p_i^2$，某个权重趋于 1 时它趋于 0。
 # 没有反应的函数，网络无法通过它学习。除以 $H$ 则错在另一边：分数缩得几乎没有了，所有键的权重都一样。
 #
-# 下面用随机向量逐一测量：先测方差，再看 256 个键上的 softmax 配三种除数的表现。
+# 下面用随机向量逐一测量：先测方差，再看 256 个键上的 softmax 配三种除数的表现。（`jax.jacobian(f)(x)` 是每个输出对每个输入的导数
+# 组成的矩阵。）
 # %% id="scale_code"
 sizes = [4, 16, 64, 256, 1024]
 divisors = {"1": lambda h: 1, "sqrt(H)": lambda h: h**0.5, "H": lambda h: h}

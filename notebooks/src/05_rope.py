@@ -18,8 +18,8 @@
 # *阅读时间 25 分钟。前置：第 03、04 课。本课证明：把数两两配对，每一对转过一个随位置增长的角度，分数就只取决于两个 token 的距离，
 # 与它们各自的位置再无关系；四种算法得到的查询和键都与 `jax_llama3` 一致。*
 #
-# 第 04 课的注意力头漏掉了一件事：token 所在的位置。**RoPE**（rotary position embedding）把它补上。计算本身很短，道理却要讲一阵子，所以本课的
-# 数学比其他各课都多。不过用到的都是中学三角函数，而且每一步都会运行验证。
+# 第 04 课的注意力头漏掉了一件事：token 所在的位置。**RoPE**（rotary position embedding，旋转位置嵌入）把它补上。计算本身很短，道理却要讲一阵子，
+# 所以本课的数学比其他各课都多。不过用到的都是中学三角函数，而且每一步都会运行验证。
 #
 # 全课严格区分四个字母。$m$ 是查询的位置，$n$ 是键的位置。$r$ 是数对的序号，从 $0$ 到 $R-1$，其中 $R = H/2$。正体的
 # $\mathrm{i}$ 是虚数单位，$\mathrm{i}^2 = -1$，绝不用作下标；Python 把它写作 `1j`。
@@ -111,10 +111,14 @@ close(last_token(q, k[shuffled], v[shuffled]), last_token(q, k, v), atol=1e-5)
 # 2. **No position is louder than another**: $f(x, m)$ is as long as $x$.
 # 3. **It is simple**: $f(x, m)$ is linear in $x$, that is, $x$ times a matrix which depends on $m$ alone.
 #
+# Let $M_m$ be the matrix of position $m$, and $M_0 = 1$ (a fixed matrix for all positions would only change $q$ and $k$). Wish 1
+# says that $M_m^\top M_n$ depends on $n - m$ alone, so it equals $M_0^\top M_{n-m} = M_{n-m}$. Wish 2 says $M_m^\top M_m = 1$, and
+# so $M_n = M_m M_{n-m}$: every step multiplies by the same matrix, $M_n = (M_1)^n$.
+#
 # Take vectors of two numbers first. The linear maps of the plane that keep all lengths are turns about the origin and
-# reflections. Two equal reflections cancel, so with one per step we could only tell odd distances from even ones. That leaves
+# reflections. Two equal reflections cancel, so if $M_1$ were one we could only tell odd distances from even ones. That leaves
 # turns: let $f$ be a **rotation** by an angle $\varphi(m)$, and ask which angles will do.
-# %% [markdown] id="wish" lang="zh" of="54e82664"
+# %% [markdown] id="wish" lang="zh" of="507def98"
 # ## 我们要什么
 #
 # 最容易想到的办法，是给位置 $m$ 上的 token 加一个向量 $p_m$。把分数展开，看看会怎样：
@@ -129,8 +133,12 @@ close(last_token(q, k[shuffled], v[shuffled]), last_token(q, k, v), atol=1e-5)
 # 2. **长度不变**：$f(x, m)$ 与 $x$ 一样长，哪个位置都不比别的更响。
 # 3. **简单**：$f(x, m)$ 对 $x$ 是线性的，即 $x$ 乘以一个只由 $m$ 决定的矩阵。
 #
-# 先看只有两个数的向量。平面上保持所有长度不变的线性映射，只有绕原点的转动和反射两类。同一个反射做两次就抵消了，如果每前进一步反射
-# 一次，只能分清距离是奇数还是偶数。于是只剩下转动：令 $f$ 为转过角度 $\varphi(m)$ 的**旋转**（rotation），再问什么样的角度符合要求。
+# 记位置 $m$ 的矩阵为 $M_m$，并设 $M_0 = 1$（对所有位置都一样的矩阵只会改变 $q$ 和 $k$ 本身）。要求 1 说 $M_m^\top M_n$ 只由 $n - m$
+# 决定，所以等于 $M_0^\top M_{n-m} = M_{n-m}$。要求 2 说 $M_m^\top M_m = 1$，于是 $M_n = M_m M_{n-m}$：每前进一步都乘以同一个矩阵，
+# $M_n = (M_1)^n$。
+#
+# 先看只有两个数的向量。平面上保持所有长度不变的线性映射，只有绕原点的转动和反射两类。同一个反射做两次就抵消了，如果 $M_1$ 是反射，
+# 就只能分清距离是奇数还是偶数。于是只剩下转动：令 $f$ 为转过角度 $\varphi(m)$ 的**旋转**（rotation），再问什么样的角度符合要求。
 # %% [markdown] id="complex" lang="en"
 # ## A pair of numbers is one complex number
 #
@@ -666,11 +674,11 @@ assert jnp.abs(by_word - pattern[-1]).max() > (1e-2 if is_default else 1e-3)
 # positions, in every layer, moves the whole prompt. If it turns the queries alone, the distances change, and so do the logits.
 #
 # **By telling the network that 1000 tokens came before.** `forward` can append to a store of keys and values of earlier tokens
-# (lesson 10 derives it; here we need one property of it). Of a store that says it holds 1000 tokens, the next token is at
+# (lesson 10 derives it; here we need one property of it). If the store says that it holds 1000 tokens, the next token is at
 # position 1000, and `rope_tables` gets exactly that number. But the store is empty: its 1000 keys and values are zeros that
 # stand for no token. A zero key is not invisible; its score is 0, which softmax makes into a positive weight. So
 # a tap sets the scores of these places to $-\infty$, as the causal mask does with the future.
-# %% [markdown] id="shift" lang="zh" of="31bed982"
+# %% [markdown] id="shift" lang="zh" of="12a1aea1"
 # ## 全部平移 1000 个位置
 #
 # 既然只看距离，那么同一个提示放到位置 1000、1001、…… 上，什么都不该变。对我们的头，一行就能验证。对整个网络，有两种正当的办法，
@@ -787,9 +795,9 @@ close(v, seen["layers.0.attn.v"][0, :, 0], atol=1e-4)
 #
 # It grows from $2\pi$ positions and stays below $2\pi\Theta$. Compare it with the context, the longest text of training: a pair whose
 # wavelength is longer never makes a whole turn there. It gives an unambiguous, coarse measure of distance. In the default model
-# that holds for 12 of 32 pairs. A larger base makes all pairs but the first slower, which is why models for longer texts have
-# larger bases: 10,000 in the first paper, 100,000 here, 500,000 in Llama 3.
-# %% [markdown] id="wavelengths_text" lang="zh" of="5fa8b81c"
+# that holds for 12 of 32 pairs. A larger base makes all pairs but the first slower, which is why bases have grown
+# with the texts that models are meant for: 10,000 in the first paper, 500,000 in Llama 3; here it is 100,000.
+# %% [markdown] id="wavelengths_text" lang="zh" of="76a1dd5f"
 # ## 波长
 #
 # 一对数走多远才会重复？转完一整圈所需的位置数，叫它的**波长**（wavelength）：
@@ -797,8 +805,8 @@ close(v, seen["layers.0.attn.v"][0, :, 0], atol=1e-4)
 # $$\lambda_r = \frac{2\pi}{\omega_r} = 2\pi\,\Theta^{2r/H} .$$
 #
 # 它从 $2\pi$ 个位置开始增长，但始终小于 $2\pi\Theta$。再与上下文长度（训练时最长的文本）比较：波长更长的数对，在上下文里转不满一圈，给出的
-# 距离虽粗，却没有歧义。默认模型的 32 对里有 12 对如此。底数越大，除第一对外，其余各对就转得越慢，所以面向更长文本的模型底数更大：最早的论文是
-# 10,000，本模型是 100,000，Llama 3 是 500,000。
+# 距离虽粗，却没有歧义。默认模型的 32 对里有 12 对如此。底数越大，除第一对外，其余各对就转得越慢，所以模型要读的文本越来越长，底数也就越来越大：最早的论文是
+# 10,000，Llama 3 是 500,000；本模型是 100,000。
 # %% id="wavelengths"
 
 
@@ -852,11 +860,11 @@ show(
 # | between | $1 \le t_r \le 4$ | 2048 to 8192 | $(1-s)\,\omega_r/F + s\,\omega_r$ with $s = (t_r - 1)/(4 - 1)$ |
 # | slow | $t_r < 1$ | above 8192 | $\omega_r / F$ |
 #
-# The limits 1 and 4 are `low_freq_factor` and `high_freq_factor` in the config; $F$ is `factor`, **8** in Llama 3.1 and **32**
+# The limits 1 and 4 are `low_freq_factor` and `high_freq_factor` in the config; $F$ is here `factor`, not a width: **8** in Llama 3.1 and **32**
 # in Llama 3.2. $s$ runs from 0 to 1 across the middle region, so the formula joins both neighbours without a jump. It is the
 # frequency that is mixed, not the wavelength. The scaling is always on, for short texts too: it changes the frequencies once
 # and for all.
-# %% [markdown] id="scaling_text" lang="zh" of="fde5a209"
+# %% [markdown] id="scaling_text" lang="zh" of="6f36a9e9"
 # ## 拉长上下文：Llama 3.1 与 3.2 的缩放
 #
 # Llama 3 训练时的文本最长 8192 个 token，Llama 3.1 则能读 131,072 个。在这么长的距离上，慢的数对会转到训练中从未出现过的角度。办法是让它们
@@ -869,7 +877,7 @@ show(
 # | 中间 | $1 \le t_r \le 4$ | 2048 到 8192 | $(1-s)\,\omega_r/F + s\,\omega_r$，其中 $s = (t_r - 1)/(4 - 1)$ |
 # | 慢 | $t_r < 1$ | 大于 8192 | $\omega_r / F$ |
 #
-# 界限 1 和 4 就是配置里的 `low_freq_factor` 和 `high_freq_factor`；$F$ 是 `factor`，Llama 3.1 为 **8**，Llama 3.2 为 **32**。$s$ 在中间区
+# 界限 1 和 4 就是配置里的 `low_freq_factor` 和 `high_freq_factor`；这里的 $F$ 是 `factor`，不是宽度：Llama 3.1 为 **8**，Llama 3.2 为 **32**。$s$ 在中间区
 # 从 0 变到 1，所以与两边都衔接得上，没有跳变。注意混合的是频率，不是波长。缩放始终生效，对短文本也一样：它一次性地改掉了频率。
 # %% id="scaling_code"
 

@@ -81,6 +81,7 @@ normed = rms_norm(x[None], layer.attn_norm, config.norm_eps)[0]
 flat_q = trace("flat q", normed @ layer.wq.reshape(N * H, D).T, "T R", T=T, R=N * H)
 q = trace("q", flat_q.reshape(T, N, H), "T N H", T=T, N=N, H=H)
 k = trace("k", (normed @ layer.wk.reshape(K * H, D).T).reshape(T, K, H), "T K H", T=T, K=K, H=H)
+unturned_q, unturned_k = q, k
 v = trace("v", (normed @ layer.wv.reshape(K * H, D).T).reshape(T, K, H), "T K H", T=T, K=K, H=H)
 
 by_head = trace("by head", q.transpose(1, 0, 2), "N T H", N=N, T=T, H=H)
@@ -102,8 +103,10 @@ def rotated(heads):
     return apply_rope(heads[None], *rope_tables(positions, config))[0]
 
 
-q = rotated(q)
-k = rotated(k)
+# en: From the unturned ones, so that running this cell twice does not turn them twice.
+# zh: 从未旋转的开始，这样把本单元格运行两次也不会旋转两次。
+q = rotated(unturned_q)
+k = rotated(unturned_k)
 close(q, taps["attn.q"])
 close(k, taps["attn.k"])
 close(v, taps["attn.v"])
@@ -308,7 +311,9 @@ print(f"the attention half agrees in {config.n_layers} layers")
 #
 # It is often said that grouped queries make attention cheaper to compute. Look at the scores: every query head still meets
 # every key, $N \cdot T \cdot T$ dot products of length $H$, whatever $K$ is. The compiler's own count of multiplications
-# and additions says the same. The two matrices for keys and values become smaller, which helps a little.
+# and additions says the same. (The cell asks for it without computing anything: a `ShapeDtypeStruct` is an array's shape and
+# dtype without numbers, `jax.jit(f).lower(...)` prepares `f` for the compiler, and `jax.eval_shape` says which shapes a function
+# would return. Lessons 11 and 14 explain them.) The two matrices for keys and values become smaller, which helps a little.
 #
 # What is saved is **memory for the cache**. A model that continues a text keeps the keys and values of all tokens so far
 # (lesson 10 shows why it may), in every layer. For each token this takes
@@ -318,11 +323,12 @@ print(f"the attention half agrees in {config.n_layers} layers")
 # where $L$ counts the layers. For Llama 3 8B in two bytes that is $2 \cdot 32 \cdot 8 \cdot 128 \cdot 2 = 131{,}072$ bytes a
 # token, and 1 GiB for 8,192 tokens. With keys and values for each of the 32 heads it would be 4 GiB, for one text; sixteen
 # texts would take 64 GiB beside 16 GB of weights. And all of a text's cache is read again for every new token.
-# %% [markdown] id="saves" lang="zh" of="2f0958f1"
+# %% [markdown] id="saves" lang="zh" of="58cc479c"
 # ## 共用省下了什么
 #
 # 常有人说分组查询让注意力算得更省。看看分数就知道：每个查询头仍然要遇到每一个键，不管 $K$ 是多少，都是 $N \cdot T \cdot T$ 个长度为 $H$
-# 的点积。编译器自己统计的乘加次数也是这样。产生键和值的两个矩阵确实变小了，略有帮助。
+# 的点积。编译器自己统计的乘加次数也是这样。（下面的单元格不做任何计算就能问到：`ShapeDtypeStruct` 是数组的形状和数据类型，没有数值；
+# `jax.jit(f).lower(...)` 把 `f` 准备好交给编译器；`jax.eval_shape` 说出一个函数会返回什么形状。第 11、14 课会解释。）产生键和值的两个矩阵确实变小了，略有帮助。
 #
 # 真正省下的是**缓存占用的内存**。模型续写文本时，会在每一层保留到目前为止所有 token 的键和值（第 10 课说明为什么可以这样做）。每个
 # token 需要存
@@ -367,7 +373,7 @@ assert cache_bytes(unshared, 8192) == 2**32
 assert 16 * cache_bytes(unshared, 8192) == 64 * 2**30
 assert round(2 * jax_llama3.count_params(shared) / 1e9) == 16
 
-# en: All other work for one token, with an empty cache, grows by a tenth only.
+# en: All the work for one token, with an empty cache, grows by about a tenth only.
 # zh: 在缓存为空时处理一个 token 的总运算量只增加约一成。
 ratio = forward_flops(unshared, 1, 0, 1) / forward_flops(shared, 1, 0, 1)
 print(f"operations for one token, K = N against K = 8: {ratio:.2f}")
@@ -407,15 +413,15 @@ close(by_vmap(q, k, v), z, atol=1e-5)
 #
 # **einsum** writes a product by naming axes. In `"tkgh,skh->kgts"` every letter is an axis. The part before the arrow names
 # the axes of both inputs, the part behind it those of the result. There are two rules. A letter that is missing from the
-# result is summed over: here `h`. A letter that stands in several places runs along in step: here `k`, so that queries meet
+# result is summed over: here `h`. A letter that stands in both inputs and in the result runs in step: here `k`, so that queries meet
 # only the keys of their own group. The axis `g` belongs to the queries alone: all $G$ of a group meet the same keys.
 #
 # The letters replace the transposes as well: any order of axes may be asked for. This is the form that `jax_llama3` uses.
-# %% [markdown] id="einsum" lang="zh" of="082c0117"
+# %% [markdown] id="einsum" lang="zh" of="ca45d4a7"
 # ## 不用循环的写法之二：einsum
 #
 # **einsum** 用给轴起名字的方式写乘法。在 `"tkgh,skh->kgts"` 里，每个字母是一个轴：箭头之前是两个输入的轴，之后是结果的轴。规则有两条。
-# 结果里没有的字母要求和，这里是 `h`。出现在多处的字母同步变化，这里是 `k`，所以查询只遇到本组的键。`g` 轴只有查询才有：同组的 $G$ 个
+# 结果里没有的字母要求和，这里是 `h`。两个输入和结果里都有的字母同步变化，这里是 `k`，所以查询只遇到本组的键。`g` 轴只有查询才有：同组的 $G$ 个
 # 查询遇到的是同样的键。
 #
 # 这些字母也代替了转置，想要什么轴序都行。`jax_llama3` 用的就是这种形式。

@@ -138,10 +138,10 @@ share = far(feed_forward(layer0, 2 * ffn_in), 2 * together)
 print(f"FFN(2h) is away from 2 FFN(h) by {share:.2f} of its size")
 assert share > 0.1
 # %% [markdown] id="silu_text" lang="en"
-# The curve: SiLU beside ReLU, the older and simpler choice, which is $\max(a, 0)$. SiLU dips below zero and has a slope
-# everywhere.
-# %% [markdown] id="silu_text" lang="zh" of="48be5cfa"
-# 曲线如下：SiLU 与更早、更简单的 ReLU，即 $\max(a, 0)$。SiLU 会略低于零，而且处处有斜率。
+# The curve: SiLU beside ReLU, the older and simpler choice, which is $\max(a, 0)$. SiLU dips below zero and is
+# smooth everywhere, also at zero.
+# %% [markdown] id="silu_text" lang="zh" of="ed876d32"
+# 曲线如下：SiLU 与更早、更简单的 ReLU，即 $\max(a, 0)$。SiLU 会略低于零，而且处处光滑，在零点也一样。
 # %% id="silu_picture"
 points = jnp.linspace(-6, 4, 401)
 close(silu(points), jax.nn.silu(points), atol=1e-6)
@@ -233,8 +233,8 @@ print(f"this model     D = {D:<6} F = {F:<6} F / D = {F / D:.2f}")
 
 
 def rope(x):
-    # en: Lesson 05: turn pair i, which is (x[i], x[i + H/2]), by position times frequency.
-    # zh: 第 05 课：把第 i 对 (x[i], x[i + H/2]) 旋转“位置乘频率”的角度。
+    # en: Lesson 05: turn pair r, which is (x[r], x[r + H/2]), by position times frequency.
+    # zh: 第 05 课：把第 r 对 (x[r], x[r + H/2]) 旋转“位置乘频率”的角度。
     angles = np.arange(x.shape[0])[:, None, None] * rope_frequencies(config)
     first, second = jnp.split(x, 2, axis=-1)
     cos, sin = jnp.cos(angles), jnp.sin(angles)

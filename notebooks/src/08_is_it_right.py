@@ -2,16 +2,16 @@
 # # 08 · Is it right?
 #
 # *Reading time 18 minutes. Before it: lessons 02 to 07. What it proves: the network agrees with an independent program at every
-# position and layer, the agreement is close enough to exclude seventeen plausible errors, and the right next token excludes few of them.*
+# position and layer, the agreement is close enough to exclude seventeen plausible errors, and the right next token excludes only six of them.*
 #
 # The network of lesson 07 says " Paris". That is pleasant, and it is weak evidence. The answer is one of tens of thousands of ids, and
 # only the largest logit was looked at; all the others could be wrong. A program with an error in it usually runs, writes fluent text,
 # and is a little worse than it should be. How do we know that ours has none?
-# %% [markdown] id="title" lang="zh" of="ea5b6078"
+# %% [markdown] id="title" lang="zh" of="70453dd7"
 # # 08 · 它对吗？
 #
 # *阅读时间 18 分钟。前置：第 02 至 07 课。本课证明：网络在每个位置、每一层都与一个独立的程序一致；这种一致足够精确，能排除十七种看似合理
-# 的错误；而“下一个 token 正确”几乎排除不了什么。*
+# 的错误；而“下一个 token 正确”只能排除其中六种。*
 #
 # 第 07 课的网络说出了“ Paris”。令人高兴，但这是很弱的证据。答案只是几万个编号中的一个，我们只看了最大的那个 logit，其余的可能全错。有错误
 # 的程序往往照样能跑，写出通顺的文字，只是比应有的水平差一点。怎么知道我们的程序没有错？
@@ -496,11 +496,11 @@ if is_default:
 assert effects["right, bfloat16", TEXT] > TOLERANCE
 # %% [markdown] id="summary" lang="en"
 # What remains is a recipe. Compare with a program that is not yours; all logits, all positions, float32; a tolerance between the measured noise
-# and the smallest mutation; a text long and varied enough to use everything (scaled RoPE shows only beyond the original context); and
+# and the smallest mutation; a text long and varied enough to use everything (scaled RoPE shows faintly in short texts, fully at large distances); and
 # prove the power of the test by errors made on purpose. This project's own tests do the same with about a hundred mutations.
-# %% [markdown] id="summary" lang="zh" of="b5aa63af"
+# %% [markdown] id="summary" lang="zh" of="fab8c8c2"
 # 最后剩下一份配方。与不是自己写的程序比较；比较所有 logits、所有位置，用 float32；容差取在实测噪声与最小变异之间；文本要足够长、足够多样，用到
-# 所有部分（缩放的 RoPE 只有超出原始上下文才显出来）；并用故意制造的错误证明测试有分辨力。本项目自己的测试也是这样做的，变异有约一百个。
+# 所有部分（缩放的 RoPE 在短文本里只露出一点，距离远时才充分显现）；并用故意制造的错误证明测试有分辨力。本项目自己的测试也是这样做的，变异有约一百个。
 # %% [markdown] id="exercises" lang="en"
 # ## Exercises
 #

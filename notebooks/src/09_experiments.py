@@ -116,9 +116,9 @@ if is_default:
     assert word(top[-1, 0]) == " Paris"
     assert abs(values[-1, 0] - 0.773) < 1e-3
 # %% [markdown] id="positions" lang="en"
-# Every position has made a prediction, and each is a sensible one for the text up to there. All of them come from one pass;
-# at the last position alone we learn something that is not yet in the prompt. The model is sure in some places and not at
-# all in others: "The" can go on in thousands of ways.
+# Every position has made a prediction, and most are sensible for the text up to there. All of them come from one pass; at the
+# last position alone we learn something that is not yet in the prompt. The model is sure in some places and not at all in
+# others: after "The capital of" any country may follow.
 #
 # ## Ties
 #
@@ -127,9 +127,9 @@ if is_default:
 # same number. Which one comes first is a rule of the program, not of the model: `top_k` gives the smaller id first. So when
 # two programs are compared in bfloat16, compare their top ten as a **set**, and even that only if the tenth and the eleventh
 # differ.
-# %% [markdown] id="positions" lang="zh" of="ed7f46c9"
-# 每个位置都做了预测，而且对到那里为止的文本来说都说得通。它们来自同一次计算；但只有最后一个位置告诉我们提示里还没有的东西。模型在
-# 有些地方很有把握，在另一些地方毫无把握：“The” 之后有成千上万种可能。
+# %% [markdown] id="positions" lang="zh" of="9849cc91"
+# 每个位置都做了预测，而且对到那里为止的文本来说大多说得通。它们来自同一次计算；但只有最后一个位置告诉我们提示里还没有的东西。模型在
+# 有些地方很有把握，在另一些地方毫无把握：“The capital of” 之后可以是任何一个国家。
 #
 # ## 并列
 #
@@ -334,7 +334,7 @@ assert share.mean() > 2 * even
 # middle of the network, in one direction whatever the word is. The norm takes away its size and leaves this direction, by
 # which any head can find it.
 # %% [markdown] id="sink_why" lang="zh" of="39d21812"
-# 文本上没有理由、却吸走权重的位置，叫做**注意力汇聚**（attention sink）点。再做三次测量就能看出它怎样起作用。起作用的是位置，不是词：
+# 文本上没有理由、却吸走权重的位置，叫做**注意力汇聚**点（attention sink）。再做三次测量就能看出它怎样起作用。起作用的是位置，不是词：
 # 换一个词放在最前面，汇聚点仍在那里。那里的值是很短的向量，所以一个头看着汇聚点，加进来的东西很少：这是“什么都不做”的一种方式。
 # 而第 07 课里巨大的第一行，在网络中部总指向同一个方向，不管那是什么词。归一化去掉它的大小，留下这个方向，任何头都能凭它找到汇聚点。
 # %% id="sink_why_code"
@@ -395,7 +395,7 @@ show(
 # ## 打补丁：“France” 在哪里？
 #
 # 读取只能说明那里有什么，不能说明用到了什么。要知道后者，就得改动它。取两个只差一个词的提示：France 和 Japan，答案分别是 Paris 和
-# Tokyo。先运行第二个，留下它的各行；再运行第一个，在**某一层**、**某一个位置**，用前者的行换掉自己的行。这就是**打补丁**（patching）。
+# Tokyo。先运行第二个，留下它的各行；再运行第一个，在**某一层**、**某一个位置**，用另一次运行的行换掉自己的行。这就是**打补丁**（patching）。
 # 如果答案变成 Tokyo，说明在那一层，国家的信息就在那一行里。度量是两个答案的 logit 之差，并缩放为：France 的运行为 0，Japan 的运行为 1。
 # %% id="patching_code"
 donor_ids = encode("The capital of Japan is")
@@ -435,12 +435,16 @@ for position in (country, T - 1):
     print(f"layer 2, position {position}: {abs(effect(patched_once(2, position)[-1])):.2f}")
 # %% [markdown] id="compiled" lang="en"
 # All layers times all positions are many runs, so we compile. A tap is an ordinary function inside the network, and
-# `jax.jit` compiles the network with the tap in it. Three details make that cheap. The layer to be patched is an argument, a
+# `jax.jit` compiles the network with the tap in it: `jax.jit(f)` runs the Python code of `f` once, records what it does to its
+# arguments, and compiles that record; later calls with the same shapes run only the compiled program (lesson 11). So the list
+# `traced` grows once per compilation. Three details make that cheap. The layer to be patched is an argument, a
 # number that the compiled program receives, so **one** compilation serves all layers. The weights are an argument too: weights
 # that a function closes over would be compiled in as constants. And all positions go in as one batch: row $t$ of it gets its
 # patch at position $t$.
-# %% [markdown] id="compiled" lang="zh" of="f9b4a26b"
-# 所有层乘以所有位置要运行很多次，所以编译。探针是网络内部的普通函数，`jax.jit` 把网络连同探针一起编译。三个细节让它很便宜：要打补丁
+# %% [markdown] id="compiled" lang="zh" of="30382bb6"
+# 所有层乘以所有位置要运行很多次，所以编译。探针是网络内部的普通函数，`jax.jit` 把网络连同探针一起编译：`jax.jit(f)` 把 `f` 的 Python 代码
+# 运行一遍，记下它对参数做的事，再把记录编译成程序；之后形状相同的调用只运行编译好的程序（第 11 课）。所以列表 `traced` 每编译一次才增长
+# 一项。三个细节让它很便宜：要打补丁
 # 的层是一个参数，是编译后的程序收到的一个数，所以**一次**编译就够所有层使用；权重也是参数，若由函数闭包捕获，就会被当作常量编译进去；
 # 所有位置组成一批送入，第 $t$ 行在位置 $t$ 打补丁。
 # %% id="compiled_code"
@@ -575,15 +579,17 @@ show(
 # ## A tap under a gradient
 #
 # Ablating every head costs a run for each. Could a gradient ask all of them at once? The factors $s$ of the ablation are 1
-# in the network as it is; we differentiate the log-probability of the answer by all of them. `jax.grad` goes through the
-# tap as through any function. We check one of the numbers with a difference quotient:
+# in the network as it is; we differentiate the log-probability of the answer by all of them. `jax.grad(f)` is a
+# function that returns the derivative of f's single result by every number of its first argument: it applies the chain rule to
+# the recorded operations. It goes through the tap as through any function. We check one of the numbers with a difference quotient:
 #
 # $$\frac{\partial f}{\partial s} \approx \frac{f(1 + \delta) - f(1 - \delta)}{2\delta} .$$
-# %% [markdown] id="gradient" lang="zh" of="b62f8f6a"
+# %% [markdown] id="gradient" lang="zh" of="48bced70"
 # ## 对探针求梯度
 #
 # 逐个消融，每个头都要运行一次。能不能用梯度一次问遍所有的头？消融所用的系数 $s$ 在原来的网络里都等于 1；我们把答案的对数概率对
-# 所有系数求导。`jax.grad` 穿过探针，就像穿过任何函数。我们用差商检查其中一个数：
+# 所有系数求导。`jax.grad(f)` 是一个函数，返回 f 的（单个）结果对第一个参数里每个数的导数，办法是对记录下来的运算用链式法则。它穿过探针，
+# 就像穿过任何函数。我们用差商检查其中一个数：
 #
 # $$\frac{\partial f}{\partial s} \approx \frac{f(1 + \delta) - f(1 - \delta)}{2\delta} .$$
 # %% id="gradient_code"

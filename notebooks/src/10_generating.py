@@ -260,7 +260,7 @@ print(f"without a mask, old keys of layer 1 move by up to {moved:.3f}")
 #
 # 1. **嵌入**：只嵌入 $T$ 个新编号，$x$ 是 $[T, D]$，而不是 $[P+T, D]$。
 # 2. **投影**：只投影归一化后的新行，$q$ 是 $[T, N, H]$，$k$ 和 $v$ 是 $[T, K, H]$。
-# 3. **旋转**：$q$ 和 $k$ 的位置是 $P, P+1, \dots, P+T-1$。第一个新位置是 $P$，不是 $P + 1$：编号从 0 开始，$P$ 个 token 占了
+# 3. **旋转**：$q$ 和 $k$ 的位置是 $P, P+1, \dots, P+T-1$。第一个新位置是 $P$，不是 $P + 1$：位置从 0 数起，$P$ 个 token 占了
 #    $0 \dots P-1$，下一个空位就是 $P$。
 # 4. **追加**：沿位置轴拼接，所有的键现在是 $[P+T, K, H]$，值也一样。旧的不动。
 # 5. **打分**：用*新的查询*乘以*所有的键*，得到 $[N, T, P+T]$。不是新键乘所有键，也不是所有查询乘新键：提问的是查询，而只有新的行
@@ -360,11 +360,12 @@ close(logits, whole[0, :P0], atol=1e-3)
 prefilled = cache
 # %% [markdown] id="every_step" lang="en"
 # Now one token at a time. At every step the logits must be those of the plain loop, in all $V$ numbers, not only in the
-# largest. And what was in the cache must still be there, bit for bit: it is moved into a longer array, never computed with.
-# %% [markdown] id="every_step" lang="zh" of="3cf0dc21"
+# largest. And what was in the cache must still be there, bit for bit: it is moved into a longer array, never computed anew.
+# %% [markdown] id="every_step" lang="zh" of="b71828cc"
 # 然后一次一个 token。每一步的 logits 都必须与朴素循环的一致，不只是最大的那个，而是全部 $V$ 个数。缓存里原有的内容必须逐位不变：它们
-# 只是被搬进更长的数组，从不参与改写。
+# 只是被搬进更长的数组，从不被改写。
 # %% id="every_step_code"
+logits, cache = step(prompt, empty)
 cached_ids, rows_cached = list(prompt), len(prompt)
 close(logits[-1], plain[0], atol=1e-3)
 cached_ids.append(int(jnp.argmax(logits[-1])))
@@ -440,6 +441,8 @@ show(
 # 七步里没有一处要求 $T = 1$。用户补上一句话，就是在 $P$ 个旧 token 之后一次加入许多 token。这时就需要掩码：新 token 之间不能偷看后面
 # 的内容。我们从提示的缓存继续，把每个新位置与对整段文本重算的结果比较。
 # %% id="several_code"
+# en: `start=False`: this text continues another.
+# zh: `start=False`：这段文本接在另一段之后。
 more = model.tokenizer.encode(" Paris. The capital of Italy is", start=False)
 T = len(more)
 assert T > 1
@@ -547,7 +550,7 @@ close(jnp.stack(theirs.v)[:, 0, : P0 + T], [v for _, v in longer], atol=1e-3)
 #
 # $$\text{每个 token 的字节数} = 2 \cdot L \cdot K \cdot H \cdot \text{每个数的字节数}.$$
 #
-# 公式里是 $K$ 而不是 $N$：分组查询注意力（第 06 课）的好处就在这里，省了 $N/K$ 倍。这份内存随文本变长而增加，文本存在多久就占用多久，
+# 公式里是 $K$ 而不是 $N$：分组查询注意力（第 06 课）的好处就在这里，缓存只有原来的 $K/N$。这份内存随文本变长而增加，文本存在多久就占用多久，
 # 而且每段正在续写的文本都要一份。
 #
 # 缓存省不掉的是：每个新查询仍要与*所有*的键相乘。一个 token 的注意力计算量随文本变长而增加，不变的只是其余部分。

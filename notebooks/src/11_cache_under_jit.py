@@ -59,9 +59,9 @@ P0 = len(prompt)
 # 2. The list of operations is compiled into one program for exactly these shapes.
 # 3. The program is run on the numbers.
 #
-# Every later call with the same shapes goes straight to 3: the Python code is not run again. A call with *another* shape goes
-# through all three. We can watch it: whatever Python does on the side, such as appending to a list, happens only in step 1.
-# %% [markdown] id="jit" lang="zh" of="5700363f"
+# Every later call with the same shapes and dtypes goes straight to 3: the Python code is not run again. A call with *another*
+# shape or dtype goes through all three. We can watch it: whatever Python does on the side, such as appending to a list, happens only in step 1.
+# %% [markdown] id="jit" lang="zh" of="a0fb5013"
 # ## jit 做什么
 #
 # `jax.jit(f)` 返回 `f` 的编译版本；这种用法就叫 **jit**（just in time，即时），因为编译发生在第一次调用时。第一次调用分三步：
@@ -71,7 +71,7 @@ P0 = len(prompt)
 # 2. 把这串运算编译成一个程序，只适用于这些形状。
 # 3. 用真正的数值运行这个程序。
 #
-# 之后形状相同的调用直接进入第 3 步，Python 代码不再运行。形状*不同*的调用则三步都要走。这可以看得到：Python 顺手做的事，例如往列表里
+# 之后形状和数据类型都相同的调用直接进入第 3 步，Python 代码不再运行。形状或数据类型*不同*的调用则三步都要走。这可以看得到：Python 顺手做的事，例如往列表里
 # 追加一项，只在第 1 步发生。
 # %% id="jit_code"
 traced = []
@@ -199,11 +199,11 @@ def empty(slots):
 # ## Counted: one compilation per token, or two in all
 #
 # Both are jitted and generate six tokens, and we count. `length` is an argument like the others, so its value may change
-# without another compilation; only shapes count. (The choice of the next token is done in NumPy, which compiles nothing.)
-# %% [markdown] id="count" lang="zh" of="69515e79"
+# without another compilation; only shapes and dtypes count. (The choice of the next token is done in NumPy, which compiles nothing.)
+# %% [markdown] id="count" lang="zh" of="7fb4ca58"
 # ## 数一数：每个 token 编译一次，还是总共两次
 #
-# 两种方式都用 jit，各生成六个 token，并统计编译次数。`length` 和别的参数一样传入，值变了不会引起重新编译，起作用的只有形状。（下一个
+# 两种方式都用 jit，各生成六个 token，并统计编译次数。`length` 和别的参数一样传入，值变了不会引起重新编译，起作用的只有形状和数据类型。（下一个
 # token 用 NumPy 来选，它什么也不编译。）
 # %% id="count_code"
 STEPS = 6
@@ -260,8 +260,7 @@ assert (again == first).all()
 # What a compilation costs, measured: four further tokens in each way. The numbers depend on the machine and on what
 # else it is doing; the difference between the two is almost all compilation.
 # %% [markdown] id="time_text" lang="zh" of="982dbd85"
-# 编译的代价，实测：两种方式各再生成四个 token。数值取决于机器和它当时的负载；两者之差
-# 几乎全是编译。
+# 编译的代价，实测：两种方式各再生成四个 token。数值取决于机器和它当时的负载；两者之差几乎全是编译。
 # %% id="time_code" tags=["measured"]
 for name, step, cache in (("grow", growing, grown_cache), ("write", fixed, fixed_cache)):
     start = time.perf_counter()
@@ -320,7 +319,7 @@ show(
 # %% [markdown] id="donation" lang="zh" of="829ba143"
 # ## 捐赠
 #
-# jit 后的函数从不改变它的参数。所以 `fixed` 返回的是*另一个*有 $S$ 个槽的数组：为了写一个槽，每个 token 都要把其余的槽全部复制一遍。
+# 经 jit 编译的函数从不改变它的参数。所以 `fixed` 返回的是*另一个*有 $S$ 个槽的数组：为了写一个槽，每个 token 都要把其余的槽全部复制一遍。
 # 如果调用者保证不再使用旧数组，程序就可以直接写在里面。这种保证叫**捐赠**（donation）：`donate_argnames="cache"`。
 #
 # 可以看到三点。缓存的内存地址前后相同；旧数组已被删除，谁再碰它就会报错；编译器自己的统计也表明，结果就放在参数的内存里。
@@ -371,7 +370,7 @@ for name, function in (("kept", fixed), ("donated", donating)):
 # its slice lies inside: a start that is too large is moved back until it fits. Nothing is said. The newest key is written over
 # the one before it.
 # %% [markdown] id="clamp" lang="zh" of="a16d78a0"
-# ## 悄悄的截断
+# ## 悄悄的钳制（clamp）
 #
 # 缓存满了会怎样？编译后的程序不会在这里报错停下，因为 `dynamic_update_slice` 保证写入的一段总在数组之内：起点太大，就往回移到放得下为止，什么
 # 提示也没有。于是最新的键盖住了它前面的那个。
@@ -413,16 +412,17 @@ assert jnp.isnan(inside(small, one[None], full)).all()
 # ## The library: prefill, decode, buckets
 #
 # One shape per prompt length would still be too many. So `prefill` fills up the ids on the right to the next power of two, at
-# least 16: the **bucket** of that length. All lengths in a bucket share one program. `lengths` says how many ids are real.
+# least 16: the **bucket** of that length. All lengths in a bucket share their programs (`prefill` has three: what comes before
+# the layers, one layer, which serves for all layers in turn, and what comes after). `lengths` says how many ids are real.
 # The others do get keys and values, in slots after the real ones; but the cache's `lengths` does not count them, no query sees
 # them, and the next tokens are written over them.
 #
 # `decode` always takes one id per row, so it has one shape. Both donate the cache: use the one that comes back.
-# %% [markdown] id="library" lang="zh" of="56c50e20"
+# %% [markdown] id="library" lang="zh" of="68406fb3"
 # ## 本库：prefill、decode 与桶
 #
 # 每种提示长度一个形状，还是太多。所以 `prefill` 在右边把编号补到下一个 2 的幂，至少 16：这就是该长度的**桶**（bucket）。同一个桶里的
-# 各种长度共用一个程序。`lengths` 说明其中有多少个是真的。补上的那些也会算出键和值，落在真的之后的槽里；但缓存的 `lengths` 不计入它们，
+# 各种长度共用同样的程序（`prefill` 有三个：各层之前的部分，一个供所有层轮流使用的层，各层之后的部分）。`lengths` 说明其中有多少个是真的。补上的那些也会算出键和值，落在真的之后的槽里；但缓存的 `lengths` 不计入它们，
 # 没有查询看得到它们，后面的 token 会把它们覆盖掉。
 #
 # `decode` 每行总是一个编号，所以只有一种形状。两者都捐赠缓存：要用返回的那一个。
@@ -440,8 +440,9 @@ for length in (P0, 9, 16, 17, 30):
     with count_compilations() as compiled:
         jax_llama3.prefill(small, tokens, np.array([length], np.int32), theirs, small_config)
     counts[length] = compiled.count
-    print(f"prefill of {length:>2} ids, bucket {bucket(length)}: compiled {compiled.count}")
-assert list(counts.values()) == [1, 0, 0, 1, 0]
+    what = "something new" if compiled.count else "nothing"
+    print(f"prefill of {length:>2} ids, bucket {bucket(length)}: compiled {what}")
+assert [count > 0 for count in counts.values()] == [True, False, False, True, False]
 
 theirs = jax_llama3.init_cache(small_config, 1, CAPACITY, "float32")
 trace("their k", theirs.k[0], "B S K H", B=1, S=CAPACITY, K=K, H=H)
@@ -517,14 +518,14 @@ except RuntimeError as error:
 #
 # Put your answer in place of `None` and run the cell. The cell behind each holds a solution.
 #
-# **1.** Prompts of the lengths 3, 5, 16, 17, 30, 33 and 100 arrive, all with the same capacity, in a new process. How many
-# programs does `prefill` compile? Write a function that answers this for any list of lengths.
-# %% [markdown] id="exercises" lang="zh" of="8f1aff70"
+# **1.** Prompts of the lengths 3, 5, 16, 17, 30, 33 and 100 arrive, all with the same capacity, in a new process. For how
+# many of them does `prefill` compile anything? Write a function that answers this for any list of lengths.
+# %% [markdown] id="exercises" lang="zh" of="a6128048"
 # ## 练习
 #
 # 用你的答案替换 `None`，然后运行。每题后面的单元格是一个解答。
 #
-# **1.** 在一个新进程里先后来了长度为 3、5、16、17、30、33、100 的提示，容量都相同。`prefill` 要编译多少个程序？写一个函数，对任意的长度
+# **1.** 在一个新进程里先后来了长度为 3、5、16、17、30、33、100 的提示，容量都相同。其中有几个会让 `prefill` 编译？写一个函数，对任意的长度
 # 列表作出回答。
 # %% id="exercise_1"
 answer_1 = None

@@ -1,17 +1,17 @@
 # %% [markdown] id="title" lang="en"
 # # 12 · Sampling, stopping, chatting
 #
-# *Reading time 22 minutes. Before it: lesson 11. What it proves: the tokens that `jax_llama3` draws follow exactly the
-# distribution that we derive by hand, and a conversation is a row of ids that no user can forge.*
+# *Reading time 22 minutes. Before it: lesson 11. What it proves: `jax_llama3` draws from the distribution that we derive by
+# hand, which 50,000 draws follow as closely as chance allows, and a conversation is a row of ids that no user can forge.*
 #
 # Lessons 10 and 11 always took the likeliest token. The network offers more than that: a probability for every token of
 # the vocabulary. **Sampling** draws the next token at random with these probabilities, so one prompt has many
 # continuations. This lesson shows how the distribution is shaped before the draw, how the randomness stays repeatable,
 # when generation ends, and how a conversation becomes a prompt.
-# %% [markdown] id="title" lang="zh" of="2351adaa"
+# %% [markdown] id="title" lang="zh" of="6a72dc38"
 # # 12 · 采样、停止与对话
 #
-# *阅读时间 22 分钟。前置：第 11 课。本课证明：`jax_llama3` 抽出的 token 严格服从我们亲手推导的分布；一段对话就是一串编号，
+# *阅读时间 22 分钟。前置：第 11 课。本课证明：`jax_llama3` 按我们亲手推导的分布抽取，五万次抽取与它相符到随机误差允许的程度；一段对话就是一串编号，
 # 用户无法伪造。*
 #
 # 第 10、11 课总是取概率最大的 token。网络给出的其实更多：词表里每个 token 都有一个概率。**采样**（sampling）按这些概率随机抽取下一个
@@ -60,16 +60,24 @@ logits = trace("logits", read(ids)[0], "B V", B=1, V=V)
 # piece.
 #
 # JAX does the same in another way. It adds to every logit its own random number $g_i = -\log(-\log u_i)$ and takes the
-# largest sum. One can show that token $i$ wins with probability exactly $p_i$ (the Gumbel trick). No sum over the
-# vocabulary is needed, and a logit of $-\infty$ can never win.
-# %% [markdown] id="draw" lang="zh" of="7895488e"
+# largest sum. Why that is the same: $E_i = -\log u_i$ is exponentially distributed with rate 1, and the largest $z_i + g_i$
+# is the smallest $E_i / e^{z_i}$, which has rate $e^{z_i}$. Token $i$ comes first with probability
+#
+# $$\int_0^\infty e^{z_i}\, e^{-t \sum_j e^{z_j}}\, dt = \frac{e^{z_i}}{\sum_j e^{z_j}} = p_i .$$
+#
+# (This is the Gumbel trick; $z_i$ are the logits.) No sum over the vocabulary is needed, and a logit of $-\infty$ can never win.
+# %% [markdown] id="draw" lang="zh" of="c53a139d"
 # ## 从分布中抽取
 #
 # softmax 把 $V$ 个 logits 变成总和为 1 的概率 $p_i$。要抽取，就把这些概率首尾相接地铺在 0 到 1 的线段上，再投一个均匀随机数 $u$：
 # 落在哪一段，就选哪个 token。概率大的 token，线段就长。
 #
-# JAX 用另一种方法做同一件事：给每个 logit 各加一个随机数 $g_i = -\log(-\log u_i)$，然后取和最大的那个。可以证明，token $i$ 获胜的
-# 概率恰好是 $p_i$（Gumbel 技巧）。这样不必对整个词表求和，而且等于 $-\infty$ 的 logit 永远不会获胜。
+# JAX 用另一种方法做同一件事：给每个 logit 各加一个随机数 $g_i = -\log(-\log u_i)$，然后取和最大的那个。为什么是同一件事：
+# $E_i = -\log u_i$ 服从速率为 1 的指数分布，而最大的 $z_i + g_i$ 就是最小的 $E_i / e^{z_i}$，后者的速率是 $e^{z_i}$。token $i$ 最先到来的概率是
+#
+# $$\int_0^\infty e^{z_i}\, e^{-t \sum_j e^{z_j}}\, dt = \frac{e^{z_i}}{\sum_j e^{z_j}} = p_i .$$
+#
+# （这叫 Gumbel 技巧，$z_i$ 是 logits。）这样不必对整个词表求和，而且等于 $-\infty$ 的 logit 永远不会获胜。
 # %% id="draw_code"
 
 
@@ -108,12 +116,12 @@ for seed in range(20):
 # %% [markdown] id="temperature" lang="zh" of="599763c5"
 # ## 温度
 #
-# **温度**（temperature）$\tau$ 在 softmax 之前去除所有 logits：
+# 在 softmax 之前，所有 logits 都先除以**温度**（temperature）$\tau$：
 #
 # $$p_i(\tau) = \frac{e^{z_i/\tau}}{\sum_j e^{z_j/\tau}} \;\propto\; p_i^{1/\tau}.$$
 #
-# 也就是说，两个概率之比变成它的 $1/\tau$ 次方。9 比 1 的比值，在 $\tau = 0.5$ 时变成 81 比 1，在 $\tau = 2$ 时变成 3 比 1。token 的
-# 大小顺序始终不变。$\tau$ 趋于零时，概率最大的 token 独占一切；$\tau$ 越来越大时，所有 token 趋于相等。零不能作除数，本库把它理解为
+# 也就是说，两个概率之比变成它的 $1/\tau$ 次方。9 比 1 的比值，在 $\tau = 0.5$ 时变成 81 比 1，在 $\tau = 2$ 时变成 3 比 1。token 按概率
+# 排出的顺序始终不变。$\tau$ 趋于零时，概率最大的 token 独占一切；$\tau$ 越来越大时，所有 token 趋于相等。零不能作除数，本库把它理解为
 # “取最大者”，也就是贪心。负的温度会把顺序颠倒过来，因此被拒绝。
 # %% id="temperature_code"
 
@@ -309,7 +317,7 @@ close(library(logits[0], full), by_hand(p, 0.8, 40, 0.95, 0.01), atol=1e-5)
 #
 # 到目前为止比较的都是分布本身。现在用 $n$ 个密钥真正去抽，然后计数。频率可以偏离概率多远？Hoeffding 不等式给出一个不靠猜测的界：对
 # 单个 token，$P(|f_i - p_i| \ge \epsilon) \le 2e^{-2n\epsilon^2}$。若有 $m$ 个 token，并且允许一个 *正确* 的采样器以 $\delta$ 的
-# 机会在任何一处越界，则
+# 概率在某一处越界，则
 #
 # $$\epsilon = \sqrt{\frac{\ln(2m/\delta)}{2n}}.$$
 #
@@ -367,9 +375,9 @@ show(
 #
 # `jax.random.fold_in(key, number)` makes a new key from a key and a number. The library uses it twice: row $r$ of a batch
 # gets `fold_in(key(seed), r)`, and step $t$ of this row gets `fold_in(row_key, t)`. So a draw depends on the seed, the row
-# and the step, and on nothing else. Below we write that loop and compare it with `generate`. (The two
+# and the step, and on nothing else. Below we write that loop and compare it with `generate`. (The
 # lines with `seen` and `penalize` change nothing as long as the penalty is 1; they are explained further down.)
-# %% [markdown] id="keys" lang="zh" of="34f3d5e1"
+# %% [markdown] id="keys" lang="zh" of="27021689"
 # ## 密钥：既随机，又能重现
 #
 # JAX 没有隐藏的随机状态。随机函数接收一个密钥（key），同样的密钥给出同样的数。于是每次抽取都能重现，但也藏着一个陷阱：如果所有步都用
@@ -522,14 +530,14 @@ if is_default:
 # ## When to stop
 #
 # The network ends its message with the mark. An id that ends generation is a **stop id**, and a model has a set of them:
-# here it is one. Llama 3 Instruct has three: 128001 (end of text), 128008 (end of a message to a tool) and 128009 (end of a
-# turn). A program that knows only 128001 never sees the answer end. We can check these without Llama's file: its special
+# here it is one. Llama 3 Instruct has two, 128001 (end of text) and 128009 (end of a turn); Llama 3.1 gave a use to a third, 128008
+# (end of a message to a tool). A program that knows only 128001 never sees the answer end. We can check these without Llama's file: its special
 # tokens stand behind the ordinary ids, so a toy vocabulary of the 256 bytes shows the same places, counted from 256.
-# %% [markdown] id="stops" lang="zh" of="50df8b2d"
+# %% [markdown] id="stops" lang="zh" of="a2912270"
 # ## 何时停止
 #
-# 网络用这个标记结束自己的消息。使生成结束的编号叫**停止编号**（stop id），一个模型有一组，这里只有一个。Llama 3 Instruct 有三个：
-# 128001（文本结束）、128008（发给工具的消息结束）和 128009（一轮发言结束）。只认识 128001 的程序永远等不到回答结束。不用 Llama 的文件
+# 网络用这个标记结束自己的消息。使生成结束的编号叫**停止编号**（stop id），一个模型有一组，这里只有一个。Llama 3 Instruct 有两个：
+# 128001（文本结束）和 128009（一轮发言结束）；Llama 3.1 又启用了第三个，128008（发给工具的消息结束）。只认识 128001 的程序永远等不到回答结束。不用 Llama 的文件
 # 也能验证：它的特殊 token 排在普通编号之后，所以用 256 个字节做一个玩具词表，就能看到同样的次序，只是从 256 数起。
 # %% id="stops_code"
 lines = [base64.b64encode(bytes([byte])) + f" {byte}".encode() for byte in range(256)]

@@ -392,18 +392,18 @@ for ids in copies:
 # as the weights outweigh the caches, the bytes of a step hardly grow with $B$, while its tokens do.
 #
 # The next cell computes the bytes per token, the one after measures the steps. The measured gain is smaller than the
-# gain in bytes: the multiplications grow with $B$, and once they take longer than the reading, more rows bring less. On a CPU
-# with few cores that is soon the case; an accelerator multiplies far faster than it reads.
-# Lesson 14 says where that point is.
-# %% [markdown] id="throughput" lang="zh" of="7326e685"
+# gain in bytes. On a CPU the library has code of its own for up to three rows; from four on XLA's product takes over, which
+# reads the weights more slowly. And the multiplications grow with $B$: once they take longer than the reading, more rows bring
+# less. Lesson 14 says where that point is.
+# %% [markdown] id="throughput" lang="zh" of="ad864b1f"
 # ## 批处理有什么用
 #
 # 数一数一步解码要读多少字节。权重对所有行只读**一次**：从内存读来的每个数用 $B$ 次，而不是一次。只有缓存要逐行读取，因为每行有自己的键
 # 和值。所以只要权重远大于缓存，一步的字节数几乎不随 $B$ 增长，产出的 token 却成倍增加。
 #
-# 下一个单元格计算每个 token 的字节数，再下一个测量每步的时间。测得的收益比字节数的收益小：乘法次数随 $B$ 增长，一旦算的时间超过读的
-# 时间，再加行就没有多少好处了。核数少的 CPU
-# 很快就到这一步；加速器的乘法则远比读取快。这个转折点在哪里，第 14 课会讲。
+# 下一个单元格计算每个 token 的字节数，再下一个测量每步的时间。测得的收益比字节数的收益小。在 CPU 上，不超过三行时本库用自己的
+# 代码；从四行起改用 XLA 的乘积，它读权重要慢一些。而且乘法次数随 $B$ 增长：一旦算的时间超过读的时间，再加行，好处就变少了。这个转折点
+# 在哪里，第 14 课会讲。
 # %% id="bytes_code"
 weights = sum(array.nbytes for array in jax.tree.leaves(params))
 slots = 64

@@ -1,21 +1,21 @@
 # %% [markdown] id="title" lang="en"
 # # 14 · What it costs: FLOPs, bytes, roofline, measured
 #
-# *Reading time 20 minutes. Before it: lessons 10 to 13. What it proves: two counts made by hand, operations and bytes, agree
-# with XLA's own analysis, and together with two limits of the machine they say how fast a model can be.*
+# *Reading time 20 minutes. Before it: lessons 10 to 13. What it proves: the operations counted by hand agree with
+# XLA's own count, and the bytes bound XLA's from below; together with two limits of the machine they say how fast a model can be.*
 #
 # How fast can a model write? Before any stopwatch there is arithmetic. A forward pass has to do a number of operations, and
 # it has to read a number of bytes; a machine does so many of each in a second. One operation on floating point numbers, an
 # addition or a multiplication, is a **FLOP**. FLOPs are an amount of work, FLOP/s a speed; the two are easily mixed up.
 #
 # We count both by hand, compare with what the compiler counts, measure the machine, and put all of it into one picture.
-# %% [markdown] id="title" lang="zh" of="41d23723"
-# # 14 · 代价：计算量、字节与 roofline
+# %% [markdown] id="title" lang="zh" of="767c6a0d"
+# # 14 · 代价：FLOP、字节、roofline 与实测
 #
-# *阅读时间 20 分钟。前置：第 10 至 13 课。本课证明：亲手数出的两个量（运算次数和字节数）与 XLA 自己的分析一致；再加上机器的两个
+# *阅读时间 20 分钟。前置：第 10 至 13 课。本课证明：亲手数出的运算次数与 XLA 自己的计数一致，字节数是 XLA 计数的下界；再加上机器的两个
 # 极限，就能说出一个模型最快能有多快。*
 #
-# 一个模型写字能有多快？拿出秒表之前，先做算术。一次前向计算必须完成一定次数的运算，也必须读取一定数量的字节；而机器每秒能做的运算、
+# 一个模型能写多快？拿出秒表之前，先做算术。一次前向计算必须完成一定次数的运算，也必须读取一定数量的字节；而机器每秒能做的运算、
 # 能读的字节都是有限的。对浮点数做一次加法或一次乘法，叫做一个 **FLOP**。FLOPs 是工作量，FLOP/s 是速度，两者很容易混淆。
 #
 # 我们亲手数出这两个量，与编译器的计数对照，再测量机器，最后把一切放进同一张图。
@@ -72,7 +72,7 @@ N, K, H, L = config.n_heads, config.n_kv_heads, config.head_dim, config.n_layers
 # $$2\,T\,F\,D \text{ 次运算}, \qquad (TD + FD + TF) \times \text{每个数的字节数}.$$
 #
 # 后一个量是必须搬运的字节：读输入、读权重、写结果。JAX 可以告诉我们，它的编译器 XLA 如何看待编译好的程序：`cost_analysis()` 给出
-# 运算次数和字节数，`memory_analysis()` 给出各缓冲区的大小。什么都不必运行，有形状就够了。对于一次乘积，它的答案与我们的一个不差。
+# 运算次数和字节数，`memory_analysis()` 给出各缓冲区的大小。什么都不必运行，有形状就够了。对于一次乘积，它的答案与我们数出的一次不差。
 # %% id="product_code"
 cpu = jax.devices("cpu")[0]
 
@@ -96,7 +96,7 @@ print(f"{T} tokens times [F D]: {cost['flops']:,.0f} FLOPs, {cost['bytes accesse
 # %% [markdown] id="network" lang="en"
 # ## Operations: the network
 #
-# The network is a list of such products, so we need only add them up. Per layer and token: the queries $NHD$, keys and
+# The network is a list of such products, so we need only add them up. Per layer and token, counted in weights, each of which costs two operations: the queries $NHD$, keys and
 # values $KHD$ each, the way back $DNH$, and three matrices $FD$ of the feed-forward network. At the end $VD$ for every
 # token whose logits we want.
 #
@@ -108,16 +108,16 @@ print(f"{T} tokens times [F D]: {cost['flops']:,.0f} FLOPs, {cost['bytes accesse
 #
 # for every new token sees all old ones, itself, and the new ones before it. Norms, RoPE, softmax and SiLU are left out: they
 # cost a few operations per number, where a product costs hundreds.
-# %% [markdown] id="network" lang="zh" of="65772eac"
+# %% [markdown] id="network" lang="zh" of="76b79222"
 # ## 运算次数：整个网络
 #
-# 网络就是一串这样的乘积，加起来就行。每层、每个 token：查询 $NHD$，键和值各 $KHD$，回到残差流的 $DNH$，以及前馈网络的三个 $FD$
+# 网络就是一串这样的乘积，加起来就行。按权重数计（每个权重两次运算），每层、每个 token：查询 $NHD$，键和值各 $KHD$，回到残差流的 $DNH$，以及前馈网络的三个 $FD$
 # 矩阵。最后，每个需要 logits 的 token 再加 $VD$。
 #
 # 注意力没有权重，却有乘积。一个查询与一个键产生一个分数：$H$ 次乘法和加法；这个分数再给一个值的 $H$ 个数加权：又是同样多。所以一个
 # token 与一个它能看到的 token 组成一对，在 $N$ 个头的每一个里要花 $4H$ 次运算。在 $P$ 个旧 token 之后的 $T$ 个新 token 组成
 #
-# $$\text{对数} = T P + \frac{T (T + 1)}{2},$$
+# $$\text{对的个数} = T P + \frac{T (T + 1)}{2},$$
 #
 # 因为每个新 token 看得到全部旧 token、它自己，以及排在它前面的新 token。归一化、RoPE、softmax 和 SiLU 不计：它们对每个数只做几次运算，
 # 而乘积要做几百次。
@@ -439,8 +439,9 @@ assert abs(intensity(config, 4) - 0.5) < 0.01
 assert abs(intensity(llama, 2) - 1) < 0.01
 assert abs(intensity(llama, 2, tokens=512) / 512 - 1) < 0.1
 
-# en: No batch lifts decoding above the intensity of attention itself.
-# zh: 批次再大，解码也超不过注意力自身的强度。
+# en: Batches have a limit: with ever more rows the intensity tends to attention's own, N/K, plus the FLOPs of
+# en: the weights over the bytes of one row's cache.
+# zh: 批次有极限：行数越来越多时，强度趋于注意力自身的强度 N/K，再加上权重的 FLOPs 除以一行缓存的字节数。
 limit = 4 * llama.head_dim * llama.n_heads * llama.n_layers / kv_bytes(llama, 2)
 assert limit == llama.n_heads / llama.n_kv_heads == 4
 weights_only = count_flops(llama, 1, 0, 1) / (8000 * kv_bytes(llama, 2))
@@ -549,7 +550,7 @@ show(
 # the limits are measured too, and a small machine is never quiet.
 # %% [markdown] id="reading" lang="zh" of="6fe4ecf0"
 # 靠近线的点不需要更快的代码：只有减少字节、增加行数或换机器才有用。远在线下方的点说明，有些时间是两个极限解释不了的，值得去查。
-# 点甚至可能略高于线：极限本身也是测出来的，而小机器从来不安静。
+# 点甚至可能略高于线：极限本身也是测出来的，而小机器上总有别的程序在运行。
 # %% [markdown] id="exercises" lang="en"
 # ## Exercises
 #

@@ -338,7 +338,7 @@ assert fails(check_answer, small_found)
 # vocabulary has no such token, it splits numbers into single digits. What it offers are the ten digits.
 # %% [markdown] id="default" lang="zh" of="fd45711e"
 # 再看前面各课所用的模型，同样的文本，用它自己的编号。它没法一口说出 "42"：它的词表里没有这个 token，
-# 数字都拆成单个的。它给出的正是十个数字。
+# 数都拆成一位一位的数字。它给出的正是十个数字。
 # %% id="default_code"
 model = load_model()
 is_default = model.config == preset("smollm2-135m")
@@ -425,7 +425,7 @@ if folder_8b:
 else:
     print("no weights of Llama 3 8B: set LESSON_LLAMA3_8B to a converted folder to run this cell")
 # %% [markdown] id="answer_proves" lang="en"
-# "42" is a fine moment, and weak evidence: a model whose mask has been removed says it, too (lessons 08 and 09). The
+# "42" is a fine moment, and weak evidence: in lesson 08 eleven of seventeen errors kept the right next token. The
 # proof that the code is right is in the logits at all positions, not in one famous token.
 #
 # ## What changed after Llama 3
@@ -438,8 +438,8 @@ else:
 # - **3.2** (1B, 3B): small models. The embedding serves as the output matrix as well, and the factor is 32. The 11B and 90B
 #   models of 3.2 also read images; they have additional layers, and this library does not read them.
 # - **3.3** (70B): the shapes and the config of 3.1 70B with new training. Nothing in the code tells them apart.
-# %% [markdown] id="answer_proves" lang="zh" of="1af0eeb2"
-# “42”很精彩，却是薄弱的证据：去掉掩码的模型也会这么说（第 08、09 课）。代码正确的证明在于所有位置的 logits，而不在一个出名的 token。
+# %% [markdown] id="answer_proves" lang="zh" of="6fd1c0cd"
+# “42”很精彩，却是薄弱的证据：第 08 课的十七种错误里，有十一种仍然给出正确的下一个 token。代码正确的证明在于所有位置的 logits，而不在一个出名的 token。
 #
 # ## Llama 3 之后变了什么
 #
@@ -554,4 +554,4 @@ exercise(3, total - V * D + L * 2 * (N - K) * H * D, check_3)
 # - [docs/converter.md](../../docs/converter.md)：转换器能读什么、承诺什么、检查什么
 #
 # 这是最后一课。现在，同一个提示从文本到 token 的每一步都可以亲手走完，而且每一步都与做得快的代码对照过。
-# 什么内容在哪里，见 [notebooks/README.md](../README.md)。
+# 什么内容在哪里，见 [notebooks/README.zh.md](../README.zh.md)。
