@@ -206,7 +206,10 @@ print("up to a multiple of 1024", width)
 assert width == 14336 == ffn_dim(4096, 1.3, 1024) == preset("llama3-8b").ffn_dim
 assert ffn_dim(8192, 1.3, 4096) == preset("llama3-70b").ffn_dim == 28672
 assert ffn_dim(2048, 1.5, 256) == preset("llama3.2-1b").ffn_dim == 8192
-assert 1024 not in dataclasses.asdict(preset("llama3-8b")).values()
+for name, grain in (("llama3-8b", 1024), ("llama3-70b", 4096)):
+    shape = preset(name)
+    assert shape.n_kv_heads * shape.head_dim == 1024
+    assert shape.ffn_dim % grain == 0
 # %% [markdown] id="eps" lang="en"
 # ## What `norm_eps` is
 #

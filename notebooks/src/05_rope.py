@@ -857,14 +857,18 @@ show(
 # | region | turns in the original context | wavelength | new frequency |
 # |---|---|---|---|
 # | fast | $t_r > 4$ | below 2048 | $\omega_r$, kept |
-# | between | $1 \le t_r \le 4$ | 2048 to 8192 | $(1-s)\,\omega_r/F + s\,\omega_r$ with $s = (t_r - 1)/(4 - 1)$ |
+# | between | $1 \le t_r \le 4$ | 2048 to 8192 | mixed, see below |
 # | slow | $t_r < 1$ | above 8192 | $\omega_r / F$ |
+#
+# In the middle region it is
+#
+# $$(1-s)\,\frac{\omega_r}{F} + s\,\omega_r \quad\text{with}\quad s = \frac{t_r - 1}{4 - 1} .$$
 #
 # The limits 1 and 4 are `low_freq_factor` and `high_freq_factor` in the config; $F$ is here `factor`, not a width: **8** in Llama 3.1 and **32**
 # in Llama 3.2. $s$ runs from 0 to 1 across the middle region, so the formula joins both neighbours without a jump. It is the
 # frequency that is mixed, not the wavelength. The scaling is always on, for short texts too: it changes the frequencies once
 # and for all.
-# %% [markdown] id="scaling_text" lang="zh" of="6f36a9e9"
+# %% [markdown] id="scaling_text" lang="zh" of="fb88db7e"
 # ## 拉长上下文：Llama 3.1 与 3.2 的缩放
 #
 # Llama 3 训练时的文本最长 8192 个 token，Llama 3.1 则能读 131,072 个。在这么长的距离上，慢的数对会转到训练中从未出现过的角度。办法是让它们
@@ -874,8 +878,12 @@ show(
 # | 区 | 在原上下文中的圈数 | 波长 | 新频率 |
 # |---|---|---|---|
 # | 快 | $t_r > 4$ | 小于 2048 | $\omega_r$，不变 |
-# | 中间 | $1 \le t_r \le 4$ | 2048 到 8192 | $(1-s)\,\omega_r/F + s\,\omega_r$，其中 $s = (t_r - 1)/(4 - 1)$ |
+# | 中间 | $1 \le t_r \le 4$ | 2048 到 8192 | 两者混合，见下 |
 # | 慢 | $t_r < 1$ | 大于 8192 | $\omega_r / F$ |
+#
+# 中间区的新频率是
+#
+# $$(1-s)\,\frac{\omega_r}{F} + s\,\omega_r, \quad\text{其中}\quad s = \frac{t_r - 1}{4 - 1} .$$
 #
 # 界限 1 和 4 就是配置里的 `low_freq_factor` 和 `high_freq_factor`；这里的 $F$ 是 `factor`，不是宽度：Llama 3.1 为 **8**，Llama 3.2 为 **32**。$s$ 在中间区
 # 从 0 变到 1，所以与两边都衔接得上，没有跳变。注意混合的是频率，不是波长。缩放始终生效，对短文本也一样：它一次性地改掉了频率。
