@@ -72,21 +72,23 @@ print(len(seen), "named activations in", L, "layers")
 # one makes, for each of them, a factor that says how much of it is let through. Such a factor is a **gate**. With $h$ the
 # normed row of one position:
 #
-# $$\mathrm{FFN}(h) = W_{\text{down}}\,\bigl(\mathrm{SiLU}(W_{\text{gate}}\,h) \odot W_{\text{up}}\,h\bigr),
-# \qquad \mathrm{SiLU}(a) = a \cdot \sigma(a) = \frac{a}{1 + e^{-a}} .$$
+# $$\mathrm{FFN}(h) = W_{\text{down}}\,\bigl(\mathrm{SiLU}(W_{\text{gate}}\,h) \odot W_{\text{up}}\,h\bigr),$$
+#
+# $$\mathrm{SiLU}(a) = a \cdot \sigma(a) = \frac{a}{1 + e^{-a}} .$$
 #
 # $\odot$ multiplies number by number. **SiLU** is close to zero for very negative $a$ and close to $a$ for large $a$, with a
 # smooth passage between. A gated network with this function is called **SwiGLU** (SiLU is also called Swish, and GLU is a
 # gated linear unit). In Meta's code the three matrices are called w1 (gate), w3 (up) and w2 (down).
-# %% [markdown] id="swiglu" lang="zh" of="eac084b3"
+# %% [markdown] id="swiglu" lang="zh" of="fe971902"
 # ## 前馈网络
 #
 # 最简单的非线性网络有两个矩阵，中间夹一个函数：把每一行从 $D$ 个数拓宽到 $F$ 个，用函数把每个数“弯”一下，再回到 $D$ 个。Llama 有
 # 第三个矩阵：一个矩阵产生这些数，另一个矩阵为其中每个数产生一个系数，决定放行多少。这样的系数就是**门控**（gate）。设 $h$ 为某个位置
 # 归一化后的行：
 #
-# $$\mathrm{FFN}(h) = W_{\text{down}}\,\bigl(\mathrm{SiLU}(W_{\text{gate}}\,h) \odot W_{\text{up}}\,h\bigr),
-# \qquad \mathrm{SiLU}(a) = a \cdot \sigma(a) = \frac{a}{1 + e^{-a}} .$$
+# $$\mathrm{FFN}(h) = W_{\text{down}}\,\bigl(\mathrm{SiLU}(W_{\text{gate}}\,h) \odot W_{\text{up}}\,h\bigr),$$
+#
+# $$\mathrm{SiLU}(a) = a \cdot \sigma(a) = \frac{a}{1 + e^{-a}} .$$
 #
 # $\odot$ 表示逐元素相乘。**SiLU** 在 $a$ 很负时接近零，在 $a$ 很大时接近 $a$，中间平滑过渡。使用这个函数的门控网络称为
 # **SwiGLU**（SiLU 又名 Swish，GLU 是门控线性单元）。在 Meta 的代码里，三个矩阵分别叫 w1（gate）、w3（up）和 w2（down）。
