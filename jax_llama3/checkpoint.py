@@ -262,6 +262,7 @@ def cast(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
 def _is_finite(array: np.ndarray) -> bool:
     if not array.size or array.dtype.kind in "iu":
         return True
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     # As integers infinity and NaN are the largest of each sign: no temporary array is needed.
     infinity, size = array.dtype.type(np.inf), array.dtype.itemsize
     bounds = ((f"i{size}", infinity), (f"u{size}", -infinity))

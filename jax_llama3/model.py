@@ -63,7 +63,8 @@ def prefill(
     """Append row b's first lengths[b] tokens to the cache; logits after the last of them.
 
     Tokens are right-padded with any id. T is padded further to its bucket (a power of two), so all
-    calls in one bucket share one compilation. The cache is donated: use the one that comes back.
+    calls in one bucket share one compilation. The cache is donated, to a call that fails on its way
+    too: use the one that comes back.
     """
     check_tokens(tokens, config)
     _check_lengths(lengths, tokens)
@@ -115,16 +116,16 @@ def prefill_programs(
 ) -> list[jax.stages.Lowered]:
     """What `prefill_unchecked` runs without a tap, lowered; only shapes and dtypes are looked at."""
     dtype = activation_dtype(params)
-    begin = (params.embedding, tokens, cache.lengths, lengths)
-    x, positions, tables, _ = jax.eval_shape(partial(_begin, config=config, dtype=dtype), *begin)
+    begin = (params.embedding, tokens, cache.lengths)
+    x, positions, tables = jax.eval_shape(partial(_begin, config=config, dtype=dtype), *begin)
     lowered = [_JITTED.begin.lower(*begin, config, dtype)]
     # A checkpoint may mix dtypes; layers that do not differ are one program.
     layers = {str(jax.tree.map(jnp.result_type, layer)): layer for layer in params.layers}
     for layer in layers.values():
         slots = (cache.k[0], cache.v[0])
         lowered.append(_JITTED.block.lower(layer, x, slots, positions, tables, config, no_tap))
-    end = (params.norm, _output(params), x, positions, lengths, _capacity(cache), config, no_tap)
-    return [*lowered, _JITTED.end.lower(*end)]
+    end = (params.norm, _output(params), x, positions, cache.lengths, lengths)
+    return [*lowered, _JITTED.end.lower(*end, _capacity(cache), config, no_tap)]
 
 
 def decode_step(
@@ -156,6 +157,8 @@ def check_tokens(tokens: Int[Array | np.ndarray, "..."], config: Config) -> None
 
 
 def _int32(values: Int[Array | np.ndarray, "..."]) -> Int[Array | np.ndarray, "..."]:
+    if isinstance(values, np.ndarray):
+        return np.array(values, np.int32)  # a copy: the caller may change his before it is read
     return values.astype(np.int32) if values.dtype != np.int32 else values
 
 
@@ -210,8 +213,7 @@ def _network(
     _check_tree(params, config, cache)
     start = jnp.zeros(tokens.shape[0], jnp.int32) if cache is None else cache.lengths
     dtype = activation_dtype(params)
-    begin = (params.embedding, tokens, start, lengths, config, dtype)
-    x, positions, tables, filled = parts.begin(*begin)
+    x, positions, tables = parts.begin(params.embedding, tokens, start, config, dtype)
     x = tap("embed", x)
     k, v = [], []
     for index, layer in enumerate(params.layers):
@@ -220,8 +222,19 @@ def _network(
         x, slots = parts.block(layer, x, slots, positions, tables, config, layer_tap)
         k.append(slots[0])
         v.append(slots[1])
-    end = (params.norm, _output(params), x, positions, lengths, _capacity(cache), config, tap)
-    return parts.end(*end), None if cache is None else Cache(tuple(k), tuple(v), filled)
+    end = (
+        params.norm,
+        _output(params),
+        x,
+        positions,
+        start,
+        lengths,
+        _capacity(cache),
+        config,
+        tap,
+    )
+    logits, filled = parts.end(*end)
+    return logits, None if cache is None else Cache(tuple(k), tuple(v), filled)
 
 
 def _capacity(cache: Cache | None) -> int | None:
@@ -249,20 +262,17 @@ def _begin(
     embedding: Float[Array, "V D"] | Quantized,
     tokens: Int[Array, "B T"],
     start: Int[Array, " B"],
-    lengths: Int[Array | np.ndarray, " B"] | None,
     config: Config,
     dtype: Any,
 ) -> tuple[
     Float[Array, "B T D"],
     Int[Array, "B T"],
     tuple[Float[Array, "B T R"], Float[Array, "B T R"]],
-    Int[Array, " B"],
 ]:
-    """The tokens' embeddings, positions, cosines and sines, and how many slots are filled after them."""
+    """The tokens' embeddings, positions, and cosines and sines."""
     positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
-    filled = start + (tokens.shape[1] if lengths is None else lengths)
     x = _embed(embedding, tokens, dtype)
-    return x, positions, rope_tables(positions, config), filled
+    return x, positions, rope_tables(positions, config)
 
 
 def _block(
@@ -325,12 +335,14 @@ def _end(
     output: Float[Array, "V D"] | Quantized,
     x: Float[Array, "B T D"],
     positions: Int[Array, "B T"],
+    start: Int[Array, " B"],
     lengths: Int[Array | np.ndarray, " B"] | None,
     capacity: int | None,
     config: Config,
     tap: Tap,
-) -> Float[Array, "B T V"] | Float[Array, "B V"]:
-    """Logits after each row's last token, or without `lengths` at all positions."""
+) -> tuple[Float[Array, "B T V"] | Float[Array, "B V"], Int[Array, " B"]]:
+    """Logits after each row's last token, or without `lengths` at all positions, and the new lengths."""
+    filled = start + (positions.shape[1] if lengths is None else lengths)
     if capacity is not None:
         # Seen only under a trace, where nothing can be refused: a token without a slot gives NaN.
         x = jnp.where((positions < capacity)[..., None], x, jnp.nan)
@@ -341,13 +353,13 @@ def _end(
     once = positions.shape[1] > x.shape[1]
     logits = linear("BTD,VD->BTV", x, output, jnp.float32, kernel=not once)
     logits = tap("logits", logits)
-    return logits if lengths is None else logits[:, 0]
+    return logits if lengths is None else logits[:, 0], filled
 
 
 _PLAIN = _Parts(_begin, _block, _end)
 # For all layers and all calls one trace of each, which only taps could tell apart.
 _JITTED = _Parts(
-    jax.jit(_begin, static_argnames=("config", "dtype"), donate_argnames="start"),
+    jax.jit(_begin, static_argnames=("config", "dtype")),
     jax.jit(_block, static_argnames=("config", "tap"), donate_argnames="slots"),
-    jax.jit(_end, static_argnames=("capacity", "config", "tap")),
+    jax.jit(_end, static_argnames=("capacity", "config", "tap"), donate_argnames="start"),
 )

@@ -18,6 +18,7 @@ from .stream import CheckedFile, Tensor, pour
 
 _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
 _RUN_BYTES, _RUN_TENSORS = 1 << 26, 512  # read by one call: enough to keep a disk busy
+_CALL_BYTES = 1 << 30
 _SMALLEST, _LARGEST, _COUNT = 250_000_000, 5_000_000_000, 64
 
 
@@ -132,12 +133,12 @@ def read_run(places: list[Place]) -> list[np.ndarray]:
     long for one that traces a program meanwhile.
     """
     arrays = [own_array(place.shape, place.dtype) for place in places]
-    views = [array.reshape(-1).view(np.uint8).data for array in arrays]
+    views = [array.reshape(-1).view(np.uint8).data for array in arrays if array.size]
     path, start = places[0].path, places[0].start
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
         while views:
-            count = os.readv(file.fileno(), views)
+            count = os.readv(file.fileno(), _first_bytes(views))
             if not count:
                 raise ValueError(f"{path} ends too soon; it was changed meanwhile")
             while views and count >= len(views[0]):
@@ -147,6 +148,17 @@ def read_run(places: list[Place]) -> list[np.ndarray]:
     return arrays
 
 
+def _first_bytes(views: list[memoryview]) -> list[memoryview]:
+    """As much as one call may be asked for on every system."""
+    room, chosen = _CALL_BYTES, []
+    for view in views:
+        chosen.append(view[:room])
+        room -= len(chosen[-1])
+        if not room:
+            break
+    return chosen
+
+
 def own_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """An array of zeros in pages of its own, which JAX can take over without a copy.
 
@@ -154,5 +166,5 @@ def own_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     host may have to find each one first, which took up to three seconds for 2.5 GB.
     """
     nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-    pages = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return np.frombuffer(pages, dtype).reshape(shape)
+    pages = mmap.mmap(-1, max(nbytes, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, dtype, math.prod(shape)).reshape(shape)

@@ -52,6 +52,9 @@ def test_a_cast_refuses_what_is_not_finite_and_nothing_else(dtype: object) -> No
                 cast("w", broken, dtype)
     values = np.array([[127, -128, 0]], np.int8)
     assert cast("w", values, np.int8) is values
+    assert cast("w", np.zeros((0, 3), np.float32), dtype).shape == (0, 3)
+    with pytest.raises(ValueError, match="w holds NaN"):
+        cast("w", np.array([1, np.nan], ">f4"), np.dtype(">f4"))
     for number in (1e6, -1e6):
         with pytest.raises(ValueError, match="w overflows float16"):
             cast("w", np.array([1, number], np.float32), np.float16)

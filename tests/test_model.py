@@ -189,6 +189,28 @@ def test_prefill_and_decode_donate_their_cache(tap: object) -> None:
         cache = after
 
 
+def test_the_callers_arrays_may_change_after_the_call() -> None:
+    tokens, lengths = np.array(TOKENS, np.int32), np.array([30, 12, 40], np.int32)
+    expected, _ = prefill(PARAMS, tokens.copy(), lengths.copy(), empty(), TINY)
+    jax.block_until_ready(expected)
+    for _ in range(10):
+        mine = lengths.copy()
+        logits, cache = prefill(PARAMS, tokens, mine, empty(), TINY)
+        mine[:] = 1
+        np.testing.assert_array_equal(logits, expected)
+        np.testing.assert_array_equal(cache.lengths, lengths)
+
+
+def test_a_prefill_that_cannot_begin_leaves_the_cache() -> None:
+    broken = PARAMS._replace(
+        layers=tuple(layer._replace(wq=layer.wq[:, :, :5]) for layer in PARAMS.layers)
+    )
+    cache = empty()
+    with pytest.raises(Exception, match=r"wq|shape|size|dot"):
+        prefill(broken, TOKENS, np.array([30, 12, 40]), cache, TINY)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(cache))
+
+
 def test_the_cache_keeps_old_keys_bit_equal() -> None:
     _, cache = prefill(PARAMS, TOKENS, np.array([30, 12, 40]), empty(), TINY)
     old = np.asarray(cache.k[1])

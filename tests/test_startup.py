@@ -115,6 +115,22 @@ def test_a_read_that_is_cut_short_goes_on(folder: Path, monkeypatch: pytest.Monk
     assert len(counts) > 2 * len(group)
 
 
+def test_a_large_run_takes_several_calls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (group,) = runs(list(find_tensors(folder, read_manifest(folder)).values()))
+    whole = read_run(group)
+    readv, asked = os.readv, []
+
+    def watched(file: int, views: list) -> int:
+        asked.append(sum(map(len, views)))
+        return readv(file, views)
+
+    monkeypatch.setattr("os.readv", watched)
+    monkeypatch.setattr("jax_llama3.shards._CALL_BYTES", 30_000)
+    assert all(map(np.array_equal, read_run(group), whole))
+    assert len(asked) > 5
+    assert max(asked) == 30_000
+
+
 def test_jax_takes_a_tensor_over_without_a_copy() -> None:
     array = own_array((300, 7), np.float32)
     array[:] = 1
