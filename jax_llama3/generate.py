@@ -15,14 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from .cache import Cache, init_cache
 from .compilation import count_compilations
 from .config import Config
-from .model import (
-    bucket,
-    check_tokens,
-    decode_step,
-    no_tap,
-    prefill_programs,
-    prefill_unchecked,
-)
+from .model import bucket, check_tokens, decode_step, no_tap, prefill_programs, prefill_unchecked
 from .params import Params
 from .progress import progress
 from .quantization import activation_dtype

@@ -206,7 +206,7 @@ def test_a_prefill_that_cannot_begin_leaves_the_cache() -> None:
         layers=tuple(layer._replace(wq=layer.wq[:, :, :5]) for layer in PARAMS.layers)
     )
     cache = empty()
-    with pytest.raises(Exception, match=r"wq|shape|size|dot"):
+    with pytest.raises(TypeError):
         prefill(broken, TOKENS, np.array([30, 12, 40]), cache, TINY)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(cache))
 
