@@ -33,13 +33,13 @@ from .kernel_code import (
     wait,
 )
 
-_CHUNK_BYTES = 1 << 19  # of a weight, taken by a thread at a time
-_LEAST_BYTES = 1 << 16  # less is not worth a thread
+_PIECE_BYTES = 1 << 19  # of the weights, the least that a thread takes at a time, or all there is
+_THREAD_BYTES = 1 << 16  # less is not worth a thread
 _TASK = "jax_llama3_row_task"
 
 # The fields of a job, and those of each of the weights, which follow them: offsets in bytes.
-_X, _SPLIT, _ROWS, _WIDTH, _ENTRIES = range(JOB_BYTES, JOB_BYTES + 40, 8)
-_WEIGHT, _CODE, _OUT, _OUTPUTS, _PIECES, _ENTRY_BYTES = range(0, 48, 8)
+_X, _SPLIT, _ROWS, _WIDTH, _BYTES, _SHARES, _LEAST, _ENTRIES = range(JOB_BYTES, JOB_BYTES + 64, 8)
+_WEIGHT, _CODE, _OUT, _OUTPUTS, _OUTPUT_BYTES, _ENTRY_BYTES = range(0, 48, 8)
 
 _task_address = symbol_address(_TASK)
 
@@ -112,18 +112,35 @@ def _outputs(job, entry, start, stop):
 
 
 @compiled
+def _piece(job, index):
+    """The entry of the weight that a piece is of, and its outputs from `start` to `stop`.
+
+    A piece is a share of all that is left: large, so that its streams are long, and smaller towards
+    the end, so that all threads end together.
+    """
+    entry, start, left = job + _ENTRIES, 0, load(job + _BYTES)
+    while True:
+        nbytes = max(left // load(job + _SHARES), load(job + _LEAST))
+        outputs = load(entry + _OUTPUTS)
+        stop = min(start + max(nbytes // load(entry + _OUTPUT_BYTES), 1), outputs)
+        if index == 0:
+            return entry, start, stop
+        index -= 1
+        left -= (stop - start) * load(entry + _OUTPUT_BYTES)
+        start = stop
+        if stop == outputs:
+            entry, start = entry + _ENTRY_BYTES, 0
+
+
+@compiled
 def _work(job):
-    """Take chunks of outputs until none is left."""
-    chunk = take(job)
-    while chunk >= 0:
-        entry = job + _ENTRIES
-        while chunk >= load(entry + _PIECES):
-            chunk -= load(entry + _PIECES)
-            entry += _ENTRY_BYTES
-        outputs, pieces = load(entry + _OUTPUTS), load(entry + _PIECES)
-        _outputs(job, entry, outputs * chunk // pieces, outputs * (chunk + 1) // pieces)
+    """Take pieces until none is left."""
+    index = take(job)
+    while index >= 0:
+        entry, start, stop = _piece(job, index)
+        _outputs(job, entry, start, stop)
         give(job)
-        chunk = take(job)
+        index = take(job)
 
 
 @c_function(types.void(types.int64))
@@ -163,23 +180,38 @@ def _new_job(frame):
 
 
 @compiled
-def _cut(frame, job, threads):
-    """Note each weight and the pieces it is cut into; how many there are together."""
-    chunks = 0
+def _note_weights(frame, job):
+    """An entry for each weight; their bytes together, and those of the longest row."""
+    total = longest = 0
     for index in range(n_results(frame)):
         entry = job + _ENTRIES + index * _ENTRY_BYTES
         weight, out = argument(frame, index + 1), result(frame, index)
         code, outputs = dtype_code(weight), dim(out, 1)
-        nbytes = outputs * load(job + _WIDTH) * itemsize(code)
-        pieces = max(nbytes // _CHUNK_BYTES, min(threads, nbytes // _LEAST_BYTES), 1)
-        pieces = min(pieces, outputs)
+        nbytes = load(job + _WIDTH) * itemsize(code)
         store(entry + _WEIGHT, data(weight))
         store(entry + _CODE, code)
         store(entry + _OUT, data(out))
         store(entry + _OUTPUTS, outputs)
-        store(entry + _PIECES, pieces)
-        chunks += pieces
-    return chunks
+        store(entry + _OUTPUT_BYTES, nbytes)
+        total, longest = total + outputs * nbytes, max(longest, nbytes)
+    return total, longest
+
+
+@compiled
+def _cut(frame, job, threads):
+    """Say how the weights are cut into pieces; how many there are together."""
+    total, longest = _note_weights(frame, job)
+    turns = total // (threads * _PIECE_BYTES) + 1
+    store(job + _BYTES, total)
+    store(job + _SHARES, 2 * threads)
+    store(job + _LEAST, max(total // (threads * turns) + longest, _THREAD_BYTES))
+    end = job + _ENTRIES + n_results(frame) * _ENTRY_BYTES
+    pieces = 0
+    while True:
+        entry, _, stop = _piece(job, pieces)
+        pieces += 1
+        if stop == load(entry + _OUTPUTS) and entry + _ENTRY_BYTES == end:
+            return pieces
 
 
 @c_function(types.int64(types.int64))
