@@ -219,7 +219,7 @@ def _choose(
     logits: Float[Array, "B V"], state: State, keys: Key[Array, " B"], stops: Array, on: Knobs
 ) -> tuple[State, Float[Array, " B"]]:
     """Choose each row's next token and note what follows from it."""
-    logprobs = jax.nn.log_softmax(logits)
+    before = logits
     if "repetition_penalty" in on:
         logits = penalize(logits, state.seen, on["repetition_penalty"])
     step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.step)
@@ -228,8 +228,15 @@ def _choose(
     if "repetition_penalty" in on:
         seen = seen.at[jnp.arange(len(tokens)), tokens].set(True)
     active = state.active & ~jnp.isin(tokens, stops)
-    chosen = jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
-    return State(tokens, state.cache, active, seen, state.step + 1), chosen
+    return State(tokens, state.cache, active, seen, state.step + 1), _logprobs(before, tokens)
+
+
+def _logprobs(logits: Float[Array, "B V"], tokens: Int[Array, " B"]) -> Float[Array, " B"]:
+    """log_softmax at the tokens."""
+    # Behind the barrier the maximum is a number a row, which XLA would write V times.
+    best = lax.optimization_barrier(jnp.max(logits, axis=-1, keepdims=True))
+    total = jnp.log(jnp.sum(jnp.exp(logits - best), axis=-1))
+    return (jnp.take_along_axis(logits, tokens[:, None], axis=-1) - best)[:, 0] - total
 
 
 @partial(jax.jit, donate_argnames="state")

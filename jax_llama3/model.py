@@ -307,7 +307,9 @@ def _feed_forward(layer: Layer, x: Float[Array, "B T D"], tap: Tap) -> Float[Arr
     """SwiGLU (arXiv:2002.05202)."""
     gate, up = linears(x, [("BTD,FD->BTF", layer.w_gate), ("BTD,FD->BTF", layer.w_up)])
     gate, up = tap("mlp.gate", gate), tap("mlp.up", up)
-    return tap("mlp.out", linear("BTF,DF->BTD", jax.nn.silu(gate) * up, layer.w_down))
+    # A bfloat16 would be rounded after each of the steps that silu consists of.
+    gated = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+    return tap("mlp.out", linear("BTF,DF->BTD", gated.astype(x.dtype), layer.w_down))
 
 
 def rms_norm(
