@@ -6,6 +6,7 @@ import math
 import sys
 from pathlib import Path
 
+from .allocator import keep_freed_memory
 from .bench_command import add_bench
 from .chat import has_chat_format
 from .checkpoint import Model, default_folder, load, read_manifest
@@ -22,6 +23,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    keep_freed_memory()
     return run_command(_parser(), arguments)
 
 

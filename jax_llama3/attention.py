@@ -1,5 +1,6 @@
 """Grouped-query attention (arXiv:2305.13245): N query heads share K key/value heads, none repeated."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .attention_kernel import attend_one, has_attention_kernel
 from .quantization import Quantized, Slots, dequantize
 
+_SCORE_BYTES = 1 << 22  # of float32 scores at a time
 _FIRST_SPAN = 256  # to read fewer slots gains next to nothing, and every branch is compiled
 
 
@@ -72,7 +74,30 @@ def _attend_first(
     q: Float[Array, "B T N H"], k: Slots, v: Slots, positions: Int[Array, "B T"], *, span: int
 ) -> Float[Array, "B T N H"]:
     k, v = jax.tree.map(lambda slots: slots[:, :span], (k, v))
-    return _attend_all(q, k, v, positions)
+    return _attend_blocks(q, k, v, positions)
+
+
+def _attend_blocks(
+    q: Float[Array, "B T N H"], k: Slots, v: Slots, positions: Int[Array, "B T"]
+) -> Float[Array, "B T N H"]:
+    """Head by head and block by block of queries, so that the scores stay in the processor's cache."""
+    batch, new, n_heads, head_dim = q.shape
+    n_keys, n_kv_heads = k.shape[1], k.shape[2]
+    row = 4 * batch * n_heads // n_kv_heads * n_keys  # bytes of scores a query of one group
+    if n_kv_heads * new * row <= _SCORE_BYTES:
+        return _attend_all(q, k, v, positions)
+    block = math.gcd(new, 1 << max(_SCORE_BYTES // row, 1).bit_length() - 1)
+    blocks = q.reshape(batch, new // block, block, n_kv_heads, -1, head_dim)
+    places = jnp.moveaxis(positions.reshape(batch, -1, block), 1, 0)
+
+    def attend_head(head: tuple[Array, Slots, Slots]) -> Array:
+        q, *slots = head
+        k, v = jax.tree.map(lambda slots: slots[:, :, None], tuple(slots))
+        return lax.map(lambda block: _attend_all(block[0], k, v, block[1]), (q, places))
+
+    heads = jax.tree.map(lambda slots: jnp.moveaxis(slots, 2, 0), (k, v))
+    found = lax.map(attend_head, (blocks.transpose(3, 1, 0, 2, 4, 5), *heads))
+    return found.transpose(2, 1, 3, 0, 4, 5).reshape(q.shape)
 
 
 def _untapped(name: str, array: Array) -> Array:
@@ -94,8 +119,10 @@ def attention(
     n_keys, n_kv_heads = k.shape[1], k.shape[2]
     k, v = dequantize(k, q.dtype), dequantize(v, q.dtype)
     # G queries of one group times T tokens are the rows of one product per key/value head.
-    grouped = q.reshape(batch, new, n_kv_heads, -1, head_dim)
-    scores = _product("BTKGH,BSKH->BKGTS", grouped, k) * head_dim**-0.5
+    grouped = q.reshape(batch, new, n_kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
+    rows = grouped.reshape(batch, n_kv_heads, -1, head_dim)
+    scores = _product(rows, k.transpose(0, 2, 1, 3)) * head_dim**-0.5
+    scores = scores.reshape(batch, n_kv_heads, -1, new, n_keys)
     scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
     scores = tap("scores", scores.reshape(batch, n_heads, new, n_keys))
     pattern = tap("pattern", jax.nn.softmax(scores, axis=-1))
@@ -107,10 +134,18 @@ def _mix(
     weights: Float[Array, "B K G T S"], v: Float[Array, "B S K H"]
 ) -> Float[Array, "B T K G H"]:
     """The sum of the values by their weights, in float32."""
-    einsum = partial(_product, "BKGTS,BSKH->BTKGH")
     if weights.shape[3] > 1:
-        return einsum(weights, v)
-    return lax.platform_dependent(weights, v, cpu=_mix_one, default=einsum)
+        return _mix_many(weights, v)
+    return lax.platform_dependent(weights, v, cpu=_mix_one, default=_mix_many)
+
+
+def _mix_many(
+    weights: Float[Array, "B K G T S"], v: Float[Array, "B S K H"]
+) -> Float[Array, "B T K G H"]:
+    batch, n_kv_heads, group, new, n_keys = weights.shape
+    rows = weights.reshape(batch, n_kv_heads, group * new, n_keys)
+    mixed = _product(rows, v.transpose(0, 2, 3, 1))
+    return mixed.reshape(batch, n_kv_heads, group, new, -1).transpose(0, 3, 1, 2, 4)
 
 
 def _mix_one(
@@ -122,6 +157,8 @@ def _mix_one(
     return jnp.sum(by_slot[..., None] * v[:, :, :, None].astype(jnp.float32), axis=1)[:, None]
 
 
-def _product(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+def _product(x: Float[Array, "B K M C"], y: Float[Array, "B K O C"]) -> Float[Array, "B K M O"]:
+    """Over C, in float32. The order of axes is that of the operands: XLA moves nothing."""
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=jnp.float32)
+    axes = (((3,), (3,)), ((0, 1), (0, 1)))
+    return lax.dot_general(x, y, axes, precision=precision, preferred_element_type=jnp.float32)

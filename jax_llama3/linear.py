@@ -20,6 +20,7 @@ from .row_kernel import has_row_kernel, row_products
 Weight = Float[Array, "..."] | Quantized
 
 _KERNEL_ROWS = 3  # more are faster as a product
+_FEW_ROWS = 64  # up to which XLA's product is faster with its operands exchanged
 _BLOCK_BYTES = 2 << 20  # of an int8 weight, widened to float32
 
 
@@ -85,9 +86,14 @@ def _product(x: Float[Array, "M C"], weight: Weight) -> Float[Array, "M O"]:
     if isinstance(weight, Quantized):
         # Every float dtype holds int8 exactly. A GPU widens it inside the product.
         return _dot(x, weight.values.astype(x.dtype)) * weight.scale[None]
-    if x.dtype != weight.dtype:  # a checkpoint may mix them; float32 holds every one exactly
-        x, weight = x.astype(jnp.float32), weight.astype(jnp.float32)
-    return _dot(x, weight)
+    return _dot(*_alike(x, weight))
+
+
+def _alike(x: Array, weight: Array) -> tuple[Array, Array]:
+    """A checkpoint may mix dtypes; float32 holds every one exactly."""
+    if x.dtype == weight.dtype:
+        return x, weight
+    return x.astype(jnp.float32), weight.astype(jnp.float32)
 
 
 def _dot(x: Float[Array, "M C"], weight: Float[Array, "O C"]) -> Float[Array, "M O"]:
@@ -116,7 +122,15 @@ def _product_cpu(x: Float[Array, "M C"], weight: Weight) -> Float[Array, "M O"]:
         return _sums_by_block(x, weight.values) * weight.scale[None]
     if x.shape[0] == 1 and weight.dtype.itemsize < 4:
         return _fused_sum(x, weight)
-    return _product(x, weight)
+    return _dot_cpu(*_alike(x, weight))
+
+
+def _dot_cpu(x: Float[Array, "M C"], weight: Float[Array, "O C"]) -> Float[Array, "M O"]:
+    if x.shape[0] > _FEW_ROWS:
+        return _dot(x, weight)
+    # XLA repacks the second operand, which for few rows takes longer than to multiply, so that is x.
+    # Without the barrier it would exchange them again.
+    return lax.optimization_barrier(_dot(weight, x)).T
 
 
 def _fused_sum(x: Float[Array, "1 C"], weight: Float[Array, "O C"]) -> Float[Array, "1 O"]:
@@ -137,6 +151,6 @@ def _sums_by_block(x: Float[Array, "M C"], values: Int8[Array, "O C"]) -> Float[
     def block(index: Int[Array, ""], sums: Float[Array, "M O"]) -> Float[Array, "M O"]:
         start = jnp.minimum(index * step, height - step)  # the last block may overlap another
         rows = lax.dynamic_slice_in_dim(values, start, step).astype(jnp.float32)
-        return lax.dynamic_update_slice_in_dim(sums, _dot(x, rows), start, axis=1)
+        return lax.dynamic_update_slice_in_dim(sums, _dot_cpu(x, rows), start, axis=1)
 
     return lax.fori_loop(0, -(-height // step), block, jnp.zeros((x.shape[0], height), jnp.float32))

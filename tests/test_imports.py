@@ -14,6 +14,7 @@ RANKS = {
     "command": 0,
     "compilation": 0,
     "manifest": 0,
+    "allocator": 0,
     "progress": 0,
     "stream": 0,
     "chat": 1,
