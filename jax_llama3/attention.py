@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,17 +84,17 @@ def _attend_blocks(
     """Head by head and block by block of queries, so that the scores stay in the processor's cache."""
     batch, new, n_heads, head_dim = q.shape
     n_keys, n_kv_heads = k.shape[1], k.shape[2]
-    row = 4 * batch * n_heads // n_kv_heads * n_keys  # bytes of scores a query of one group
+    row = 4 * batch * n_heads // n_kv_heads * n_keys  # bytes of one query's scores, one head of k
     if n_kv_heads * new * row <= _SCORE_BYTES:
         return _attend_all(q, k, v, positions)
-    block = math.gcd(new, 1 << max(_SCORE_BYTES // row, 1).bit_length() - 1)
-    blocks = q.reshape(batch, new // block, block, n_kv_heads, -1, head_dim)
-    places = jnp.moveaxis(positions.reshape(batch, -1, block), 1, 0)
+    at_once = math.gcd(new, 1 << max(_SCORE_BYTES // row, 1).bit_length() - 1)
+    blocks = q.reshape(batch, -1, at_once, n_kv_heads, n_heads // n_kv_heads, head_dim)
+    places = jnp.moveaxis(positions.reshape(batch, -1, at_once), 1, 0)
 
-    def attend_head(head: tuple[Array, Slots, Slots]) -> Array:
-        q, *slots = head
-        k, v = jax.tree.map(lambda slots: slots[:, :, None], tuple(slots))
-        return lax.map(lambda block: _attend_all(block[0], k, v, block[1]), (q, places))
+    def attend_head(head: tuple[Array, Any, Any]) -> Array:
+        q_blocks, k, v = head
+        k, v = jax.tree.map(lambda slots: slots[:, :, None], (k, v))
+        return lax.map(lambda block: _attend_all(block[0], k, v, block[1]), (q_blocks, places))
 
     heads = jax.tree.map(lambda slots: jnp.moveaxis(slots, 2, 0), (k, v))
     found = lax.map(attend_head, (blocks.transpose(3, 1, 0, 2, 4, 5), *heads))
