@@ -33,7 +33,7 @@ def test_operands_of_two_dtypes_meet_in_the_wider_one() -> None:
     np.testing.assert_array_equal(linear("BTD,FD->BTF", x, weight, jnp.float32), 8 + 2**-9)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 33])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 33, 64, 65])
 def test_every_row_count_gives_the_row_alone(rows: int) -> None:
     x = jax.random.normal(jax.random.key(0), (rows, 1, 64), jnp.bfloat16)
     weight = jax.random.normal(jax.random.key(1), (16, 64), jnp.bfloat16)
