@@ -372,8 +372,11 @@ def handler(frame):
     job = _new_job(frame)
     rows = dim(argument(frame, 0), 0)
     chunks = rows * load(job + _BLOCKS)
-    threads = min(n_threads(frame), _useful_threads(job, chunks))
-    share(frame, _task_address(), job, chunks, threads)
+    available = n_threads(frame)
+    threads = min(available, _useful_threads(job, chunks))
+    # A thread without work falls asleep in about the time that this takes, and would be late for the
+    # product that follows: one is called, so that it is awake.
+    share(frame, _task_address(), job, chunks, threads, min(available - 1, 1))
     _work(job)
     wait(job)
     for row in range(rows):

@@ -222,12 +222,15 @@ def new_job(nbytes):
 
 
 @compiled
-def share(frame, task, job, chunks, threads):
-    """Let `threads` threads, this one among them, take chunks of a job; `task` does so and leaves."""
+def share(frame, task, job, chunks, threads, called):
+    """Let `threads` threads, this one among them, take chunks of a job; `task` does so and leaves.
+
+    At least `called` others are called, even if no chunk is left for them.
+    """
     store(job + _NEXT, 0)
     store(job + _DONE, 0)
     store(job + _CHUNKS, chunks)
-    helpers = min(threads, chunks) - 1
+    helpers = max(min(threads, chunks) - 1, called)
     store(job + _USERS, helpers + 1)
     for _ in range(helpers):
         if _schedule(frame, task, job):
