@@ -20,7 +20,7 @@ from .row_kernel import has_row_kernel, row_products
 Weight = Float[Array, "..."] | Quantized
 
 _KERNEL_ROWS = 3  # more are faster as a product
-_FEW_ROWS = 64  # up to which XLA's product is faster with its operands exchanged
+_FEW_ROWS, _LONG_ROWS = 64, 1536  # where XLA's product is faster with its operands exchanged
 _BLOCK_BYTES = 2 << 20  # of an int8 weight, widened to float32
 
 
@@ -126,10 +126,10 @@ def _product_cpu(x: Float[Array, "M C"], weight: Weight) -> Float[Array, "M O"]:
 
 
 def _dot_cpu(x: Float[Array, "M C"], weight: Float[Array, "O C"]) -> Float[Array, "M O"]:
-    if x.shape[0] > _FEW_ROWS:
+    if x.shape[0] > _FEW_ROWS or x.shape[1] < _LONG_ROWS:
         return _dot(x, weight)
-    # XLA repacks the second operand, which for few rows takes longer than to multiply, so that is x.
-    # Without the barrier it would exchange them again.
+    # XLA repacks the second operand, which for few rows takes longer than to multiply, so that is x;
+    # short rows gain less than the result's transpose costs. Without the barrier XLA exchanges them.
     return lax.optimization_barrier(_dot(weight, x)).T
 
 
