@@ -33,12 +33,14 @@ from .kernel_code import (
     wait,
 )
 
-_PIECE_BYTES = 1 << 19  # of the weights, the least that a thread takes at a time, or all there is
+_PIECE_BYTES = 1 << 19  # of the weights, the least that a thread takes at a time if there is more
 _THREAD_BYTES = 1 << 16  # less is not worth a thread
 _TASK = "jax_llama3_row_task"
 
 # The fields of a job, and those of each of the weights, which follow them: offsets in bytes.
-_X, _SPLIT, _ROWS, _WIDTH, _BYTES, _SHARES, _LEAST, _ENTRIES = range(JOB_BYTES, JOB_BYTES + 64, 8)
+_X, _SPLIT, _ROWS, _WIDTH, _BYTES, _SHARES, _LEAST, _MOST, _ENTRIES = range(
+    JOB_BYTES, JOB_BYTES + 72, 8
+)
 _WEIGHT, _CODE, _OUT, _OUTPUTS, _OUTPUT_BYTES, _ENTRY_BYTES = range(0, 48, 8)
 
 _task_address = symbol_address(_TASK)
@@ -112,11 +114,11 @@ def _piece(job, index):
     """The entry of the weight that a piece is of, and its outputs from `start` to `stop`.
 
     A piece is a share of all that is left: large, so that its streams are long, and smaller towards
-    the end, so that all threads end together.
+    the end, so that all threads end together. For several rows of x it stays in a core's cache.
     """
     entry, start, left = job + _ENTRIES, 0, load(job + _BYTES)
     while True:
-        nbytes = max(left // load(job + _SHARES), load(job + _LEAST))
+        nbytes = min(max(left // load(job + _SHARES), load(job + _LEAST)), load(job + _MOST))
         outputs = load(entry + _OUTPUTS)
         stop = min(start + max(nbytes // load(entry + _OUTPUT_BYTES), 1), outputs)
         if index == 0:
@@ -201,6 +203,7 @@ def _cut(frame, job, threads):
     store(job + _BYTES, total)
     store(job + _SHARES, 2 * threads)
     store(job + _LEAST, max(total // (threads * turns) + longest, _THREAD_BYTES))
+    store(job + _MOST, _PIECE_BYTES if load(job + _ROWS) > 1 else total)
     end = job + _ENTRIES + n_results(frame) * _ENTRY_BYTES
     pieces = 0
     while True:

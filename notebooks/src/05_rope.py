@@ -153,7 +153,7 @@ close(last_token(q, k[shuffled], v[shuffled]), last_token(q, k, v), atol=1e-5)
 # \begin{pmatrix}a\\ b\end{pmatrix}.$$
 #
 # This is the pair turned by $\varphi$, against the clock. Two turns add up:
-# $e^{\mathrm{i}\alpha}e^{\mathrm{i}\beta} = e^{\mathrm{i}(\alpha+\beta)}$, which is the addition theorem of sine and cosine.
+# $e^{\mathrm{i}\alpha}e^{\mathrm{i}\beta} = e^{\mathrm{i}(\alpha+\beta)},$ which is the addition theorem of sine and cosine.
 #
 # **A dot product.** The conjugate $\overline{w}$ of $w = c + d\,\mathrm{i}$ is $c - d\,\mathrm{i}$. Then
 #
@@ -161,7 +161,7 @@ close(last_token(q, k[shuffled], v[shuffled]), last_token(q, k, v), atol=1e-5)
 #
 # the dot product of the two pairs. Conjugation turns an angle round:
 # $\overline{e^{\mathrm{i}\varphi}} = e^{-\mathrm{i}\varphi}$.
-# %% [markdown] id="complex" lang="zh" of="e86af1c2"
+# %% [markdown] id="complex" lang="zh" of="f614bd0a"
 # ## 一对数就是一个复数
 #
 # 把数对 $(a, b)$ 写成 $z = a + b\,\mathrm{i}$，我们需要的两种运算就都变成了一次乘法。
