@@ -1,6 +1,5 @@
 """Grouped-query attention (arXiv:2305.13245): N query heads share K key/value heads, none repeated."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -87,7 +86,10 @@ def _attend_blocks(
     row = 4 * batch * n_heads // n_kv_heads * n_keys  # bytes of one query's scores, one head of k
     if n_kv_heads * new * row <= _SCORE_BYTES:
         return _attend_all(q, k, v, positions)
-    at_once = math.gcd(new, 1 << max(_SCORE_BYTES // row, 1).bit_length() - 1)
+    at_once = min(max(_SCORE_BYTES // row, 1), new)
+    padding = -new % at_once  # queries that are dropped again
+    q = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0)))
+    positions = jnp.pad(positions, ((0, 0), (0, padding)))
     blocks = q.reshape(batch, -1, at_once, n_kv_heads, n_heads // n_kv_heads, head_dim)
     places = jnp.moveaxis(positions.reshape(batch, -1, at_once), 1, 0)
 
@@ -98,7 +100,7 @@ def _attend_blocks(
 
     heads = jax.tree.map(lambda slots: jnp.moveaxis(slots, 2, 0), (k, v))
     found = lax.map(attend_head, (blocks.transpose(3, 1, 0, 2, 4, 5), *heads))
-    return found.transpose(2, 1, 3, 0, 4, 5).reshape(q.shape)
+    return found.transpose(2, 1, 3, 0, 4, 5).reshape(q.shape)[:, :new]
 
 
 def _untapped(name: str, array: Array) -> Array:
