@@ -38,9 +38,7 @@ _THREAD_BYTES = 1 << 16  # less is not worth a thread
 _TASK = "jax_llama3_row_task"
 
 # The fields of a job, and those of each of the weights, which follow them: offsets in bytes.
-_X, _SPLIT, _ROWS, _WIDTH, _BYTES, _SHARES, _LEAST, _MOST, _ENTRIES = range(
-    JOB_BYTES, JOB_BYTES + 72, 8
-)
+_X, _SPLIT, _ROWS, _WIDTH, _BYTES, _SHARES, _LEAST, _ENTRIES = range(JOB_BYTES, JOB_BYTES + 64, 8)
 _WEIGHT, _CODE, _OUT, _OUTPUTS, _OUTPUT_BYTES, _ENTRY_BYTES = range(0, 48, 8)
 
 _task_address = symbol_address(_TASK)
@@ -48,7 +46,7 @@ _task_address = symbol_address(_TASK)
 
 @compiled
 def _bfloat16_rows(even, odd, weight, out):
-    """As `_rows`, with two numbers a word: two rows at a time keep as many sums as four there."""
+    """As `_rows`, with two numbers a word, so two rows at a time keep four sums."""
     half = out.shape[0] // 2
     for output in range(half):
         row_0, row_1 = weight[output], weight[output + half]
@@ -110,24 +108,32 @@ def _outputs(job, entry, start, stop):
 
 
 @compiled
-def _piece(job, index):
-    """The entry of the weight that a piece is of, and its outputs from `start` to `stop`.
+def _stop(job, entry, start, left):
+    """Where a piece ends that begins at the output `start`, with `left` bytes of weights to take.
 
-    A piece is a share of all that is left: large, so that its streams are long, and smaller towards
-    the end, so that all threads end together. For several rows of x it stays in a core's cache.
+    It is a share of what is left: large, so that its streams are long, and smaller towards the end,
+    so that all threads end together.
     """
+    nbytes = max(left // load(job + _SHARES), load(job + _LEAST))
+    count = max(nbytes // load(entry + _OUTPUT_BYTES), 1)
+    return min(start + count, load(entry + _OUTPUTS))
+
+
+@compiled
+def _next(entry, stop):
+    """The entry of the weight in which the next piece begins, and at which output."""
+    return (entry, stop) if stop < load(entry + _OUTPUTS) else (entry + _ENTRY_BYTES, 0)
+
+
+@compiled
+def _piece(job, index):
+    """The entry of the weight that a piece is of, and its outputs from `start` to `stop`."""
     entry, start, left = job + _ENTRIES, 0, load(job + _BYTES)
-    while True:
-        nbytes = min(max(left // load(job + _SHARES), load(job + _LEAST)), load(job + _MOST))
-        outputs = load(entry + _OUTPUTS)
-        stop = min(start + max(nbytes // load(entry + _OUTPUT_BYTES), 1), outputs)
-        if index == 0:
-            return entry, start, stop
-        index -= 1
+    for _ in range(index):
+        stop = _stop(job, entry, start, left)
         left -= (stop - start) * load(entry + _OUTPUT_BYTES)
-        start = stop
-        if stop == outputs:
-            entry, start = entry + _ENTRY_BYTES, 0
+        entry, start = _next(entry, stop)
+    return entry, start, _stop(job, entry, start, left)
 
 
 @compiled
@@ -136,7 +142,11 @@ def _work(job):
     index = take(job)
     while index >= 0:
         entry, start, stop = _piece(job, index)
-        _outputs(job, entry, start, stop)
+        # For several rows of x a part of the piece stays in the core's cache until all have used it.
+        several = load(job + _ROWS) > 1
+        step = max(_PIECE_BYTES // load(entry + _OUTPUT_BYTES), 1) if several else stop - start
+        for first in range(start, stop, max(step, 1)):
+            _outputs(job, entry, first, min(first + step, stop))
         give(job)
         index = take(job)
 
@@ -203,14 +213,13 @@ def _cut(frame, job, threads):
     store(job + _BYTES, total)
     store(job + _SHARES, 2 * threads)
     store(job + _LEAST, max(total // (threads * turns) + longest, _THREAD_BYTES))
-    store(job + _MOST, _PIECE_BYTES if load(job + _ROWS) > 1 else total)
-    end = job + _ENTRIES + n_results(frame) * _ENTRY_BYTES
-    pieces = 0
-    while True:
-        entry, _, stop = _piece(job, pieces)
+    entry, start, pieces = job + _ENTRIES, 0, 0
+    while entry < job + _ENTRIES + n_results(frame) * _ENTRY_BYTES:
+        stop = _stop(job, entry, start, total)
+        total -= (stop - start) * load(entry + _OUTPUT_BYTES)
+        entry, start = _next(entry, stop)
         pieces += 1
-        if stop == load(entry + _OUTPUTS) and entry + _ENTRY_BYTES == end:
-            return pieces
+    return pieces
 
 
 @c_function(types.int64(types.int64))

@@ -39,9 +39,10 @@ def test_every_row_count_gives_the_row_alone(rows: int, width: int) -> None:
     x = jax.random.normal(jax.random.key(0), (rows, 1, width), jnp.bfloat16)
     weight = jax.random.normal(jax.random.key(1), (16, width), jnp.bfloat16)
     together = linear("BTD,FD->BTF", x, weight, jnp.float32)
+    close = {"rtol": 1e-5, "atol": 1e-5 * (width / 64) ** 0.5}  # as the sums grow
     for row in range(rows):
         alone = linear("BTD,FD->BTF", x[row : row + 1], weight, jnp.float32)
-        np.testing.assert_allclose(together[row], alone[0], rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(together[row], alone[0], **close)
 
 
 @pytest.mark.parametrize("spec", ["BTD,DF->BTF", "BDT,FD->BTF", "BTD,FE->BTF"])
