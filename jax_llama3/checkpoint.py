@@ -4,8 +4,9 @@ A folder is written under another name and renamed when it is whole; the manifes
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -98,7 +99,7 @@ __all__ = [
 
 EXPORT = "export"  # in a manifest: the folder holds another format, named here
 _DTYPES = ("float32", "bfloat16", "float16")
-_READERS = 4  # threads that read and cast tensors; more only keep more of them in memory at once
+_READERS = 3  # threads that read and cast tensors; more keep two cores from compiling meanwhile
 _TEXTS = (JSON, MODEL, GENERATION, TEMPLATE)
 
 
@@ -125,12 +126,18 @@ def load(path: str | os.PathLike, *, dtype: Any = None) -> Model:
     Headers, names, shapes and sizes are checked, contents are not: `convert check` does that.
     A folder that is not whole, or a cast that overflows, raises ValueError.
     """
-    _, read = open_model(path, dtype=dtype)
-    return read()
+    with open_model(path, dtype=dtype) as (_, wait):
+        return wait()
 
 
-def open_model(path: str | os.PathLike, *, dtype: Any = None) -> tuple[Model, Callable[[], Model]]:
-    """`load` in two steps: the model with the shapes of its weights, and what reads the weights."""
+@contextmanager
+def open_model(
+    path: str | os.PathLike, *, dtype: Any = None
+) -> Iterator[tuple[Model, Callable[[], Model]]]:
+    """`load` in two steps: the model with the shapes of its weights, and what waits for the weights.
+
+    Several threads read them meanwhile, and stop where the block is left without them.
+    """
     if dtype is not None and jnp.dtype(dtype).name not in _DTYPES:
         raise ValueError(f"dtype {jnp.dtype(dtype)} is not supported, only {', '.join(_DTYPES)}")
     folder = Path(path)
@@ -140,13 +147,27 @@ def open_model(path: str | os.PathLike, *, dtype: Any = None) -> tuple[Model, Ca
             f"{folder} is in the {manifest[EXPORT]} format; convert it with to-jax first"
         )
     config = read_config(folder)
+    params, places = _find_weights(folder, config, manifest, dtype)
+    pool = ThreadPoolExecutor(_READERS)
+    try:
+        arrays = _start_reading(pool, named_leaves(params), places, casts=dtype is not None)
+        model = Model(config, params, read_tokenizer(folder, manifest))
+        yield model, partial(_wait_for_weights, model, arrays)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _find_weights(
+    folder: Path, config: Config, manifest: dict, dtype: Any
+) -> tuple[Params, list[Place]]:
+    """The tree with the shapes and dtypes its weights will have, and their places in its order."""
     tensors = manifest["tensors"]
     abstract = abstract_stored(config, tensors, dtype)
     expected = _expected(abstract, tensors)
-    places = find_tensors(folder, manifest)
-    leaves = []
+    found = find_tensors(folder, manifest)
+    leaves, places = [], []
     for name, leaf in expected:
-        place = places.get(name)
+        place = found.get(name)
         if place is None or place.path != folder / tensors[name]["file"]:
             raise ValueError(f"{folder}: {name} is not in the shard that {MANIFEST} names")
         if place.shape != leaf.shape:
@@ -156,15 +177,18 @@ def open_model(path: str | os.PathLike, *, dtype: Any = None) -> tuple[Model, Ca
         leaves.append(
             jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if dtype is not None else place.dtype)
         )
-    params = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-    model = Model(config, params, read_tokenizer(folder, manifest))
-    wanted = [places[name] for name, _ in expected]
-    return model, partial(_read_weights, model, wanted, casts=dtype is not None)
+        places.append(place)
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves), places
 
 
-def _read_weights(model: Model, places: list[Place], *, casts: bool) -> Model:
-    """The model with its weights on the device, read by several threads."""
-    leaves = named_leaves(model.params)
+def _start_reading(
+    pool: ThreadPoolExecutor,
+    leaves: list[tuple[str, jax.ShapeDtypeStruct]],
+    places: list[Place],
+    *,
+    casts: bool,
+) -> Iterator[list[jax.Array]]:
+    """Groups of weights on the device, in order, each waited for when it is asked for."""
     groups = runs(places)
     remaining = iter(leaves)
     wanted = [list(islice(remaining, len(group))) for group in groups]
@@ -177,13 +201,18 @@ def _read_weights(model: Model, places: list[Place], *, casts: bool) -> Model:
         # Taken over without a copy where the device is the CPU: nobody else holds this memory.
         return jax.device_put(arrays)
 
+    return pool.map(read, groups, wanted)
+
+
+def _wait_for_weights(model: Model, groups: Iterator[list[jax.Array]]) -> Model:
+    """The model with its weights in place of their shapes."""
     arrays = []
-    total = sum(leaf.size * leaf.dtype.itemsize for _, leaf in leaves)
-    with progress(total, "loading") as bar, ThreadPoolExecutor(_READERS) as pool:
-        for group in pool.map(read, groups, wanted):
+    leaves, tree = jax.tree.flatten(model.params)
+    with progress(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves), "loading") as bar:
+        for group in groups:
             arrays += group
             bar.update(sum(array.nbytes for array in group))
-    return model._replace(params=jax.tree.unflatten(jax.tree.structure(model.params), arrays))
+    return model._replace(params=jax.tree.unflatten(tree, arrays))
 
 
 def save(path: str | os.PathLike, model: Model) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from .cache import Cache, init_cache
 from .compilation import count_compilations
@@ -75,20 +75,31 @@ def generate_tokens(
 
 
 def compile_ahead(
-    params: Params, prompts: Sequence[Sequence[int]], config: Config, *, max_new_tokens: int
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    config: Config,
+    *,
+    max_new_tokens: int,
+    sampler: Sampler,
 ) -> None:
-    """Compile what reads these prompts, which `generate_tokens` then finds compiled.
+    """Compile what gives the first token, which `generate_tokens` then finds compiled.
 
     Of the weights only shapes and dtypes are used, so they may still be on their way.
     """
     batch, longest = len(prompts), max(map(len, prompts))
     lengths = jax.ShapeDtypeStruct((batch,), np.int32)
-    make = partial(init_cache, config, batch, cache_capacity(longest + max_new_tokens))
-    cache = jax.eval_shape(partial(make, activation_dtype(params)))
+    capacity = cache_capacity(longest + max_new_tokens)
+    make = _empty_cache.lower(config, batch, capacity, activation_dtype(params))
+    programs, cache = [make], make.out_info
     for width in {bucket(min(longest - start, CHUNK)) for start in range(0, longest, CHUNK)}:
         tokens = jax.ShapeDtypeStruct((batch, width), np.int32)
-        for program in prefill_programs(params, tokens, lengths, cache, config):
-            program.compile()
+        programs += prefill_programs(params, tokens, lengths, cache, config)
+    logits = jax.ShapeDtypeStruct((batch, config.vocab_size), np.float32)
+    on = knobs(sampler)
+    seen = _seen(prompts, config, on)
+    programs.append(_first.lower(logits, cache, seen, np.uint32(0), padded_stops(()), on))
+    for program in programs:
+        program.compile()
 
 
 def cache_capacity(slots: int) -> int:
@@ -96,9 +107,9 @@ def cache_capacity(slots: int) -> int:
     return max(bucket(slots), _MIN_CAPACITY)
 
 
-def padded_stops(stop_ids: Sequence[int]) -> Int[Array, " stops"]:
+def padded_stops(stop_ids: Sequence[int]) -> Int[np.ndarray, " stops"]:
     """Stop ids in the one shape that `decode_many` is compiled for."""
-    return jnp.asarray([*stop_ids, *[-1] * (_STOP_SLOTS - len(stop_ids))], jnp.int32)
+    return np.array([*stop_ids, *[-1] * (_STOP_SLOTS - len(stop_ids))], np.int32)
 
 
 def _generate(
@@ -114,18 +125,11 @@ def _generate(
         return
     on = knobs(sampler)
     stops = padded_stops(stop_ids)
-    rows = jnp.arange(len(prompts))
-    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(rows)
+    seen = _seen(prompts, config, on)
     capacity = cache_capacity(max(map(len, prompts)) + max_new_tokens)
     prefill_seconds, (logits, cache) = _timed(partial(_read, params, prompts, capacity, config))
-    state = State(
-        tokens=jnp.zeros(len(prompts), jnp.int32),
-        cache=cache,
-        active=jnp.ones(len(prompts), bool),
-        seen=_seen(prompts, config.vocab_size if "repetition_penalty" in on else 0),
-        step=jnp.zeros((), jnp.int32),
-    )
-    seconds, (state, tokens, logprobs) = _timed(partial(_first, logits, state, keys, stops, on))
+    first = partial(_first, logits, cache, seen, np.uint32(seed), stops, on)
+    seconds, (state, keys, tokens, logprobs) = _timed(first)
     timings = Timings(prefill_seconds, seconds)
     yield _chunk(tokens, logprobs), timings  # before the loop is compiled: nobody waits for that
     done, limit = 1, 1
@@ -192,8 +196,8 @@ def _read(
     tokens = np.zeros((len(prompts), bucket(longest)), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
-    cache = init_cache(config, len(prompts), capacity, activation_dtype(params))
-    logits = jnp.zeros((len(prompts), config.vocab_size), jnp.float32)
+    cache = _empty_cache(config, len(prompts), capacity, activation_dtype(params))
+    logits = None
     starts = range(0, longest, CHUNK)
     bar = progress(longest, "reading the prompt", "token")
     for start in starts:
@@ -201,18 +205,28 @@ def _read(
         chunk = chunk[:, : bucket(min(longest - start, CHUNK))]
         new = np.clip(lengths - start, 0, CHUNK).astype(np.int32)
         chunk_logits, cache = prefill_unchecked(params, chunk, new, cache, config, no_tap)
-        logits = jnp.where(new[:, None] > 0, chunk_logits, logits)
+        logits = (
+            chunk_logits if logits is None else jnp.where(new[:, None] > 0, chunk_logits, logits)
+        )
         bar.update(int(new.max()))
     bar.close()
+    assert logits is not None
     return logits, cache
 
 
-def _seen(prompts: Sequence[Sequence[int]], vocab_size: int) -> Bool[Array, "B V"]:
-    seen = np.zeros((len(prompts), vocab_size), bool)
+# One small program in place of one for every kind of array in it.
+_empty_cache = jax.jit(init_cache, static_argnums=(0, 1, 2, 3))
+
+
+def _seen(
+    prompts: Sequence[Sequence[int]], config: Config, on: Knobs
+) -> Bool[np.ndarray, "B seen"]:
+    if "repetition_penalty" not in on:
+        return np.zeros((len(prompts), 0), bool)
+    seen = np.zeros((len(prompts), config.vocab_size), bool)
     for row, prompt in enumerate(prompts):
-        if vocab_size:
-            seen[row, list(prompt)] = True
-    return jnp.asarray(seen)
+        seen[row, list(prompt)] = True
+    return seen
 
 
 def _choose(
@@ -239,13 +253,27 @@ def _logprobs(logits: Float[Array, "B V"], tokens: Int[Array, " B"]) -> Float[Ar
     return (jnp.take_along_axis(logits, tokens[:, None], axis=-1) - best)[:, 0] - total
 
 
-@partial(jax.jit, donate_argnames="state")
+@partial(jax.jit, donate_argnames="cache")
 def _first(
-    logits: Float[Array, "B V"], state: State, keys: Key[Array, " B"], stops: Array, on: Knobs
-) -> tuple[State, Int[Array, "B 1"], Float[Array, "B 1"]]:
-    """The token after the prompt, from the logits of prefill."""
+    logits: Float[Array, "B V"],
+    cache: Cache,
+    seen: Bool[Array, "B seen"],
+    seed: UInt32[Array, ""],
+    stops: Int[Array, " stops"],
+    on: Knobs,
+) -> tuple[State, Key[Array, " B"], Int[Array, "B 1"], Float[Array, "B 1"]]:
+    """The state after the prompt, the rows' keys, and their first tokens from the logits of prefill."""
+    batch = logits.shape[0]
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(batch))
+    state = State(
+        tokens=jnp.zeros(batch, jnp.int32),
+        cache=cache,
+        active=jnp.ones(batch, bool),
+        seen=seen,
+        step=jnp.zeros((), jnp.int32),
+    )
     state, logprobs = _choose(logits, state, keys, stops, on)
-    return state, state.tokens[:, None], logprobs[:, None]
+    return state, keys, state.tokens[:, None], logprobs[:, None]
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="state")

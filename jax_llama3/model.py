@@ -104,7 +104,7 @@ def prefill_unchecked(
     compiles one layer and prepares its products once. With a tap the network is one program.
     """
     run = _last_logits if tap is no_tap else _tapped_prefill
-    return run(params, jnp.asarray(tokens), lengths, cache, config, tap)
+    return run(params, tokens, lengths, cache, config, tap)
 
 
 def prefill_programs(
@@ -177,7 +177,7 @@ def _check_lengths(
 
 def _last_logits(
     params: Params,
-    tokens: Int[Array, "B T"],
+    tokens: Int[Array | np.ndarray, "B T"],
     lengths: Int[Array | np.ndarray, " B"],
     cache: Cache,
     config: Config,
@@ -201,7 +201,7 @@ class _Parts(NamedTuple):
 
 def _network(
     params: Params,
-    tokens: Int[Array, "B T"],
+    tokens: Int[Array | np.ndarray, "B T"],
     lengths: Int[Array | np.ndarray, " B"] | None,
     cache: Cache | None,
     config: Config,

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import Model, open_model
 from .generate import check_prompts, compile_ahead
 from .llama import default_new_tokens
+from .sample import Sampler
 
 
 def load_for(
@@ -16,19 +18,21 @@ def load_for(
     *,
     dtype: Any = None,
     max_new_tokens: int | None = None,
+    sampler: Sampler | None = None,
 ) -> tuple[Model, list[list[int]]]:
     """The model, and the prompts that `encode` makes with its tokenizer.
 
-    Prompts that cannot be served raise ValueError before a weight is read.
+    Prompts that cannot be served raise ValueError, without a wait for the weights.
     """
-    abstract, read = open_model(folder, dtype=dtype)
-    prompts = encode(abstract)
-    if max_new_tokens is None:
-        max_new_tokens = default_new_tokens(prompts, abstract.config)
-    check_prompts(prompts, abstract.config, max_new_tokens)
-    compile_for = (abstract.params, prompts, abstract.config)
-    with ThreadPoolExecutor(1) as beside:
-        compiling = beside.submit(compile_ahead, *compile_for, max_new_tokens=max_new_tokens)
-        model = read()
-        compiling.result()
+    with open_model(folder, dtype=dtype) as (abstract, wait):
+        prompts = encode(abstract)
+        if max_new_tokens is None:
+            max_new_tokens = default_new_tokens(prompts, abstract.config)
+        check_prompts(prompts, abstract.config, max_new_tokens)
+        compile_for = partial(compile_ahead, abstract.params, prompts, abstract.config)
+        options = {"max_new_tokens": max_new_tokens, "sampler": sampler or Sampler()}
+        with ThreadPoolExecutor(1) as beside:
+            compiling = beside.submit(compile_for, **options)
+            model = wait()
+            compiling.result()
     return model, prompts

@@ -1,6 +1,7 @@
 """Start-up: what was compiled while the weights were read is what generation uses."""
 
 import os
+import threading
 from pathlib import Path
 
 import jax
@@ -10,7 +11,8 @@ import pytest
 from reference import TINY, replace, sharp_params
 from safetensors.numpy import save_file
 
-from jax_llama3 import Model, generate, load, save
+from jax_llama3 import Model, Sampler, generate, load, save
+from jax_llama3.llama import stream_batch
 from jax_llama3.manifest import read_manifest
 from jax_llama3.shards import Place, find_tensors, own_array, read_run, runs
 from jax_llama3.startup import load_for
@@ -48,8 +50,9 @@ def test_reading_the_prompts_compiles_nothing_more(folder: Path, dtype: str | No
     loaded = []
     options = {"dtype": dtype, "max_new_tokens": 4}
     during = compiled_by(lambda: loaded.append(load_for(folder, lambda _: prompts, **options)))
-    pieces = ["jit(_begin)", "jit(_block)", "jit(_end)"]
-    assert [during.count(name) for name in pieces] == [2, 2, 2]  # however many layers there are
+    pieces = ["jit(_begin)", "jit(_block)", "jit(_end)", "jit(init_cache)", "jit(_first)"]
+    # However many layers there are.
+    assert [during.count(name) for name in pieces] == [2, 2, 2, 1, 1]
     model, encoded = loaded[0]
     assert encoded is prompts
     again = compiled_by(lambda: loaded.append(generate(model, prompts, max_new_tokens=4)))
@@ -59,17 +62,39 @@ def test_reading_the_prompts_compiles_nothing_more(folder: Path, dtype: str | No
     assert [row.tokens for row in loaded[1]] == [row.tokens for row in expected]
 
 
-def test_prompts_are_refused_before_weights_are_read(
+def test_the_first_token_compiles_nothing_more(folder: Path) -> None:
+    sampler = Sampler(temperature=0.7, top_k=5, repetition_penalty=1.2)
+    jax.clear_caches()
+    model, prompts = load_for(folder, lambda _: [[1, 2, 3]], max_new_tokens=4, sampler=sampler)
+    pieces = stream_batch(model, prompts, max_new_tokens=1, sampler=sampler)
+    assert compiled_by(lambda: list(pieces)) == []
+
+
+def test_refused_prompts_do_not_wait_for_the_weights(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unread(places: list[Place]) -> list[np.ndarray]:
-        raise AssertionError(f"{places} were read")
+    started, refused = [], threading.Event()
 
-    monkeypatch.setattr("jax_llama3.checkpoint.read_run", unread)
-    with pytest.raises(ValueError, match="exceeds the model's context of 2048"):
-        load_for(folder, lambda _: [[1] * 2000], max_new_tokens=100)
-    with pytest.raises(ValueError, match="prompt 1 is empty"):
-        load_for(folder, lambda _: [[1], []])
+    def slow(places: list[Place]) -> list[np.ndarray]:
+        started.append(places)
+        assert refused.wait(60)
+        return read_run(places)
+
+    def encode(prompts: list[list[int]]) -> list[list[int]]:
+        threading.Timer(0.2, refused.set).start()
+        return prompts
+
+    monkeypatch.setattr("jax_llama3.checkpoint.read_run", slow)
+    monkeypatch.setattr("jax_llama3.shards._RUN_BYTES", 1)  # every tensor alone
+    for prompts, message in [
+        ([[1] * 2000], "exceeds the model's context of 2048"),
+        ([[1], []], "prompt 1 is empty"),
+    ]:
+        started.clear()
+        refused.clear()
+        with pytest.raises(ValueError, match=message):
+            load_for(folder, lambda _, prompts=prompts: encode(prompts), max_new_tokens=100)
+        assert 0 < len(started) < 8  # of 21: what the readers had begun, and no more
 
 
 def test_a_tensor_lies_where_its_header_says(folder: Path) -> None:
