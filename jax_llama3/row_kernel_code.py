@@ -35,6 +35,7 @@ from .kernel_code import (
 
 _PIECE_BYTES = 1 << 19  # of the weights, the least that a thread takes at a time if there is more
 _THREAD_BYTES = 1 << 16  # less is not worth a thread
+_WIDE_WORDS = 2048  # of a bfloat16 row: an x of 16 KB
 _TASK = "jax_llama3_row_task"
 
 # The fields of a job, and those of each of the weights, which follow them: offsets in bytes.
@@ -46,10 +47,7 @@ _task_address = symbol_address(_TASK)
 
 @compiled
 def _rows(x, weight, out):
-    """Four rows at a time, far from each other: a core reads four streams faster than one, and x seldom.
-
-    The x of a wide row does not stay in the nearest cache beside a stream of weights.
-    """
+    """Four rows at a time, far from each other: a core reads four streams faster than one."""
     quarter = out.shape[0] // 4
     for output in range(quarter):
         row_0, row_1 = weight[output], weight[output + quarter]
@@ -71,25 +69,63 @@ def _rows(x, weight, out):
 
 @compiled
 def _bfloat16_rows(even, odd, weight, out):
-    """As `_rows`, with two numbers a word."""
-    quarter = out.shape[0] // 4
-    for output in range(quarter):
-        row_0, row_1 = weight[output], weight[output + quarter]
-        row_2, row_3 = weight[output + 2 * quarter], weight[output + 3 * quarter]
-        sum_0 = sum_1 = sum_2 = sum_3 = np.float32(0)
-        for i in range(even.shape[0]):
-            sum_0 += even_bfloat16(row_0[i]) * even[i] + odd_bfloat16(row_0[i]) * odd[i]
-            sum_1 += even_bfloat16(row_1[i]) * even[i] + odd_bfloat16(row_1[i]) * odd[i]
-            sum_2 += even_bfloat16(row_2[i]) * even[i] + odd_bfloat16(row_2[i]) * odd[i]
-            sum_3 += even_bfloat16(row_3[i]) * even[i] + odd_bfloat16(row_3[i]) * odd[i]
-        out[output], out[output + quarter] = sum_0, sum_1
-        out[output + 2 * quarter], out[output + 3 * quarter] = sum_2, sum_3
-    for output in range(4 * quarter, out.shape[0]):
+    """As `_rows`, with two numbers a word.
+
+    Two rows at a time keep four sums. The x of a wide row does not stay in the nearest cache beside the
+    weights, so eight rows share each reading of it.
+    """
+    if even.shape[0] < _WIDE_WORDS:
+        done = _pairs_of_rows(even, odd, weight, out)
+    else:
+        done = _eights_of_rows(even, odd, weight, out)
+    for output in range(done, out.shape[0]):
         total = np.float32(0)
         for i in range(even.shape[0]):
-            word = weight[output, i]
-            total += even_bfloat16(word) * even[i] + odd_bfloat16(word) * odd[i]
+            total += _products(weight[output, i], even[i], odd[i])
         out[output] = total
+
+
+@compiled
+def _products(word, even, odd):
+    return even_bfloat16(word) * even + odd_bfloat16(word) * odd
+
+
+@compiled
+def _pairs_of_rows(even, odd, weight, out):
+    half = out.shape[0] // 2
+    for output in range(half):
+        row_0, row_1 = weight[output], weight[output + half]
+        sum_0 = sum_1 = np.float32(0)
+        for i in range(even.shape[0]):
+            sum_0 += _products(row_0[i], even[i], odd[i])
+            sum_1 += _products(row_1[i], even[i], odd[i])
+        out[output], out[output + half] = sum_0, sum_1
+    return 2 * half
+
+
+@compiled
+def _eights_of_rows(even, odd, weight, out):
+    part = out.shape[0] // 8
+    for first in range(part):
+        row_0, row_1 = weight[first], weight[first + part]
+        row_2, row_3 = weight[first + 2 * part], weight[first + 3 * part]
+        row_4, row_5 = weight[first + 4 * part], weight[first + 5 * part]
+        row_6, row_7 = weight[first + 6 * part], weight[first + 7 * part]
+        sum_0 = sum_1 = sum_2 = sum_3 = sum_4 = sum_5 = sum_6 = sum_7 = np.float32(0)
+        for i in range(even.shape[0]):
+            sum_0 += _products(row_0[i], even[i], odd[i])
+            sum_1 += _products(row_1[i], even[i], odd[i])
+            sum_2 += _products(row_2[i], even[i], odd[i])
+            sum_3 += _products(row_3[i], even[i], odd[i])
+            sum_4 += _products(row_4[i], even[i], odd[i])
+            sum_5 += _products(row_5[i], even[i], odd[i])
+            sum_6 += _products(row_6[i], even[i], odd[i])
+            sum_7 += _products(row_7[i], even[i], odd[i])
+        out[first], out[first + part] = sum_0, sum_1
+        out[first + 2 * part], out[first + 3 * part] = sum_2, sum_3
+        out[first + 4 * part], out[first + 5 * part] = sum_4, sum_5
+        out[first + 6 * part], out[first + 7 * part] = sum_6, sum_7
+    return 8 * part
 
 
 @compiled

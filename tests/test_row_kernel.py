@@ -30,7 +30,7 @@ def exact(x: jax.Array, weight: jax.Array) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8, jnp.float32])
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 2), (2, 3, 6), (1, 5, 4098), (3, 2049, 96), (1, 4099, 1026)]
+    "shape", [(1, 1, 2), (2, 3, 6), (1, 5, 4098), (2, 203, 4098), (3, 2049, 96), (1, 4099, 1026)]
 )
 def test_sums_are_those_of_double_precision(dtype: object, shape: tuple[int, int, int]) -> None:
     rows, outputs, width = shape
