@@ -526,9 +526,9 @@ close(jnp.stack(theirs.v)[:, 0, : P0 + T], [v for _, v in longer], atol=1e-3)
 # %% [markdown] id="trade" lang="en"
 # ## The trade: memory for work
 #
-# Generating $n$ tokens from a prompt of $T$ sends through the network
+# Generating $n$ tokens from a prompt of $T$ sends through the network, without a cache and with one,
 #
-# $$\sum_{i=0}^{n-1}(T+i) = nT + \frac{n(n-1)}2 \ \text{rows without, and}\quad T + n - 1 \ \text{rows with a cache.}$$
+# $$\sum_{i=0}^{n-1}(T+i) = nT + \frac{n(n-1)}2 \quad\text{and}\quad T + n - 1 \ \text{rows.}$$
 #
 # The price is memory. Per token, each layer keeps $K$ keys and $K$ values of $H$ numbers:
 #
@@ -539,12 +539,12 @@ close(jnp.stack(theirs.v)[:, 0, : P0 + T], [v for _, v in longer], atol=1e-3)
 #
 # What the cache does not save: each new query still meets *all* keys. Attention's work for one token grows with the text;
 # only the work of everything else stays the same.
-# %% [markdown] id="trade" lang="zh" of="53abbd87"
+# %% [markdown] id="trade" lang="zh" of="4b151712"
 # ## 交换：用内存换计算
 #
-# 从长度为 $T$ 的提示生成 $n$ 个 token，要让网络计算
+# 从长度为 $T$ 的提示生成 $n$ 个 token，网络要计算的行数在无缓存和有缓存时分别是
 #
-# $$\text{无缓存：}\sum_{i=0}^{n-1}(T+i) = nT + \frac{n(n-1)}2 \ \text{行；}\quad \text{有缓存：} T + n - 1 \ \text{行。}$$
+# $$\sum_{i=0}^{n-1}(T+i) = nT + \frac{n(n-1)}2 \quad\text{和}\quad T + n - 1.$$
 #
 # 代价是内存。每个 token 在每一层要保留 $K$ 个键和 $K$ 个值，各有 $H$ 个数：
 #
