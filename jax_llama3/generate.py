@@ -69,8 +69,8 @@ def generate_tokens(
     penalty, temperature and filters. Arguments that cannot be served raise ValueError at the call.
     """
     check_prompts(prompts, config, max_new_tokens, stop_ids)
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be from 0 to 2**32 - 1, not {seed}")
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, not {seed}")
     return _generate(params, prompts, config, max_new_tokens, sampler, seed, stop_ids)
 
 

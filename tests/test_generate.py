@@ -1,5 +1,6 @@
 """Generation: batches, stops, seeds and streams, on random weights with ids alone."""
 
+import inspect
 import time
 
 import jax
@@ -224,6 +225,14 @@ REFUSED = {
     "stop text without a tokenizer": (lambda: run([[1]], stop="x"), "no tokenizer"),
     "score": (lambda: score(MODEL, "x"), "no tokenizer"),
 }
+
+
+def test_a_fractional_seed_is_refused() -> None:
+    # Unwrapped: the tests' checker of types would refuse it first.
+    refusing = inspect.unwrap(generate_tokens)
+    options = {"max_new_tokens": 1, "sampler": Sampler(), "stop_ids": ()}
+    with pytest.raises(ValueError, match=r"seed must be a whole number .* not 1\.5"):
+        refusing(MODEL.params, [[1]], MODEL.config, seed=1.5, **options)
 
 
 @pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED.keys())
