@@ -187,6 +187,10 @@ def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
     return max(elapsed - compiled.seconds, 1e-9), result
 
 
+# One small program in place of one for every kind of array in it.
+_empty_cache = jax.jit(init_cache, static_argnums=(0, 1, 2, 3))
+
+
 def _read(
     params: Params, prompts: Sequence[Sequence[int]], capacity: int, config: Config
 ) -> tuple[Float[Array, "B V"], Cache]:
@@ -205,17 +209,13 @@ def _read(
         chunk = chunk[:, : bucket(min(longest - start, CHUNK))]
         new = np.clip(lengths - start, 0, CHUNK).astype(np.int32)
         chunk_logits, cache = prefill_unchecked(params, chunk, new, cache, config, no_tap)
-        logits = (
-            chunk_logits if logits is None else jnp.where(new[:, None] > 0, chunk_logits, logits)
-        )
+        if logits is not None:
+            chunk_logits = jnp.where(new[:, None] > 0, chunk_logits, logits)
+        logits = chunk_logits
         bar.update(int(new.max()))
     bar.close()
     assert logits is not None
     return logits, cache
-
-
-# One small program in place of one for every kind of array in it.
-_empty_cache = jax.jit(init_cache, static_argnums=(0, 1, 2, 3))
 
 
 def _seen(

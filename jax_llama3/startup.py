@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ def load_for(
         if max_new_tokens is None:
             max_new_tokens = default_new_tokens(prompts, abstract.config)
         check_prompts(prompts, abstract.config, max_new_tokens)
-        compile_for = partial(compile_ahead, abstract.params, prompts, abstract.config)
+        compile_for = (abstract.params, prompts, abstract.config)
         options = {"max_new_tokens": max_new_tokens, "sampler": sampler or Sampler()}
         with ThreadPoolExecutor(1) as beside:
-            compiling = beside.submit(compile_for, **options)
+            compiling = beside.submit(compile_ahead, *compile_for, **options)
             model = wait()
             compiling.result()
     return model, prompts
