@@ -27,8 +27,8 @@ _LOOSE = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy", "c
 _EXACT = {"error_model": "numpy", "cache": True}
 _WORD = ir.IntType(64)
 
-_malloc = types.ExternalFunction("malloc", types.int64(types.int64))
-_free = types.ExternalFunction("free", types.void(types.int64))
+malloc = types.ExternalFunction("malloc", types.int64(types.int64))
+free = types.ExternalFunction("free", types.void(types.int64))
 
 
 def compiled(function):
@@ -123,6 +123,16 @@ def float_of(typing, bits):
     return types.float32(types.uint32), generate
 
 
+@intrinsic
+def bits_of(typing, value):
+    """The bits of a float32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
 @compiled
 def even_bfloat16(word):
     """The first of the two bfloat16 in a word, each the upper half of a float32: no lane moves."""
@@ -190,7 +200,7 @@ def is_question(frame):
 @compiled
 def n_threads(frame):
     """How many threads XLA has: XLA_FFI_ThreadPool_NumThreads."""
-    request = _malloc(40)
+    request = malloc(40)
     store(request, 32)
     store(request + 8, 0)
     store(request + 16, load(frame + _CONTEXT))
@@ -198,27 +208,27 @@ def n_threads(frame):
     store(request + 32, 1)
     _call(load(load(frame + _API) + _N_THREADS), request)
     threads = load(request + 32)
-    _free(request)
+    free(request)
     return max(threads, 1)
 
 
 @compiled
 def _schedule(frame, task, job):
     """Hand the job to another of XLA's threads: XLA_FFI_ThreadPool_Schedule."""
-    request = _malloc(40)
+    request = malloc(40)
     store(request, 40)
     store(request + 8, 0)
     store(request + 16, load(frame + _CONTEXT))
     store(request + 24, task)
     store(request + 32, job)
     failed = _call(load(load(frame + _API) + _SCHEDULE), request)
-    _free(request)
+    free(request)
     return failed != 0
 
 
 @compiled
 def new_job(nbytes):
-    return _malloc(nbytes)
+    return malloc(nbytes)
 
 
 @compiled
@@ -251,13 +261,19 @@ def give(job):
 
 
 @compiled
-def wait(job):
-    """Until all chunks are done. None is left to take, so what is not done is in work."""
-    while _fetch_add(job + _DONE, 0) < load(job + _CHUNKS):
+def wait_for(job, chunks):
+    """Until so many chunks are done. All of them have been taken, so what is not done is in work."""
+    while _fetch_add(job + _DONE, 0) < chunks:
         pass
+
+
+@compiled
+def wait(job):
+    """Until all chunks are done."""
+    wait_for(job, load(job + _CHUNKS))
 
 
 @compiled
 def leave(job):
     if _fetch_add(job + _USERS, -1) == 1:
-        _free(job)
+        free(job)

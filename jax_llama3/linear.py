@@ -1,8 +1,8 @@
 """The matrix product, in the forms that every backend runs near its memory bandwidth.
 
 The contracted axes stand last in both operands. XLA's CPU backend runs a bfloat16 product fast only if
-both operands are bfloat16, the result is float32 and there are at least two rows. For fewer rows there
-is a kernel where numba is installed, and a fused sum where it is not.
+both operands are bfloat16, the result is float32 and there are at least two rows. For fewer rows a
+fused sum is faster, and where numba is installed there is a kernel for few rows and one for many.
 """
 
 import math
@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Int8
 
+from .matrix_kernel import has_matrix_kernel, matrix_products
 from .quantization import Quantized
 from .row_kernel import has_row_kernel, row_products
 
 Weight = Float[Array, "..."] | Quantized
 
-_KERNEL_ROWS = 3  # more are faster as a product
-_FEW_ROWS, _LONG_ROWS = 64, 1536  # where XLA's product is faster with its operands exchanged
+_FEW_ROWS = 3  # more are faster as a product
+_SOME_ROWS, _LONG_ROWS = 64, 1536  # where XLA's product is faster with its operands exchanged
 _BLOCK_BYTES = 2 << 20  # of an int8 weight, widened to float32
 
 
@@ -106,15 +107,21 @@ def _dot(x: Float[Array, "M C"], weight: Float[Array, "O C"]) -> Float[Array, "M
 def _products_cpu(
     kernel: bool, x: Float[Array, "M C"], weights: tuple[Weight, ...]
 ) -> tuple[Array, ...]:
-    stored = [each.values if isinstance(each, Quantized) else each for each in weights]
-    kernel = kernel and x.shape[0] <= _KERNEL_ROWS
-    if not kernel or not all(has_row_kernel(each.dtype, x.shape[1]) for each in stored):
+    stored = tuple(each.values if isinstance(each, Quantized) else each for each in weights)
+    if kernel and x.shape[0] > _FEW_ROWS and has_matrix_kernel(x, stored):
+        sums = matrix_products(x, stored)
+    elif kernel and x.shape[0] <= _FEW_ROWS and _all_have_row_kernel(x, stored):
+        sums = row_products(x.astype(jnp.float32), stored)
+    else:
         return tuple(_product_cpu(x, weight) for weight in weights)
-    sums = row_products(x.astype(jnp.float32), tuple(stored))
     return tuple(
         each * weight.scale[None] if isinstance(weight, Quantized) else each
         for each, weight in zip(sums, weights, strict=True)
     )
+
+
+def _all_have_row_kernel(x: Array, stored: tuple[Array, ...]) -> bool:
+    return all(has_row_kernel(each.dtype, x.shape[1]) for each in stored)
 
 
 def _product_cpu(x: Float[Array, "M C"], weight: Weight) -> Float[Array, "M O"]:
@@ -126,7 +133,7 @@ def _product_cpu(x: Float[Array, "M C"], weight: Weight) -> Float[Array, "M O"]:
 
 
 def _dot_cpu(x: Float[Array, "M C"], weight: Float[Array, "O C"]) -> Float[Array, "M O"]:
-    if x.shape[0] > _FEW_ROWS or x.shape[1] < _LONG_ROWS:
+    if x.shape[0] > _SOME_ROWS or x.shape[1] < _LONG_ROWS:
         return _dot(x, weight)
     # XLA repacks the second operand, which for few rows takes longer than to multiply, so that is x;
     # short rows gain less than the result's transpose costs. Without the barrier XLA exchanges them.

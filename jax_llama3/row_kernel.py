@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from .kernels import ROW_PRODUCTS, has_kernels
+from .kernels import ROW_PRODUCTS, differentiable, has_kernels
 
 _DTYPES = ("bfloat16", "int8", "float32")
 
@@ -20,22 +20,10 @@ def has_row_kernel(dtype: Any, width: int) -> bool:
     return jnp.dtype(dtype).name in _DTYPES and width % 2 == 0 and has_kernels()
 
 
-@jax.custom_jvp
+@differentiable
 def row_products(
     x: Float[Array, "M C"], weights: tuple[Num[Array, "_ C"], ...]
 ) -> tuple[Float[Array, "M _"], ...]:
     """x times each weight [O C] over C, in float32; x is float32, the weights any of the dtypes."""
     shapes = [jax.ShapeDtypeStruct((x.shape[0], each.shape[0]), jnp.float32) for each in weights]
     return tuple(jax.ffi.ffi_call(ROW_PRODUCTS, shapes, vmap_method="sequential")(x, *weights))
-
-
-@row_products.defjvp
-def _row_products_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
-    (x, weights), (x_tangent, weight_tangents) = primals, tangents
-    changes = []
-    for weight, weight_tangent in zip(weights, weight_tangents, strict=True):
-        change = x_tangent @ weight.astype(jnp.float32).T
-        if weight.dtype != jnp.int8:  # whole numbers have no tangent
-            change += x @ weight_tangent.astype(jnp.float32).T
-        changes.append(change)
-    return row_products(x, weights), tuple(changes)

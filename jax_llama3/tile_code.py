@@ -1,0 +1,189 @@
+"""The innermost loop of `matrix_kernel`, vector by vector: numba alone keeps no tile of sums in registers.
+
+A word is 32 bits: two bfloat16, or a float32. A panel is the words of LANES rows of x, transposed, so
+that one vector holds the same word of every row.
+"""
+
+from itertools import chain
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import config
+from numba.extending import intrinsic
+
+if llvm.llvm_version_info < (20,):
+    raise ImportError("numba before 0.62, whose LLVM names these functions otherwise")
+
+# What numba compiles for, and not only what the machine has.
+_features = (config.CPU_FEATURES or llvm.get_host_cpu_features().flatten()).split(",")
+HAS_FLOATS = "+fma" in _features
+HAS_PAIRS = "+avx512bf16" in _features  # an instruction for the products of two bfloat16
+HAS_TILES = "+amx-bf16" in _features  # XLA uses them; this kernel does not
+LANES = 16 if "+avx512f" in _features else 8
+# As many sums as the registers hold beside a vector of each panel: 24 of 32 registers, or 12 of 16.
+TILE_ROWS = LANES // 2
+TILE_PANELS = 3
+
+_INT, _WORD = ir.IntType(64), ir.IntType(32)
+_FLOATS, _WORDS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(_WORD, LANES)
+
+
+class _BFloat16(ir.Type):
+    """LLVM's type, which llvmlite does not name."""
+
+    def _to_string(self):
+        return "bfloat"
+
+    def __eq__(self, other):
+        return isinstance(other, _BFloat16)
+
+    def __hash__(self):
+        return hash(_BFloat16)
+
+
+_PAIRS = ir.VectorType(_BFloat16(), 2 * LANES)
+
+
+def _call(builder, name, *operands):
+    """One of LLVM's own functions that give a vector of floats."""
+    kind = ir.FunctionType(_FLOATS, [each.type for each in operands])
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    return builder.call(function, operands)
+
+
+def _add_pairs(builder, total, weight, x):
+    operands = [builder.bitcast(each, _PAIRS) for each in (weight, x)]
+    return _call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", total, *operands)
+
+
+def _add_floats(builder, total, weight, x):
+    operands = [builder.bitcast(each, _FLOATS) for each in (weight, x)]
+    return _call(builder, f"llvm.fma.v{LANES}f32", *operands, total)
+
+
+def _load(builder, address, kind):
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
+
+
+def _store(builder, vector, address):
+    builder.store(vector, builder.inttoptr(address, vector.type.as_pointer()), align=4)
+
+
+def _prefetch(builder, address):
+    """Rows are few pages each, at whose ends a processor stops to read ahead by itself."""
+    byte = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, _WORD, _WORD, _WORD])
+    name = "llvm.prefetch.p0"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    numbers = [ir.Constant(_WORD, number) for number in (0, 2, 1)]
+    builder.call(function, [builder.inttoptr(address, byte), *numbers])
+
+
+def _shuffled(builder, first, second, places):
+    mask = ir.Constant(ir.VectorType(_WORD, len(places)), places)
+    return builder.shuffle_vector(first, second, mask)
+
+
+def _everywhere(builder, word):
+    """A vector of one word."""
+    empty = ir.Constant(_WORDS, ir.Undefined)
+    vector = builder.insert_element(empty, word, ir.Constant(_WORD, 0))
+    return _shuffled(builder, vector, empty, [0] * LANES)
+
+
+def _transposed(builder, rows):
+    """n vectors of n words: in each step blocks of `step` words off the diagonal change places."""
+    rows, count, step = list(rows), len(rows), 1
+    while step < count:
+        upper = [i if i & step == 0 else count + i - step for i in range(count)]
+        lower = [i + step if i & step == 0 else count + i for i in range(count)]
+        for i in range(count):
+            if i & step == 0:
+                first, second = rows[i], rows[i + step]
+                rows[i] = _shuffled(builder, first, second, upper)
+                rows[i + step] = _shuffled(builder, first, second, lower)
+        step *= 2
+    return rows
+
+
+def _addresses(builder, start, step, count):
+    return [builder.add(start, builder.mul(step, ir.Constant(_INT, i))) for i in range(count)]
+
+
+def _sums(builder, add, panels, rows, next_rows, words):
+    """The loop over the words of the rows of weights, with a sum for each of them and each panel."""
+    before, body = builder.basic_block, builder.append_basic_block("words")
+    after = builder.append_basic_block("summed")
+    builder.branch(body)
+    builder.position_at_end(body)
+    index = builder.phi(_INT)
+    sums = [[builder.phi(_FLOATS) for _ in panels] for _ in rows]
+    place = builder.mul(index, ir.Constant(_INT, 4 * LANES))
+    xs = [_load(builder, builder.add(panel, place), _WORDS) for panel in panels]
+    place = builder.mul(index, ir.Constant(_INT, 4))
+    ahead = builder.add(next_rows, builder.mul(index, ir.Constant(_INT, 4 * len(rows))))
+    _prefetch(builder, ahead)
+    longer = []
+    for row, totals in zip(rows, sums, strict=True):
+        weight = _everywhere(builder, _load(builder, builder.add(row, place), _WORD))
+        pairs = zip(totals, xs, strict=True)
+        longer.append([add(builder, total, weight, x) for total, x in pairs])
+    after_index = builder.add(index, ir.Constant(_INT, 1))
+    phis, values = chain([index], *sums), chain([after_index], *longer)
+    for phi, value in zip(phis, values, strict=True):
+        phi.add_incoming(ir.Constant(phi.type, None), before)
+        phi.add_incoming(value, body)
+    builder.cbranch(builder.icmp_signed("<", after_index, words), body, after)
+    builder.position_at_end(after)
+    return longer
+
+
+def _tile(add, n_panels):
+    """TILE_ROWS rows of weights times the rows of x in some panels, written where the result has them."""
+
+    @intrinsic
+    def tile(typing, panel, panel_step, weight, weight_step, out, out_step, words):
+        def generate(context, builder, signature, arguments):
+            panel, panel_step, weight, weight_step, out, out_step, words = arguments
+            panels = _addresses(builder, panel, panel_step, n_panels)
+            rows = _addresses(builder, weight, weight_step, TILE_ROWS)
+            ahead = builder.add(weight, builder.mul(weight_step, ir.Constant(_INT, TILE_ROWS)))
+            sums = _sums(builder, add, panels, rows, ahead, words)
+            for number, columns in enumerate(zip(*sums, strict=True)):
+                for half in range(0, LANES, TILE_ROWS):
+                    places = list(range(half, half + TILE_ROWS))
+                    square = [_shuffled(builder, each, each, places) for each in columns]
+                    first = ir.Constant(_INT, LANES * number + half)
+                    start = builder.add(out, builder.mul(out_step, first))
+                    targets = _addresses(builder, start, out_step, TILE_ROWS)
+                    for found, target in zip(_transposed(builder, square), targets, strict=True):
+                        _store(builder, found, target)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 7), generate
+
+    return tile
+
+
+@intrinsic
+def transpose_words(typing, source, source_step, target):
+    """LANES words of LANES rows, to where they stand row after row transposed."""
+
+    def generate(context, builder, signature, arguments):
+        source, source_step, target = arguments
+        rows = [
+            _load(builder, each, _WORDS) for each in _addresses(builder, source, source_step, LANES)
+        ]
+        targets = _addresses(builder, target, ir.Constant(_INT, 4 * LANES), LANES)
+        for row, place in zip(_transposed(builder, rows), targets, strict=True):
+            _store(builder, row, place)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+float_tile_1, float_tile_2, float_tile_3 = (_tile(_add_floats, count) for count in (1, 2, 3))
+# Without the instruction these are never called, but have to compile.
+_add = _add_pairs if HAS_PAIRS else _add_floats
+pair_tile_1, pair_tile_2, pair_tile_3 = (_tile(_add, count) for count in (1, 2, 3))

@@ -1,0 +1,211 @@
+"""The matrix kernel: exact sums for every shape and dtype, from any thread, differentiable."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import TINY, sharp_params
+
+from jax_llama3 import init_cache, prefill
+from jax_llama3.kernels import has_kernels
+from jax_llama3.linear import linear
+from jax_llama3.matrix_kernel import has_matrix_kernel, matrix_products
+from jax_llama3.quantization import quantize
+
+llvm = pytest.importorskip("llvmlite.binding")
+pytest.importorskip("numba")
+tile_code = pytest.importorskip("jax_llama3.tile_code")
+assert has_kernels()
+if not tile_code.HAS_FLOATS:
+    pytest.skip("a processor without fused multiply-add", allow_module_level=True)
+jitted = jax.jit(matrix_products)
+BFLOAT16, FLOAT32, INT8 = jnp.bfloat16, jnp.float32, jnp.int8
+DTYPES = [
+    (BFLOAT16, BFLOAT16),
+    (BFLOAT16, INT8),
+    (BFLOAT16, FLOAT32),
+    (FLOAT32, FLOAT32),
+    (FLOAT32, BFLOAT16),
+    (FLOAT32, INT8),
+]
+
+
+def draw(shape: tuple[int, ...], dtype: object, seed: int = 0) -> jax.Array:
+    values = np.random.default_rng(seed).standard_normal(shape) * 20
+    return jnp.asarray(values, jnp.float32).astype(dtype)
+
+
+def wide(array: jax.Array) -> np.ndarray:
+    return np.asarray(array.astype(jnp.float32), np.float64)
+
+
+def check(found: jax.Array, x: jax.Array, weight: jax.Array) -> None:
+    bound = np.abs(wide(x)) @ np.abs(wide(weight)).T
+    assert np.all(np.abs(found - wide(x) @ wide(weight).T) <= 1e-6 * bound)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize(
+    "shape",
+    # 1 to 11 panels of 16 rows, so tiles of every width; widths and outputs that end within a chunk
+    [
+        (1, 8, 32),
+        (16, 24, 96),
+        (31, 8, 64),
+        (48, 56, 32),
+        (64, 40, 1056),
+        (80, 16, 32),
+        (175, 264, 160),
+    ],
+)
+def test_sums_are_those_of_double_precision(
+    shape: tuple[int, int, int], dtypes: tuple[object, object]
+) -> None:
+    rows, outputs, width = shape
+    x, weight = draw((rows, width), dtypes[0]), draw((outputs, width), dtypes[1], 1)
+    (found,) = jitted(x, (weight,))
+    check(found, x, weight)
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32])
+def test_weights_of_different_sizes_and_dtypes_are_multiplied_in_one_call(dtype: object) -> None:
+    x = draw((50, 64), dtype)
+    weights = tuple(
+        draw((8 + 40 * i, 64), each, i) for i, each in enumerate([INT8, BFLOAT16, INT8])
+    )
+    for found, weight in zip(jitted(x, weights), weights, strict=True):
+        check(found, x, weight)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_a_row_is_the_same_in_every_company(dtypes: tuple[object, object]) -> None:
+    x, weight = draw((160, 256), dtypes[0]), draw((72, 256), dtypes[1], 1)
+    together = np.asarray(jitted(x, (weight,))[0])
+    for first, last in ((0, 1), (7, 12), (100, 133), (159, 160)):
+        np.testing.assert_array_equal(jitted(x[first:last], (weight,))[0], together[first:last])
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_what_is_no_number_stays_in_its_row_and_column(dtypes: tuple[object, object]) -> None:
+    x, weight = draw((40, 64), dtypes[0]), draw((24, 64), dtypes[1], 1)
+    x = x.at[3, 5].set(jnp.nan).at[20, 63].set(jnp.inf)
+    found = np.asarray(jitted(x, (weight,))[0])
+    assert np.isnan(found[3]).all()
+    hit = np.asarray(weight[:, 63]) != 0
+    assert np.isinf(found[20][hit]).all()
+    assert np.isfinite(np.delete(found, [3, 20], axis=0)).all()
+
+
+def test_calls_from_many_threads_do_not_disturb_each_other() -> None:
+    weight = draw((200, 96), INT8)
+    prompts = [draw((40 + seed, 96), BFLOAT16, seed) for seed in range(8)]
+    alone = [np.asarray(jitted(x, (weight,))[0]) for x in prompts]
+
+    def repeat(index: int) -> bool:
+        found = [np.asarray(jitted(prompts[index], (weight,))[0]) for _ in range(50)]
+        return all(np.array_equal(each, alone[index]) for each in found)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(repeat, range(8)))
+
+
+def test_gradients_and_batches_are_those_of_the_product() -> None:
+    x, weight = draw((2, 20, 32), FLOAT32), draw((16, 32), FLOAT32, 1)
+    assert has_matrix_kernel(x.reshape(40, 32), [weight])
+    product = partial(linear, "BTD,FD->BTF")
+
+    def loss(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return jnp.sum(product(x, weight) ** 2)
+
+    gradient = jax.grad(loss, argnums=(0, 1))(x, weight)
+    expected = jax.grad(lambda x, w: jnp.sum((x @ w.T) ** 2), argnums=(0, 1))(x, weight)
+    for found, wanted in zip(gradient, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
+    many = jnp.stack([x, 2 * x])
+    np.testing.assert_allclose(
+        jax.vmap(product, (0, None))(many, weight)[1], 2 * (x @ weight.T), rtol=1e-4, atol=1e-2
+    )
+
+
+@pytest.mark.parametrize(
+    ("x", "weight"),
+    [
+        (jnp.ones((16, 48)), jnp.ones((16, 48))),
+        (jnp.ones((16, 32)), jnp.ones((12, 32))),
+        (jnp.ones((16, 32), jnp.float16), jnp.ones((16, 32), jnp.float16)),
+        (jnp.ones((3, 32)), jnp.ones((16, 32))),
+    ],
+)
+def test_other_shapes_and_dtypes_are_left_to_xla(x: jax.Array, weight: jax.Array) -> None:
+    assert not has_matrix_kernel(x, [weight])
+    np.testing.assert_array_equal(
+        linear("MC,OC->MO", x, weight), np.full((len(x), len(weight)), x.shape[1])
+    )
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+def test_prefill_is_the_same_without_the_kernel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(TINY, dim=96, ffn_dim=192, vocab_size=128)
+    params = sharp_params(0, config)
+    dtype = jnp.float32 if kind == "float32" else jnp.bfloat16
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    params = quantize(params) if kind == "int8" else params
+    tokens = np.arange(70)[None] % config.vocab_size
+
+    def last_logits() -> np.ndarray:
+        jax.clear_caches()
+        cache = init_cache(config, 1, 128, dtype)
+        return np.asarray(prefill(params, tokens, np.array([70]), cache, config)[0])
+
+    calls = []
+    monkeypatch.setattr(
+        "jax_llama3.linear.matrix_products", lambda *each: calls.append(1) or matrix_products(*each)
+    )
+    with_kernel = last_logits()
+    assert calls or tile_code.HAS_TILES
+    monkeypatch.setattr("jax_llama3.linear.has_matrix_kernel", lambda x, weights: False)
+    without = last_logits()
+    jax.clear_caches()
+    tolerance = 1e-4 if dtype == jnp.float32 else 0.05
+    np.testing.assert_allclose(with_kernel, without, rtol=tolerance, atol=tolerance)
+
+
+OTHER_PROCESSOR = """
+import jax.numpy as jnp, numpy as np
+from jax_llama3 import tile_code
+from jax_llama3.kernels import has_kernels
+from jax_llama3.matrix_kernel import has_matrix_kernel, matrix_products
+assert has_kernels()
+assert tile_code.LANES == WIDTH and not tile_code.HAS_PAIRS
+whole = np.random.default_rng(0).integers(-100, 100, (3, 80, 64))
+x = jnp.asarray(whole[0], jnp.bfloat16)
+weights = [jnp.asarray(whole[1], jnp.bfloat16), jnp.asarray(whole[2], jnp.int8), jnp.asarray(whole[2], jnp.float32)]
+assert has_matrix_kernel(x, weights)
+for found, weight in zip(matrix_products(x, tuple(weights)), (whole[1], whole[2], whole[2])):
+    np.testing.assert_array_equal(found, whole[0] @ weight.T)
+"""
+
+
+@pytest.mark.parametrize(
+    ("lanes", "features"), [(8, "+avx,+avx2,+fma"), (16, "+avx,+avx2,+fma,+avx512f")]
+)
+def test_processors_with_fewer_instructions_get_the_same_sums(
+    lanes: int, features: str, tmp_path: Path
+) -> None:
+    if not set(features.split(",")) <= set(llvm.get_host_cpu_features().flatten().split(",")):
+        pytest.skip(f"a processor without {features}")
+    environment = os.environ | {
+        "NUMBA_CPU_NAME": "generic",
+        "NUMBA_CPU_FEATURES": features,
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    code = OTHER_PROCESSOR.replace("WIDTH", str(lanes))
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
