@@ -29,17 +29,18 @@ def _register() -> bool:
     if sys.maxsize < 2**32 or sys.byteorder != "little":
         return False
     try:
-        from . import attention_kernel_code, matrix_kernel_code, row_kernel_code
+        from . import attention_kernel_code, row_kernel_code
+        from .tile_code import HAS_FLOATS
     except (ImportError, RuntimeError):  # no numba, none for this numpy, or no folder for it to use
         return False
     new_capsule = ctypes.pythonapi.PyCapsule_New
     new_capsule.restype = ctypes.py_object
     new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    kernels = {
-        ROW_PRODUCTS: row_kernel_code,
-        MATRIX_PRODUCTS: matrix_kernel_code,
-        ATTENTION: attention_kernel_code,
-    }
+    kernels = {ROW_PRODUCTS: row_kernel_code, ATTENTION: attention_kernel_code}
+    if HAS_FLOATS:
+        from . import matrix_kernel_code
+
+        kernels[MATRIX_PRODUCTS] = matrix_kernel_code
     for name, code in kernels.items():
         capsule = new_capsule(code.handler.address, None, None)
         jax.ffi.register_ffi_target(name, capsule, platform="cpu")

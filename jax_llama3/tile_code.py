@@ -10,20 +10,18 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-if llvm.llvm_version_info < (20,):
-    raise ImportError("numba before 0.62, whose LLVM names these functions otherwise")
-
-# What numba compiles for, and not only what the machine has.
-_features = (config.CPU_FEATURES or llvm.get_host_cpu_features().flatten()).split(",")
-HAS_FLOATS = "+fma" in _features
+# What numba compiles for, which may be less than what the machine has.
+_known = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+_features = set(_known.split(","))
+# An older LLVM, of numba before 0.62, names its functions otherwise.
+HAS_FLOATS = {"+avx", "+fma"} <= _features and llvm.llvm_version_info >= (20,)
 HAS_PAIRS = "+avx512bf16" in _features  # an instruction for the products of two bfloat16
 HAS_TILES = "+amx-bf16" in _features  # XLA uses them; this kernel does not
 LANES = 16 if "+avx512f" in _features else 8
-# As many sums as the registers hold beside a vector of each panel: 24 of 32 registers, or 12 of 16.
-TILE_ROWS = LANES // 2
-TILE_PANELS = 3
+TILE_ROWS = LANES // 2  # with three panels: 24 sums in 32 registers, or 12 in 16
 
 _INT, _WORD = ir.IntType(64), ir.IntType(32)
 _FLOATS, _WORDS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(_WORD, LANES)
