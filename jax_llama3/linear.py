@@ -108,7 +108,7 @@ def _products_cpu(
     kernel: bool, x: Float[Array, "M C"], weights: tuple[Weight, ...]
 ) -> tuple[Array, ...]:
     stored = tuple(each.values if isinstance(each, Quantized) else each for each in weights)
-    if kernel and x.shape[0] > _FEW_ROWS and has_matrix_kernel(x, stored):
+    if kernel and has_matrix_kernel(x, stored):
         sums = matrix_products(x, stored)
     elif kernel and x.shape[0] <= _FEW_ROWS and _all_have_row_kernel(x, stored):
         sums = row_products(x.astype(jnp.float32), stored)

@@ -1,8 +1,7 @@
 """Many rows times weights on a CPU, at what its vector units can do: an optional kernel.
 
-XLA's own product of bfloat16 prepares the weights anew for every call and reaches about 0.8 of that with
-bfloat16 instructions, half of it without; int8 it multiplies as float32. The kernel reads weights as they
-lie and prepares x instead.
+XLA's own product of bfloat16 prepares the weights anew for every call and reaches about 0.8 of that; int8
+it multiplies as float32. The kernel reads weights as they lie and prepares x instead.
 """
 
 from collections.abc import Sequence
@@ -16,27 +15,32 @@ from .kernels import MATRIX_PRODUCTS, differentiable, has_kernels
 
 _DTYPES = ("bfloat16", "int8", "float32")
 _ROWS, _WIDTH, _OUTPUTS = 16, 32, 8  # of x and of the weights: whole vectors and whole tiles
-_FEWEST, _FEWEST_BFLOAT16 = 12, 4  # rows of x; XLA's product is faster for fewer
+_FEWEST, _FEWEST_PAIRS = 12, 4  # rows of x; XLA's product, or the row kernel, is faster for fewer
 
 
 def has_matrix_kernel(x: Any, weights: Sequence[Any]) -> bool:
     """Whether the kernel can be had and is the fastest for x [M C] and weights [O C], of such dtypes."""
-    dtypes = {jnp.dtype(each.dtype).name for each in weights}
-    fewest = _FEWEST_BFLOAT16 if dtypes == {"bfloat16"} else _FEWEST
-    whole = x.shape[1] % _WIDTH == 0 and all(each.shape[0] % _OUTPUTS == 0 for each in weights)
-    known = dtypes <= {*_DTYPES} and jnp.dtype(x.dtype).name in _DTYPES
-    if not (whole and known and x.shape[0] >= fewest and has_kernels()):
+    rows, width = x.shape
+    dtypes = {jnp.dtype(each.dtype).name for each in (x, *weights)}
+    whole = width % _WIDTH == 0 < width and all(each.shape[0] % _OUTPUTS == 0 for each in weights)
+    if not (whole and dtypes <= {*_DTYPES} and rows >= _FEWEST_PAIRS and has_kernels()):
         return False
-    from .tile_code import HAS_FLOATS, HAS_TILES
+    from .tile_code import HAS_FLOATS, HAS_PAIRS, HAS_TILES
 
-    return HAS_FLOATS and not (HAS_TILES and "bfloat16" in dtypes)
+    bfloat16 = dtypes == {"bfloat16"}
+    if HAS_TILES and bfloat16:  # XLA uses them
+        return False
+    return HAS_FLOATS and rows >= (_FEWEST_PAIRS if HAS_PAIRS and bfloat16 else _FEWEST)
 
 
 @differentiable
 def matrix_products(
     x: Float[Array, "M C"], weights: tuple[Num[Array, "_ C"], ...]
 ) -> tuple[Float[Array, "M _"], ...]:
-    """x times each weight [O C] over C, summed in float32; x bfloat16 or float32, the weights any dtype."""
+    """x times each weight [O C] over C, summed in float32; x is bfloat16 or float32.
+
+    Instructions for bfloat16 take subnormal numbers (below 1e-38) as zero.
+    """
     from .tile_code import HAS_PAIRS
 
     rows = x.shape[0]

@@ -35,17 +35,7 @@ from .kernel_code import (
     wait,
     wait_for,
 )
-from .tile_code import (
-    LANES,
-    TILE_ROWS,
-    float_tile_1,
-    float_tile_2,
-    float_tile_3,
-    pair_tile_1,
-    pair_tile_2,
-    pair_tile_3,
-    transpose_words,
-)
+from .tile_code import LANES, TILE_ROWS, multiply_tile, transpose_words
 
 _CHUNK_ROWS = 16  # of weights, that a thread takes at a time: they stay in its cache for all panels
 _TASK = "jax_llama3_matrix_task"
@@ -65,26 +55,6 @@ def _pack(job, panel):
     target = load(job + _PACKED) + panel * LANES * step
     for word in range(0, load(job + _WORDS), LANES):
         transpose_words(source + 4 * word, step, target + 4 * LANES * word)
-
-
-@compiled
-def _pair_tile(count, panel, panel_step, weight, step, out, out_step, words):
-    if count == 3:
-        pair_tile_3(panel, panel_step, weight, step, out, out_step, words)
-    elif count == 2:
-        pair_tile_2(panel, panel_step, weight, step, out, out_step, words)
-    else:
-        pair_tile_1(panel, panel_step, weight, step, out, out_step, words)
-
-
-@compiled
-def _float_tile(count, panel, panel_step, weight, step, out, out_step, words):
-    if count == 3:
-        float_tile_3(panel, panel_step, weight, step, out, out_step, words)
-    elif count == 2:
-        float_tile_2(panel, panel_step, weight, step, out, out_step, words)
-    else:
-        float_tile_1(panel, panel_step, weight, step, out, out_step, words)
 
 
 @compiled
@@ -111,7 +81,7 @@ def _widen(source, code, target, count, pairs):
 def _multiply(job, entry, start, scratch):
     """A chunk of rows of one weight, for all of x."""
     outputs, code, words = load(entry + _OUTPUTS), load(entry + _WEIGHT_CODE), load(job + _WORDS)
-    pairs = load(job + _CODE) == BFLOAT16
+    pairs = 1 if load(job + _CODE) == BFLOAT16 else 0
     width = 2 * words if pairs else words
     stop = min(start + _CHUNK_ROWS, outputs)
     weight = load(entry + _WEIGHT) + start * width * itemsize(code)
@@ -124,15 +94,10 @@ def _multiply(job, entry, start, scratch):
         count = 2 if left == 4 else min(left, 3)  # two are faster than one
         for row in range(0, stop - start, TILE_ROWS):
             rows, place = weight + row * step, out + 4 * row
-            if pairs:
-                _pair_tile(count, panel, LANES * step, rows, step, place, out_step, words)
-            else:
-                _float_tile(count, panel, LANES * step, rows, step, place, out_step, words)
-        panel, left, out = (
-            panel + count * LANES * step,
-            left - count,
-            out + count * LANES * out_step,
-        )
+            multiply_tile(pairs, count, panel, LANES * step, rows, step, place, out_step, words)
+        left -= count
+        panel += count * LANES * step
+        out += count * LANES * out_step
 
 
 @compiled

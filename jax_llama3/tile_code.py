@@ -19,7 +19,7 @@ _features = set(_known.split(","))
 # An older LLVM, of numba before 0.62, names its functions otherwise.
 HAS_FLOATS = {"+avx", "+fma"} <= _features and llvm.llvm_version_info >= (20,)
 HAS_PAIRS = "+avx512bf16" in _features  # an instruction for the products of two bfloat16
-HAS_TILES = "+amx-bf16" in _features  # XLA uses them; this kernel does not
+HAS_TILES = "+amx-bf16" in _features  # larger ones than those of this kernel
 LANES = 16 if "+avx512f" in _features else 8
 TILE_ROWS = LANES // 2  # with three panels: 24 sums in 32 registers, or 12 in 16
 
@@ -137,31 +137,49 @@ def _sums(builder, add, panels, rows, next_rows, words):
     return longer
 
 
-def _tile(add, n_panels):
-    """TILE_ROWS rows of weights times the rows of x in some panels, written where the result has them."""
+def _write_tile(builder, add, n_panels, places):
+    panel, panel_step, weight, weight_step, out, out_step, words = places
+    panels = _addresses(builder, panel, panel_step, n_panels)
+    rows = _addresses(builder, weight, weight_step, TILE_ROWS)
+    ahead = builder.add(weight, builder.mul(weight_step, ir.Constant(_INT, TILE_ROWS)))
+    sums = _sums(builder, add, panels, rows, ahead, words)
+    for number, columns in enumerate(zip(*sums, strict=True)):
+        for half in range(0, LANES, TILE_ROWS):
+            lanes = list(range(half, half + TILE_ROWS))
+            square = [_shuffled(builder, each, each, lanes) for each in columns]
+            first = ir.Constant(_INT, LANES * number + half)
+            start = builder.add(out, builder.mul(out_step, first))
+            targets = _addresses(builder, start, out_step, TILE_ROWS)
+            for found, target in zip(_transposed(builder, square), targets, strict=True):
+                _store(builder, found, target)
 
-    @intrinsic
-    def tile(typing, panel, panel_step, weight, weight_step, out, out_step, words):
-        def generate(context, builder, signature, arguments):
-            panel, panel_step, weight, weight_step, out, out_step, words = arguments
-            panels = _addresses(builder, panel, panel_step, n_panels)
-            rows = _addresses(builder, weight, weight_step, TILE_ROWS)
-            ahead = builder.add(weight, builder.mul(weight_step, ir.Constant(_INT, TILE_ROWS)))
-            sums = _sums(builder, add, panels, rows, ahead, words)
-            for number, columns in enumerate(zip(*sums, strict=True)):
-                for half in range(0, LANES, TILE_ROWS):
-                    places = list(range(half, half + TILE_ROWS))
-                    square = [_shuffled(builder, each, each, places) for each in columns]
-                    first = ir.Constant(_INT, LANES * number + half)
-                    start = builder.add(out, builder.mul(out_step, first))
-                    targets = _addresses(builder, start, out_step, TILE_ROWS)
-                    for found, target in zip(_transposed(builder, square), targets, strict=True):
-                        _store(builder, found, target)
-            return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 7), generate
+@intrinsic
+def multiply_tile(
+    typing, pairs, n_panels, panel, panel_step, weight, weight_step, out, out_step, words
+):
+    """TILE_ROWS rows of weights times the rows of x in 1 to 3 panels, written as rows of the result.
 
-    return tile
+    The words are pairs of bfloat16, or floats; the steps from one row or panel to the next are in bytes.
+    """
+
+    def generate(context, builder, signature, arguments):
+        pairs, n_panels, *places = arguments
+        kinds = [_add_floats, _add_pairs] if HAS_PAIRS else [_add_floats]
+        done = builder.append_basic_block("done")
+        key = builder.add(builder.mul(pairs, ir.Constant(_INT, 4)), n_panels)
+        switch = builder.switch(key, done)
+        for kind, add in enumerate(kinds):
+            for count in (1, 2, 3):
+                block = builder.append_basic_block(f"tile_{kind}_{count}")
+                switch.add_case(ir.Constant(_INT, 4 * kind + count), block)
+                builder.position_at_end(block)
+                _write_tile(builder, add, count, places)
+                builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 9), generate
 
 
 @intrinsic
@@ -179,9 +197,3 @@ def transpose_words(typing, source, source_step, target):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
-
-
-float_tile_1, float_tile_2, float_tile_3 = (_tile(_add_floats, count) for count in (1, 2, 3))
-# Without the instruction these are never called, but have to compile.
-_add = _add_pairs if HAS_PAIRS else _add_floats
-pair_tile_1, pair_tile_2, pair_tile_3 = (_tile(_add, count) for count in (1, 2, 3))

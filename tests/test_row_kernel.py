@@ -1,31 +1,19 @@
 """The row kernel: exact sums for every shape and dtype, from any thread, differentiable."""
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from products import check_derivatives, check_sums, check_threads, draw, exact
 from reference import TINY, sharp_params
 
 from jax_llama3 import decode, init_cache, prefill
-from jax_llama3.linear import linear
 from jax_llama3.row_kernel import has_row_kernel, row_products
 
 pytest.importorskip("numba")
 assert has_row_kernel(jnp.bfloat16, 2)
 PARAMS = sharp_params(0, TINY)
 jitted = jax.jit(row_products)
-
-
-def draw(shape: tuple[int, ...], dtype: object, seed: int = 0) -> jax.Array:
-    values = np.random.default_rng(seed).standard_normal(shape) * 20
-    return jnp.asarray(values, jnp.float32).astype(dtype)
-
-
-def exact(x: jax.Array, weight: jax.Array) -> np.ndarray:
-    return np.asarray(x, np.float64) @ np.asarray(weight.astype(jnp.float32), np.float64).T
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8, jnp.float32])
@@ -36,8 +24,7 @@ def test_sums_are_those_of_double_precision(dtype: object, shape: tuple[int, int
     rows, outputs, width = shape
     x, weight = draw((rows, width), jnp.float32), draw((outputs, width), dtype, 1)
     (found,) = jitted(x, (weight,))
-    bound = np.abs(np.asarray(x)) @ np.abs(np.asarray(weight.astype(jnp.float32))).T
-    assert np.all(np.abs(found - exact(x, weight)) <= 1e-6 * bound)
+    check_sums(found, x, weight)
 
 
 def test_weights_of_different_sizes_and_dtypes_are_multiplied_in_one_call() -> None:
@@ -49,33 +36,12 @@ def test_weights_of_different_sizes_and_dtypes_are_multiplied_in_one_call() -> N
 
 
 def test_calls_from_many_threads_do_not_disturb_each_other() -> None:
-    weight = draw((3000, 96), jnp.bfloat16)
     rows = [draw((1, 96), jnp.float32, seed) for seed in range(8)]
-    alone = [np.asarray(jitted(x, (weight,))[0]) for x in rows]
-
-    def repeat(index: int) -> bool:
-        found = [np.asarray(jitted(rows[index], (weight,))[0]) for _ in range(50)]
-        return all(np.array_equal(each, alone[index]) for each in found)
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(repeat, range(8)))
+    check_threads(jitted, rows, draw((3000, 96), jnp.bfloat16))
 
 
 def test_gradients_and_batches_are_those_of_the_product() -> None:
-    x, weight = draw((2, 1, 8), jnp.float32), draw((5, 8), jnp.float32, 1)
-    product = partial(linear, "BTD,FD->BTF")
-
-    def loss(x: jax.Array, weight: jax.Array) -> jax.Array:
-        return jnp.sum(product(x, weight) ** 2)
-
-    gradient = jax.grad(loss, argnums=(0, 1))(x, weight)
-    expected = jax.grad(lambda x, w: jnp.sum((x @ w.T) ** 2), argnums=(0, 1))(x, weight)
-    for found, wanted in zip(gradient, expected, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-4)
-    many = jnp.stack([x, 2 * x])
-    np.testing.assert_allclose(
-        jax.vmap(product, (0, None))(many, weight)[1], 2 * (x @ weight.T), rtol=1e-4
-    )
+    check_derivatives(draw((2, 1, 8), jnp.float32), draw((5, 8), jnp.float32, 1))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

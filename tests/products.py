@@ -1,0 +1,58 @@
+"""What is asked of every kernel that multiplies by weights."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_llama3.linear import linear
+
+
+def draw(shape: tuple[int, ...], dtype: object, seed: int = 0) -> jax.Array:
+    values = np.random.default_rng(seed).standard_normal(shape) * 20
+    return jnp.asarray(values, jnp.float32).astype(dtype)
+
+
+def exact(x: jax.Array, weight: jax.Array) -> np.ndarray:
+    return wide(x) @ wide(weight).T
+
+
+def wide(array: jax.Array) -> np.ndarray:
+    return np.asarray(array.astype(jnp.float32), np.float64)
+
+
+def check_sums(found: jax.Array, x: jax.Array, weight: jax.Array) -> None:
+    bound = np.abs(wide(x)) @ np.abs(wide(weight)).T
+    assert np.all(np.abs(found - exact(x, weight)) <= 1e-6 * bound)
+
+
+def check_threads(product: Callable, xs: list[jax.Array], weight: jax.Array) -> None:
+    """Calls from as many threads as there are xs do not disturb each other."""
+    alone = [np.asarray(product(x, (weight,))[0]) for x in xs]
+
+    def repeat(index: int) -> bool:
+        found = [np.asarray(product(xs[index], (weight,))[0]) for _ in range(50)]
+        return all(np.array_equal(each, alone[index]) for each in found)
+
+    with ThreadPoolExecutor(len(xs)) as pool:
+        assert all(pool.map(repeat, range(len(xs))))
+
+
+def check_derivatives(x: jax.Array, weight: jax.Array) -> None:
+    """Gradients and batches of float32 x [B T D] and weight [F D] are those of the product."""
+    product = partial(linear, "BTD,FD->BTF")
+
+    def loss(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return jnp.sum(product(x, weight) ** 2)
+
+    gradient = jax.grad(loss, argnums=(0, 1))(x, weight)
+    expected = jax.grad(lambda x, w: jnp.sum((x @ w.T) ** 2), argnums=(0, 1))(x, weight)
+    for found, wanted in zip(gradient, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    many = jnp.stack([x, 2 * x])
+    np.testing.assert_allclose(
+        jax.vmap(product, (0, None))(many, weight)[1], 2 * (x @ weight.T), rtol=1e-4
+    )
