@@ -24,6 +24,7 @@ from .quantization import Quantized, Slots, activation_dtype, dequantize
 from .rope import apply_rope, rope_tables
 
 Tap = Callable[[str, Array], Array]
+_SHORT_PROMPT = 16  # tokens: the smallest bucket
 
 
 def no_tap(name: str, array: Array) -> Array:
@@ -285,9 +286,10 @@ def _block(
     tap: Tap,
 ) -> tuple[Float[Array, "B T D"], tuple[Slots, Slots]]:
     x = tap("resid_pre", x)
+    kernel = not _is_short_prompt(x)
     h = rms_norm(x, layer.attn_norm, config.norm_eps)
     projections = [("BTD,NHD->BTNH", layer.wq), ("BTD,KHD->BTKH", layer.wk)]
-    q, k, v = linears(h, [*projections, ("BTD,KHD->BTKH", layer.wv)])
+    q, k, v = linears(h, [*projections, ("BTD,KHD->BTKH", layer.wv)], kernel=kernel)
     q = tap("attn.q", apply_rope(q, *tables))
     k = tap("attn.k", apply_rope(k, *tables))
     v = tap("attn.v", v)
@@ -298,18 +300,27 @@ def _block(
     else:  # a tap is promised the scores of every slot
         mask = causal_mask(positions, k.shape[1])
         z = tap("attn.z", attention(q, k, v, mask, partial(_prefixed, tap, "attn.")))
-    x = tap("resid_mid", x + tap("attn.out", linear("BTNH,DNH->BTD", z, layer.wo)))
+    x = tap("resid_mid", x + tap("attn.out", linear("BTNH,DNH->BTD", z, layer.wo, kernel=kernel)))
     h = rms_norm(x, layer.ffn_norm, config.norm_eps)
-    return tap("resid_post", x + _feed_forward(layer, h, tap)), (k, v)
+    return tap("resid_post", x + _feed_forward(layer, h, tap, kernel)), (k, v)
 
 
-def _feed_forward(layer: Layer, x: Float[Array, "B T D"], tap: Tap) -> Float[Array, "B T D"]:
+def _is_short_prompt(x: Float[Array, "B T D"]) -> bool:
+    # The first thing a new process does is often such a prompt: to import the kernel for it would
+    # take longer than its products.
+    return x.shape[1] > 1 and x.shape[0] * x.shape[1] <= _SHORT_PROMPT
+
+
+def _feed_forward(
+    layer: Layer, x: Float[Array, "B T D"], tap: Tap, kernel: bool
+) -> Float[Array, "B T D"]:
     """SwiGLU (arXiv:2002.05202)."""
-    gate, up = linears(x, [("BTD,FD->BTF", layer.w_gate), ("BTD,FD->BTF", layer.w_up)])
+    projections = [("BTD,FD->BTF", layer.w_gate), ("BTD,FD->BTF", layer.w_up)]
+    gate, up = linears(x, projections, kernel=kernel)
     gate, up = tap("mlp.gate", gate), tap("mlp.up", up)
     # A bfloat16 would be rounded after each of the steps that silu consists of.
     gated = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
-    return tap("mlp.out", linear("BTF,DF->BTD", gated.astype(x.dtype), layer.w_down))
+    return tap("mlp.out", linear("BTF,DF->BTD", gated.astype(x.dtype), layer.w_down, kernel=kernel))
 
 
 def rms_norm(

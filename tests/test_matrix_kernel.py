@@ -152,6 +152,25 @@ def test_prefill_is_the_same_without_the_kernel(kind: str, monkeypatch: pytest.M
     np.testing.assert_allclose(with_kernel, without, rtol=tolerance, atol=tolerance)
 
 
+PROMPTS = """
+import sys
+import jax.numpy as jnp, numpy as np
+from jax_llama3 import Config, init_cache, init_params, prefill
+import jax
+config = Config(vocab_size=64, dim=64, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=32, ffn_dim=64,
+                norm_eps=1e-5, rope_theta=1e4, max_seq_len=64)
+params = init_params(jax.random.key(0), config, jnp.float32)
+for length, imported in ((16, False), (17, True)):
+    cache = init_cache(config, 1, 64, jnp.float32)
+    prefill(params, np.ones((1, length), np.int32), np.array([length]), cache, config)
+    assert ("numba" in sys.modules) == imported, length
+"""
+
+
+def test_a_short_prompt_does_not_wait_for_the_kernel() -> None:
+    subprocess.run([sys.executable, "-c", PROMPTS], check=True)
+
+
 OTHER_PROCESSOR = """
 import jax.numpy as jnp, numpy as np
 from jax_llama3 import tile_code
