@@ -32,7 +32,7 @@ from .manifest import (
 from .params import Params, abstract_params, named_leaves
 from .progress import progress
 from .quantization import is_quantized, quantize, quantize_array
-from .shards import Place, find_tensors, open_shards, own_array, read_run, runs
+from .shards import Place, find_tensors, map_run, open_shards, own_array, runs
 from .stream import (
     AHEAD,
     BLOCK_BYTES,
@@ -99,6 +99,7 @@ __all__ = [
 
 EXPORT = "export"  # in a manifest: the folder holds another format, named here
 _DTYPES = ("float32", "bfloat16", "float16")
+_MAPPED_BYTES = 1 << 20  # a smaller tensor is copied, so that it no longer depends on its file
 _READERS = 3  # threads that read and cast tensors; more keep two cores from compiling meanwhile
 _TEXTS = (JSON, MODEL, GENERATION, TEMPLATE)
 
@@ -124,6 +125,8 @@ def load(path: str | os.PathLike, *, dtype: Any = None) -> Model:
 
     Of a quantised model it casts the norms, whose dtype is that of the activations and the cache.
     Headers, names, shapes and sizes are checked, contents are not: `convert check` does that.
+    Large tensors that need no cast are the pages of their file, on a CPU for as long as they live:
+    to remove or replace the folder meanwhile is safe, to write into its files is not.
     A folder that is not whole, or a cast that overflows, raises ValueError.
     """
     with open_model(path, dtype=dtype) as (_, wait):
@@ -150,7 +153,7 @@ def open_model(
     params, places = _find_weights(folder, config, manifest, dtype)
     pool = ThreadPoolExecutor(_READERS)
     try:
-        arrays = _start_reading(pool, named_leaves(params), places, casts=dtype is not None)
+        arrays = _start_reading(pool, named_leaves(params), places)
         model = Model(config, params, read_tokenizer(folder, manifest))
         yield model, partial(_wait_for_weights, model, arrays)
     finally:
@@ -185,8 +188,6 @@ def _start_reading(
     pool: ThreadPoolExecutor,
     leaves: list[tuple[str, jax.ShapeDtypeStruct]],
     places: list[Place],
-    *,
-    casts: bool,
 ) -> Iterator[list[jax.Array]]:
     """Groups of weights on the device, in order, each waited for when it is asked for."""
     groups = runs(places)
@@ -194,14 +195,20 @@ def _start_reading(
     wanted = [list(islice(remaining, len(group))) for group in groups]
 
     def read(group: list[Place], wanted: list[tuple[str, jax.ShapeDtypeStruct]]) -> list[jax.Array]:
-        arrays = read_run(group)
-        if casts:
-            named = zip(wanted, arrays, strict=True)
-            arrays = [cast(name, array, leaf.dtype) for (name, leaf), array in named]
-        # Taken over without a copy where the device is the CPU: nobody else holds this memory.
-        return jax.device_put(arrays)
+        named = zip(wanted, map_run(group), strict=True)
+        # Where the device is the CPU, JAX takes aligned arrays over without a copy.
+        return jax.device_put(
+            [_in_memory(name, array, leaf.dtype) for (name, leaf), array in named]
+        )
 
     return pool.map(read, groups, wanted)
+
+
+def _in_memory(name: str, mapped: np.ndarray, dtype: Any) -> np.ndarray:
+    """The tensor in `dtype`; a large one that has it already stays in the pages of its file."""
+    if mapped.dtype != dtype:
+        return cast(name, mapped, dtype)
+    return mapped if mapped.nbytes >= _MAPPED_BYTES else mapped.copy()
 
 
 def _wait_for_weights(model: Model, groups: Iterator[list[jax.Array]]) -> Model:

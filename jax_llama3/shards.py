@@ -3,7 +3,6 @@
 import json
 import math
 import mmap
-import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -17,8 +16,8 @@ from .manifest import MANIFEST
 from .stream import CheckedFile, Tensor, pour
 
 _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
-_RUN_BYTES, _RUN_TENSORS = 1 << 26, 512  # read by one call: enough to keep a disk busy
-_CALL_BYTES = 1 << 30
+_RUN_BYTES, _RUN_TENSORS = 1 << 26, 512  # mapped at once: enough to keep a disk busy
+ALIGNMENT = 64  # of memory that XLA takes over without a copy
 _SMALLEST, _LARGEST, _COUNT = 250_000_000, 5_000_000_000, 64
 
 
@@ -56,7 +55,7 @@ def write_shard(path: Path, tensors: list[Tensor], bar: Any, metadata: dict | No
             "data_offsets": [begin, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     with closing(CheckedFile(path, 8 + len(text) + end)) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         entries = pour(tensors, file.write, bar)
@@ -126,37 +125,26 @@ def runs(places: Sequence[Place]) -> list[list[Place]]:
     return groups
 
 
-def read_run(places: list[Place]) -> list[np.ndarray]:
-    """Neighbours in a file, each in memory of its own, that nobody else holds.
+def map_run(places: list[Place]) -> list[np.ndarray]:
+    """Neighbours in a file, as read-only views of its pages, all of which are in memory by then.
 
-    All are read by one call: threads that had to ask for the interpreter at every tensor would wait
-    long for one that traces a program meanwhile.
+    The system keeps the pages for the next process as well. A run is a single map, so that threads
+    that need the interpreter for it need it rarely: one that traces a program keeps it long.
     """
-    arrays = [own_array(place.shape, place.dtype) for place in places]
-    views = [array.reshape(-1).view(np.uint8).data for array in arrays if array.size]
-    path, start = places[0].path, places[0].start
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        while views:
-            count = os.readv(file.fileno(), _first_bytes(views))
-            if not count:
-                raise ValueError(f"{path} ends too soon; it was changed meanwhile")
-            while views and count >= len(views[0]):
-                count -= len(views.pop(0))
-            if count:
-                views[0] = views[0][count:]
-    return arrays
-
-
-def _first_bytes(views: list[memoryview]) -> list[memoryview]:
-    """As much as one call may be asked for on every system."""
-    room, chosen = _CALL_BYTES, []
-    for view in views:
-        chosen.append(view[:room])
-        room -= len(chosen[-1])
-        if not room:
-            break
-    return chosen
+    path, start, end = places[0].path, places[0].start, places[-1].start + places[-1].nbytes
+    offset = start - start % mmap.ALLOCATIONGRANULARITY
+    with open(path, "rb") as file:
+        try:
+            pages = mmap.mmap(file.fileno(), end - offset, access=mmap.ACCESS_READ, offset=offset)
+        except ValueError:
+            raise ValueError(f"{path} ends too soon; it was changed meanwhile") from None
+    np.frombuffer(pages, np.uint8)[:: mmap.PAGESIZE].max()
+    return [
+        np.frombuffer(pages, place.dtype, math.prod(place.shape), place.start - offset).reshape(
+            place.shape
+        )
+        for place in places
+    ]
 
 
 def own_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Start-up: what was compiled while the weights were read is what generation uses."""
 
-import os
+import shutil
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from reference import TINY, replace, sharp_params
 from safetensors.numpy import save_file
 
 from jax_llama3 import Model, Sampler, generate, load, save
+from jax_llama3.checkpoint import verify
 from jax_llama3.llama import stream_batch
 from jax_llama3.manifest import read_manifest
-from jax_llama3.shards import Place, find_tensors, own_array, read_run, runs
+from jax_llama3.shards import Place, find_tensors, map_run, own_array, runs
 from jax_llama3.startup import load_for
 
 LONG = replace(TINY, max_seq_len=2048)
@@ -80,7 +82,7 @@ def test_refused_prompts_do_not_wait_for_the_weights(
         started.append(places)
         began.set()
         assert refused.wait(60)
-        return read_run(places)
+        return map_run(places)
 
     class Pool(ThreadPoolExecutor):
         def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -92,7 +94,7 @@ def test_refused_prompts_do_not_wait_for_the_weights(
         assert began.wait(60)
         return prompts
 
-    monkeypatch.setattr("jax_llama3.checkpoint.read_run", slow)
+    monkeypatch.setattr("jax_llama3.checkpoint.map_run", slow)
     monkeypatch.setattr("jax_llama3.checkpoint.ThreadPoolExecutor", Pool)
     monkeypatch.setattr("jax_llama3.shards._RUN_BYTES", 1)  # every tensor alone
     for prompts, message in [
@@ -110,7 +112,7 @@ def test_refused_prompts_do_not_wait_for_the_weights(
 def test_a_tensor_lies_where_its_header_says(folder: Path) -> None:
     places = find_tensors(folder, read_manifest(folder))
     for name, place in places.items():
-        (array,) = read_run([place])
+        (array,) = map_run([place])
         _, *path = name.split(".") if name.startswith("layers") else ("", name)
         leaf = MODEL.params if len(path) == 1 else MODEL.params.layers[int(path[0])]
         assert np.array_equal(array, getattr(leaf, path[-1])), name
@@ -120,7 +122,7 @@ def test_a_tensor_lies_where_its_header_says(folder: Path) -> None:
     ("most_bytes", "most", "sizes"),
     [(1 << 26, 512, {21}), (1 << 26, 3, {3}), (20_000, 512, {1, 2, 3, 4, 5})],
 )
-def test_neighbours_are_read_together(
+def test_neighbours_are_mapped_together(
     folder: Path, monkeypatch: pytest.MonkeyPatch, most_bytes: int, most: int, sizes: set[int]
 ) -> None:
     monkeypatch.setattr("jax_llama3.shards._RUN_BYTES", most_bytes)
@@ -135,40 +137,79 @@ def test_neighbours_are_read_together(
     for group in groups:
         # Only the last of a group may reach beyond the limit.
         assert sum(place.nbytes for place in group[:-1]) < most_bytes
-        alone = [read_run([place])[0] for place in group]
-        assert all(map(np.array_equal, read_run(group), alone))
+        alone = [map_run([place])[0] for place in group]
+        assert all(map(np.array_equal, map_run(group), alone))
     # Out of order none is the next one's neighbour.
     assert [len(group) for group in runs(places[::-2])] == [1] * len(places[::-2])
 
 
-def test_a_read_that_is_cut_short_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (group,) = runs(list(find_tensors(folder, read_manifest(folder)).values()))
-    whole = read_run(group)
-    readv, counts = os.readv, []
+def watch_maps(monkeypatch: pytest.MonkeyPatch) -> dict[int, np.ndarray]:
+    """What `load` maps from now on, each array by its address."""
+    mapped = {}
 
-    def short(file: int, views: list) -> int:
-        counts.append(readv(file, [views[0][: 1 + len(views[0]) // 2]]))
-        return counts[-1]
+    def watched(places: list[Place]) -> list[np.ndarray]:
+        arrays = map_run(places)
+        mapped.update({array.ctypes.data: array for array in arrays})
+        return arrays
 
-    monkeypatch.setattr("os.readv", short)
-    assert all(map(np.array_equal, read_run(group), whole))
-    assert len(counts) > 2 * len(group)
+    monkeypatch.setattr("jax_llama3.checkpoint.map_run", watched)
+    return mapped
 
 
-def test_a_large_run_takes_several_calls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (group,) = runs(list(find_tensors(folder, read_manifest(folder)).values()))
-    whole = read_run(group)
-    readv, asked = os.readv, []
+def test_large_tensors_are_the_pages_of_their_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jax_llama3.checkpoint._MAPPED_BYTES", 10_000)
+    mapped = watch_maps(monkeypatch)
+    expected = generate(MODEL, [1, 2, 3], max_new_tokens=4).tokens
+    model = load(folder)
+    leaves = jax.tree.leaves(model.params)
+    assert len(mapped) == len(leaves)
+    large = [leaf for leaf in leaves if leaf.nbytes >= 10_000]
+    assert 5 < len(large) < len(leaves)
+    for leaf in leaves:
+        assert (leaf.unsafe_buffer_pointer() in mapped) == (leaf.nbytes >= 10_000)
+    assert not any(array.flags.writeable for array in mapped.values())
+    # Nothing that JAX does reaches the file, even when it may reuse their memory.
+    kept = load(folder)
+    halve = jax.jit(lambda params: jax.tree.map(lambda leaf: leaf / 2, params), donate_argnums=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # not all of it can be reused, which JAX says
+        halved = halve(model.params)
+    assert np.array_equal(halved.embedding, MODEL.params.embedding / 2)
+    verify(folder)
+    # Who replaces a folder removes it first: pages in use stay.
+    shutil.rmtree(folder)
+    assert generate(kept, [1, 2, 3], max_new_tokens=4).tokens == expected
 
-    def watched(file: int, views: list) -> int:
-        asked.append(sum(map(len, views)))
-        return readv(file, views)
 
-    monkeypatch.setattr("os.readv", watched)
-    monkeypatch.setattr("jax_llama3.shards._CALL_BYTES", 30_000)
-    assert all(map(np.array_equal, read_run(group), whole))
-    assert len(asked) > 5
-    assert max(asked) == 30_000
+def test_small_tensors_no_longer_depend_on_their_file(folder: Path) -> None:
+    model = load(folder)
+    (shard,) = folder.glob("weights-*")
+    shard.write_bytes(bytes(shard.stat().st_size))
+    for leaf, stored in zip(jax.tree.leaves(model), jax.tree.leaves(MODEL), strict=True):
+        assert np.array_equal(leaf, stored)
+
+
+def test_tensors_are_stored_where_they_can_be_taken_over(folder: Path) -> None:
+    places = find_tensors(folder, read_manifest(folder)).values()
+    assert {place.start % 64 for place in places} == {0}
+
+
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_tensors_that_lie_elsewhere_are_loaded_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str | None
+) -> None:
+    """In bfloat16 the embedding ends where no multiple of 64 bytes is."""
+    monkeypatch.setattr("jax_llama3.checkpoint._MAPPED_BYTES", 1)
+    stored = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), MODEL.params)
+    save(tmp_path / "model", MODEL._replace(params=stored))
+    places = find_tensors(tmp_path / "model", read_manifest(tmp_path / "model")).values()
+    assert {place.start % 64 for place in places} == {0, 32}
+    loaded = load(tmp_path / "model", dtype=dtype).params
+    for leaf, expected in zip(jax.tree.leaves(loaded), jax.tree.leaves(stored), strict=True):
+        assert leaf.dtype == (dtype or "bfloat16")
+        assert np.array_equal(leaf, expected.astype(leaf.dtype))
 
 
 def test_jax_takes_a_tensor_over_without_a_copy() -> None:
@@ -178,12 +219,12 @@ def test_jax_takes_a_tensor_over_without_a_copy() -> None:
     assert taken.unsafe_buffer_pointer() == array.ctypes.data
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_refused(folder: Path) -> None:
+def test_a_file_that_shrinks_meanwhile_is_refused(folder: Path) -> None:
     place = find_tensors(folder, read_manifest(folder))["norm"]
     with place.path.open("r+b") as file:
         file.truncate(place.start + 4)
     with pytest.raises(ValueError, match=r"weights-.* ends too soon"):
-        read_run([place])
+        map_run([place])
 
 
 def test_a_shard_that_does_not_hold_its_tensors_is_refused(
