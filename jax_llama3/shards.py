@@ -16,7 +16,7 @@ from .manifest import MANIFEST
 from .stream import CheckedFile, Tensor, pour
 
 _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
-_RUN_BYTES, _RUN_TENSORS = 1 << 26, 512  # mapped at once: enough to keep a disk busy
+_RUN_BYTES = 1 << 26  # mapped at once: enough to keep a disk busy
 ALIGNMENT = 64  # of memory that XLA takes over without a copy
 _SMALLEST, _LARGEST, _COUNT = 250_000_000, 5_000_000_000, 64
 
@@ -116,7 +116,7 @@ def runs(places: Sequence[Place]) -> list[list[Place]]:
     groups: list[list[Place]] = []
     room, end = 0, None
     for place in places:
-        if not room or (place.path, place.start) != end or len(groups[-1]) == _RUN_TENSORS:
+        if not room or (place.path, place.start) != end:
             groups.append([])
             room = _RUN_BYTES
         groups[-1].append(place)
@@ -133,18 +133,21 @@ def map_run(places: list[Place]) -> list[np.ndarray]:
     """
     path, start, end = places[0].path, places[0].start, places[-1].start + places[-1].nbytes
     offset = start - start % mmap.ALLOCATIONGRANULARITY
+    # Private, because some network folders map nothing else.
+    kind = {"flags": mmap.MAP_PRIVATE, "prot": mmap.PROT_READ, "offset": offset}
     with open(path, "rb") as file:
         try:
-            pages = mmap.mmap(file.fileno(), end - offset, access=mmap.ACCESS_READ, offset=offset)
+            pages = mmap.mmap(file.fileno(), end - offset, **kind)
         except ValueError:
             raise ValueError(f"{path} ends too soon; it was changed meanwhile") from None
+        except OSError as error:
+            raise ValueError(f"{path} cannot be mapped into memory: {error.strerror}") from None
     np.frombuffer(pages, np.uint8)[:: mmap.PAGESIZE].max()
-    return [
-        np.frombuffer(pages, place.dtype, math.prod(place.shape), place.start - offset).reshape(
-            place.shape
-        )
-        for place in places
-    ]
+    arrays = []
+    for place in places:
+        flat = np.frombuffer(pages, place.dtype, math.prod(place.shape), place.start - offset)
+        arrays.append(flat.reshape(place.shape))
+    return arrays
 
 
 def own_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

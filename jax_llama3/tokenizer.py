@@ -1,13 +1,12 @@
 """Text to token ids and back, over Meta's `tokenizer.model` or a Hugging Face `tokenizer.json`."""
 
-import base64
 import binascii
 import codecs
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 MODEL, JSON = "tokenizer.model", "tokenizer.json"
 GENERATION, TEMPLATE = "generation.json", "chat_template.jinja"
@@ -40,7 +39,8 @@ class MetaVocabulary:
 
         try:
             pairs = (line.split() for line in data.splitlines() if line)
-            ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+            token_bytes = partial(binascii.a2b_base64, strict_mode=True)
+            ranks = {token_bytes(token): int(rank) for token, rank in pairs}
         except (ValueError, binascii.Error) as error:
             raise ValueError(f"{MODEL}: not a list of base64 tokens and ranks: {error}") from None
         if not ranks or sorted(ranks.values()) != list(range(len(ranks))):

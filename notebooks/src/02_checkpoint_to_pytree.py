@@ -282,17 +282,17 @@ if is_default:
 #
 # The bytes need not be copied into a buffer first. The file is **memory-mapped**: the operating system gives its bytes an address, and
 # fetches a page of the file only when somebody looks at that address. Opening costs nothing, whatever the size, and what is never
-# looked at is never read. So the converter goes through a source far larger than memory. (`load` wants every byte in the end, and
-# reads each tensor once, straight into the memory that JAX takes over.)
-# %% [markdown] id="mapped" lang="zh" of="0b523f92"
+# looked at is never read. So the converter goes through a source far larger than memory. (`load` maps as well: on a CPU a large
+# tensor that keeps its number format *is* the pages of its file, and JAX computes with them.)
+# %% [markdown] id="mapped" lang="zh" of="425a9b8b"
 # ## 不读就加载
 #
 # safetensors 文件非常简单，亲手就能读：八个字节给出文件头的长度，接着是文件头（JSON：每个张量的名字、类型、形状、起止字节），再往后是所有
 # 张量的字节。
 #
 # 不必先把这些字节复制进缓冲区，可以使用**内存映射**（memory-mapped）：操作系统给文件的字节分配地址，只有当有人访问某个地址时，才取来
-# 文件里对应的那一页。不论文件多大，打开都不花代价；从未访问的部分从不读取。所以转换器能处理比内存大得多的源文件。（`load` 最终需要每一个
-# 字节，它把每个张量只读一次，直接读进交给 JAX 的内存。）
+# 文件里对应的那一页。不论文件多大，打开都不花代价；从未访问的部分从不读取。所以转换器能处理比内存大得多的源文件。（`load`
+# 也用映射：在 CPU 上，不改变数值格式的大张量*就是*文件的那些页，JAX 直接用它们计算。）
 # %% id="mapped_code"
 DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16}
 
