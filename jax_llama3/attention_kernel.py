@@ -32,6 +32,6 @@ def attend_one(
     if isinstance(k, Quantized) and isinstance(v, Quantized):
         scales = [k.scale.astype(jnp.float32), v.scale.astype(jnp.float32)]
         k, v = k.values, v.values
-    shape = jax.ShapeDtypeStruct(q.shape, jnp.float32)
-    call = jax.ffi.ffi_call(ATTENTION, shape, vmap_method="sequential")
-    return call(q.astype(jnp.float32), positions.astype(jnp.int32), k, v, *scales).astype(q.dtype)
+    wide = q.astype(jnp.float32)
+    call = jax.ffi.ffi_call(ATTENTION, jax.eval_shape(lambda: wide), vmap_method="sequential")
+    return call(wide, positions.astype(jnp.int32), k, v, *scales).astype(q.dtype)

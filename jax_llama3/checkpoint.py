@@ -32,7 +32,7 @@ from .manifest import (
 from .params import Params, abstract_params, named_leaves
 from .progress import progress
 from .quantization import is_quantized, quantize, quantize_array
-from .shards import Place, find_tensors, map_run, open_shards, own_array, runs
+from .shards import Place, find_tensors, map_file, mapped_run, open_shards, own_array, runs
 from .stream import (
     AHEAD,
     BLOCK_BYTES,
@@ -190,16 +190,19 @@ def _start_reading(
     places: list[Place],
 ) -> Iterator[list[jax.Array]]:
     """Groups of weights on the device, in order, each waited for when it is asked for."""
+    files = {path: map_file(path) for path in {place.path for place in places}}
     groups = runs(places)
     remaining = iter(leaves)
     wanted = [list(islice(remaining, len(group))) for group in groups]
+    # Threads of a pool do not know in which context they were asked.
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
     def read(group: list[Place], wanted: list[tuple[str, jax.ShapeDtypeStruct]]) -> list[jax.Array]:
-        named = zip(wanted, map_run(group), strict=True)
+        named = zip(wanted, mapped_run(files[group[0].path], group), strict=True)
+        arrays = [_in_memory(name, array, leaf.dtype) for (name, leaf), array in named]
         # Where the device is the CPU, JAX takes aligned arrays over without a copy.
-        return jax.device_put(
-            [_in_memory(name, array, leaf.dtype) for (name, leaf), array in named]
-        )
+        with jax.default_device(device):
+            return jax.device_put(arrays)
 
     return pool.map(read, groups, wanted)
 

@@ -4,7 +4,10 @@ The foreign function interface hands over structs that are read here by their of
 machines (xla/ffi/api/c_api.h, version 0.3, kept stable by XLA). Imported only where numba is installed.
 """
 
+import hashlib
 import inspect
+from pathlib import Path
+from types import CellType, FunctionType
 
 import numpy as np
 from llvmlite import ir
@@ -23,8 +26,8 @@ _METADATA = 1  # the kind of extension that asks for a version
 _NEXT, _DONE, _USERS, _CHUNKS, JOB_BYTES = range(0, 40, 8)
 
 # Sums may be taken in any order, as in every fast product; nothing else is relaxed.
-_LOOSE = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy", "cache": True}
-_EXACT = {"error_model": "numpy", "cache": True}
+_LOOSE = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+_EXACT = {"error_model": "numpy"}
 _WORD = ir.IntType(64)
 
 malloc = types.ExternalFunction("malloc", types.int64(types.int64))
@@ -41,7 +44,21 @@ def compiled_exactly(function):
 
 
 def c_function(signature):
-    return lambda function: cfunc(signature, **_LOOSE)(inspect.unwrap(function))
+    """Compile what C calls, with all that it calls itself; numba keeps that for other processes."""
+    kept = cfunc(signature, **_LOOSE, cache=True)
+    return lambda function: kept(_of_all_sources(inspect.unwrap(function)))
+
+
+def _of_all_sources(function):
+    """The function as a closure over what the kernels are made of, although it reads none of it.
+
+    numba finds what it keeps by the function's own file and code, and by the values it closes over.
+    """
+    sources = sorted(Path(__file__).parent.glob("*_code.py"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    code = function.__code__.replace(co_freevars=("digest",))
+    name, cells = function.__name__, (CellType(digest),)
+    return FunctionType(code, function.__globals__, name, closure=cells)
 
 
 def _at(builder, address):

@@ -6,8 +6,12 @@ work out to XLA's own threads.
 
 import ctypes
 import functools
+import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,22 +33,48 @@ def _register() -> bool:
     if sys.maxsize < 2**32 or sys.byteorder != "little":
         return False
     try:
-        from . import attention_kernel_code, row_kernel_code
-        from .tile_code import HAS_FLOATS
-    except (ImportError, RuntimeError):  # no numba, none for this numpy, or no folder for it to use
+        handlers = _handlers()
+    except ImportError:  # no numba, or none for this numpy
+        return False
+    except Exception as error:  # a full disk, a damaged file: numba says it in any way
+        kept = os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parent / "__pycache__"
+        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        warnings.warn(
+            f"slower without the kernels, which numba cannot compile or keep ({reason}); "
+            f"make room in {kept}, or delete the damaged *.nbi and *.nbc there",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return False
     new_capsule = ctypes.pythonapi.PyCapsule_New
     new_capsule.restype = ctypes.py_object
     new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    kernels = {ROW_PRODUCTS: row_kernel_code, ATTENTION: attention_kernel_code}
+    for name, handler in handlers.items():
+        capsule = new_capsule(handler.address, None, None)
+        jax.ffi.register_ffi_target(name, capsule, platform="cpu")
+    return True
+
+
+def _handlers() -> dict[str, Any]:
+    """The compiled functions that XLA is to call, by their names there."""
+    from . import attention_kernel_code, row_kernel_code
+    from .tile_code import HAS_FLOATS
+
+    found = {ROW_PRODUCTS: row_kernel_code.handler, ATTENTION: attention_kernel_code.handler}
     if HAS_FLOATS:
         from . import matrix_kernel_code
 
-        kernels[MATRIX_PRODUCTS] = matrix_kernel_code
-    for name, code in kernels.items():
-        capsule = new_capsule(code.handler.address, None, None)
-        jax.ffi.register_ffi_target(name, capsule, platform="cpu")
-    return True
+        found[MATRIX_PRODUCTS] = matrix_kernel_code.handler
+    return found
+
+
+def product_types(x: Any, weights: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+    """Of x [M C] times each weight [O C] in float32; what varies by device in `shard_map` stays so."""
+    return [jax.eval_shape(_product, x, weight) for weight in weights]
+
+
+def _product(x: Array, weight: Array) -> Array:
+    return x.astype(jnp.float32) @ weight.astype(jnp.float32).T
 
 
 def differentiable(products: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
@@ -54,12 +84,11 @@ def differentiable(products: Callable[..., tuple[Array, ...]]) -> Callable[..., 
     @function.defjvp
     def tangents(primals: tuple, changes: tuple) -> tuple[tuple, tuple]:
         (x, weights), (x_change, weight_changes) = primals, changes
-        x, x_change = x.astype(jnp.float32), x_change.astype(jnp.float32)
         found = []
         for weight, weight_change in zip(weights, weight_changes, strict=True):
-            change = x_change @ weight.astype(jnp.float32).T
+            change = _product(x_change, weight)
             if weight.dtype != jnp.int8:  # whole numbers have no tangent
-                change += x @ weight_change.astype(jnp.float32).T
+                change += _product(x, weight_change)
             found.append(change)
         return function(*primals), tuple(found)
 

@@ -160,4 +160,7 @@ def _sums_by_block(x: Float[Array, "M C"], values: Int8[Array, "O C"]) -> Float[
         rows = lax.dynamic_slice_in_dim(values, start, step).astype(jnp.float32)
         return lax.dynamic_update_slice_in_dim(sums, _dot_cpu(x, rows), start, axis=1)
 
-    return lax.fori_loop(0, -(-height // step), block, jnp.zeros((x.shape[0], height), jnp.float32))
+    # Made from both, so that the sums vary by device in `shard_map` where either does.
+    zeros = jnp.zeros_like(x, shape=(x.shape[0], height))
+    zeros += jnp.zeros_like(values, dtype=jnp.float32, shape=(1, 1))
+    return lax.fori_loop(0, -(-height // step), block, zeros)

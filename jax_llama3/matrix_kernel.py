@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from .kernels import MATRIX_PRODUCTS, differentiable, has_kernels
+from .kernels import MATRIX_PRODUCTS, differentiable, has_kernels, product_types
 
 _DTYPES = ("bfloat16", "int8", "float32")
 _ROWS, _WIDTH, _OUTPUTS = 16, 32, 8  # of x and of the weights: whole vectors and whole tiles
@@ -39,7 +39,7 @@ def matrix_products(
 ) -> tuple[Float[Array, "M _"], ...]:
     """x times each weight [O C] over C, summed in float32; x is bfloat16 or float32.
 
-    Instructions for bfloat16 take subnormal numbers (below 1e-38) as zero.
+    Subnormal numbers (below 1e-38) are taken as zero.
     """
     from .tile_code import HAS_PAIRS
 
@@ -47,7 +47,6 @@ def matrix_products(
     if not HAS_PAIRS or any(each.dtype == jnp.float32 for each in weights):
         x = x.astype(jnp.float32)
     x = jnp.pad(x, ((0, -rows % _ROWS), (0, 0)))
-    shapes = [jax.ShapeDtypeStruct((x.shape[0], each.shape[0]), jnp.float32) for each in weights]
-    room = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    call = jax.ffi.ffi_call(MATRIX_PRODUCTS, [room, *shapes], vmap_method="sequential")
+    types = [jax.eval_shape(lambda: x), *product_types(x, weights)]  # the first is room for panels
+    call = jax.ffi.ffi_call(MATRIX_PRODUCTS, types, vmap_method="sequential")
     return tuple(product[:rows] for product in call(x, *weights)[1:])

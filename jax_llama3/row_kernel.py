@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from .kernels import ROW_PRODUCTS, differentiable, has_kernels
+from .kernels import ROW_PRODUCTS, differentiable, has_kernels, product_types
 
 _DTYPES = ("bfloat16", "int8", "float32")
 
@@ -25,5 +25,5 @@ def row_products(
     x: Float[Array, "M C"], weights: tuple[Num[Array, "_ C"], ...]
 ) -> tuple[Float[Array, "M _"], ...]:
     """x times each weight [O C] over C, in float32; x is float32, the weights any of the dtypes."""
-    shapes = [jax.ShapeDtypeStruct((x.shape[0], each.shape[0]), jnp.float32) for each in weights]
-    return tuple(jax.ffi.ffi_call(ROW_PRODUCTS, shapes, vmap_method="sequential")(x, *weights))
+    types = product_types(x, weights)
+    return tuple(jax.ffi.ffi_call(ROW_PRODUCTS, types, vmap_method="sequential")(x, *weights))

@@ -16,7 +16,7 @@ from .manifest import MANIFEST
 from .stream import CheckedFile, Tensor, pour
 
 _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
-_RUN_BYTES = 1 << 26  # mapped at once: enough to keep a disk busy
+_RUN_BYTES = 1 << 26  # looked at by one thread at a time: enough to keep a disk busy
 ALIGNMENT = 64  # of memory that XLA takes over without a copy
 _SMALLEST, _LARGEST, _COUNT = 250_000_000, 5_000_000_000, 64
 
@@ -125,29 +125,30 @@ def runs(places: Sequence[Place]) -> list[list[Place]]:
     return groups
 
 
-def map_run(places: list[Place]) -> list[np.ndarray]:
-    """Neighbours in a file, as read-only views of its pages, all of which are in memory by then.
-
-    The system keeps the pages for the next process as well. A run is a single map, so that threads
-    that need the interpreter for it need it rarely: one that traces a program keeps it long.
-    """
-    path, start, end = places[0].path, places[0].start, places[-1].start + places[-1].nbytes
-    offset = start - start % mmap.ALLOCATIONGRANULARITY
-    # Private, because some network folders map nothing else.
-    kind = {"flags": mmap.MAP_PRIVATE, "prot": mmap.PROT_READ, "offset": offset}
+def map_file(path: Path) -> np.ndarray:
+    """The bytes of a file, read-only, as the system keeps them for every process that wants them."""
     with open(path, "rb") as file:
+        # Private, because some network folders map nothing else.
+        options = {"flags": mmap.MAP_PRIVATE, "prot": mmap.PROT_READ}
         try:
-            pages = mmap.mmap(file.fileno(), end - offset, **kind)
-        except ValueError:
-            raise ValueError(f"{path} ends too soon; it was changed meanwhile") from None
-        except OSError as error:
-            raise ValueError(f"{path} cannot be mapped into memory: {error.strerror}") from None
-    np.frombuffer(pages, np.uint8)[:: mmap.PAGESIZE].max()
-    arrays = []
-    for place in places:
-        flat = np.frombuffer(pages, place.dtype, math.prod(place.shape), place.start - offset)
-        arrays.append(flat.reshape(place.shape))
-    return arrays
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, **options), np.uint8)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be mapped into memory: {error}") from None
+
+
+def mapped_run(file: np.ndarray, places: list[Place]) -> list[np.ndarray]:
+    """Views of neighbours in a file, all of which are in memory by then.
+
+    A thread needs the interpreter once for all of them: one that traces a program keeps it long.
+    """
+    start, end = places[0].start, places[-1].start + places[-1].nbytes
+    if end > file.size:
+        raise ValueError(f"{places[0].path} ends too soon; it was changed meanwhile")
+    file[start - start % mmap.PAGESIZE : end : mmap.PAGESIZE].max()
+    return [
+        file[place.start : place.start + place.nbytes].view(place.dtype).reshape(place.shape)
+        for place in places
+    ]
 
 
 def own_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

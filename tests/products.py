@@ -7,6 +7,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from jax_llama3.linear import linear
 
@@ -56,3 +58,16 @@ def check_derivatives(x: jax.Array, weight: jax.Array) -> None:
     np.testing.assert_allclose(
         jax.vmap(product, (0, None))(many, weight)[1], 2 * (x @ weight.T), rtol=1e-4
     )
+
+
+def check_shards(rows: int, dtype: object) -> None:
+    """In `shard_map` the product varies by device where x or the weight does."""
+    mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
+    x, weight = draw((rows, 64), dtype), draw((32, 64), dtype, 1)
+    product = partial(linear, "MC,OC->MO", dtype=jnp.float32)
+    for each, places, place in (
+        ((jnp.concatenate([x, x]), weight), (P("x"), P()), P("x")),
+        ((x, weight), (P(), P("x")), P(None, "x")),
+    ):
+        split = jax.jit(jax.shard_map(product, mesh=mesh, in_specs=places, out_specs=place))
+        check_sums(split(*each), *each)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from products import check_derivatives, check_sums, check_threads, draw
+from products import check_derivatives, check_shards, check_sums, check_threads, draw
 from reference import TINY, sharp_params
 
 from jax_llama3 import init_cache, prefill
@@ -102,6 +102,11 @@ def test_gradients_and_batches_are_those_of_the_product() -> None:
     )
     assert has_matrix_kernel(x.reshape(40, 32), [weight])
     check_derivatives(x, weight)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+def test_rows_and_weights_may_be_split_among_devices(dtype: object) -> None:
+    check_shards(20, dtype)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from products import check_derivatives, check_sums, check_threads, draw, exact
+from products import check_derivatives, check_shards, check_sums, check_threads, draw, exact
 from reference import TINY, sharp_params
 
 from jax_llama3 import decode, init_cache, prefill
@@ -42,6 +42,11 @@ def test_calls_from_many_threads_do_not_disturb_each_other() -> None:
 
 def test_gradients_and_batches_are_those_of_the_product() -> None:
     check_derivatives(draw((2, 1, 8), jnp.float32), draw((5, 8), jnp.float32, 1))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rows_and_weights_may_be_split_among_devices(dtype: object) -> None:
+    check_shards(1, dtype)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -17,7 +17,7 @@ from jax_llama3 import Model, Sampler, generate, load, save
 from jax_llama3.checkpoint import verify
 from jax_llama3.llama import stream_batch
 from jax_llama3.manifest import read_manifest
-from jax_llama3.shards import Place, find_tensors, map_run, own_array, runs
+from jax_llama3.shards import Place, find_tensors, map_file, mapped_run, own_array, runs
 from jax_llama3.startup import load_for
 
 LONG = replace(TINY, max_seq_len=2048)
@@ -78,11 +78,11 @@ def test_refused_prompts_do_not_wait_for_the_weights(
 ) -> None:
     started, began, refused = [], threading.Event(), threading.Event()
 
-    def slow(places: list[Place]) -> list[np.ndarray]:
+    def slow(file: np.ndarray, places: list[Place]) -> list[np.ndarray]:
         started.append(places)
         began.set()
         assert refused.wait(60)
-        return map_run(places)
+        return mapped_run(file, places)
 
     class Pool(ThreadPoolExecutor):
         def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -94,7 +94,7 @@ def test_refused_prompts_do_not_wait_for_the_weights(
         assert began.wait(60)
         return prompts
 
-    monkeypatch.setattr("jax_llama3.checkpoint.map_run", slow)
+    monkeypatch.setattr("jax_llama3.checkpoint.mapped_run", slow)
     monkeypatch.setattr("jax_llama3.checkpoint.ThreadPoolExecutor", Pool)
     monkeypatch.setattr("jax_llama3.shards._RUN_BYTES", 1)  # every tensor alone
     for prompts, message in [
@@ -112,7 +112,7 @@ def test_refused_prompts_do_not_wait_for_the_weights(
 def test_a_tensor_lies_where_its_header_says(folder: Path) -> None:
     places = find_tensors(folder, read_manifest(folder))
     for name, place in places.items():
-        (array,) = map_run([place])
+        (array,) = mapped_run(map_file(place.path), [place])
         _, *path = name.split(".") if name.startswith("layers") else ("", name)
         leaf = MODEL.params if len(path) == 1 else MODEL.params.layers[int(path[0])]
         assert np.array_equal(array, getattr(leaf, path[-1])), name
@@ -133,8 +133,9 @@ def test_neighbours_are_mapped_together(
     for group in groups:
         # Only the last of a group may reach beyond the limit.
         assert sum(place.nbytes for place in group[:-1]) < most_bytes
-        alone = [map_run([place])[0] for place in group]
-        assert all(map(np.array_equal, map_run(group), alone))
+        file = map_file(group[0].path)
+        alone = [mapped_run(file, [place])[0] for place in group]
+        assert all(map(np.array_equal, mapped_run(file, group), alone))
     # Out of order none is the next one's neighbour.
     assert [len(group) for group in runs(places[::-2])] == [1] * len(places[::-2])
 
@@ -143,12 +144,12 @@ def watch_maps(monkeypatch: pytest.MonkeyPatch) -> dict[int, np.ndarray]:
     """What `load` maps from now on, each array by its address."""
     mapped = {}
 
-    def watched(places: list[Place]) -> list[np.ndarray]:
-        arrays = map_run(places)
+    def watched(file: np.ndarray, places: list[Place]) -> list[np.ndarray]:
+        arrays = mapped_run(file, places)
         mapped.update({array.ctypes.data: array for array in arrays})
         return arrays
 
-    monkeypatch.setattr("jax_llama3.checkpoint.map_run", watched)
+    monkeypatch.setattr("jax_llama3.checkpoint.mapped_run", watched)
     return mapped
 
 
@@ -220,7 +221,34 @@ def test_a_file_that_shrinks_meanwhile_is_refused(folder: Path) -> None:
     with place.path.open("r+b") as file:
         file.truncate(place.start + 4)
     with pytest.raises(ValueError, match=r"weights-.* ends too soon"):
-        map_run([place])
+        mapped_run(map_file(place.path), [place])
+    place.path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"weights-.* cannot be mapped into memory"):
+        map_file(place.path)
+
+
+def test_a_model_in_use_holds_one_open_file_a_shard(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jax_llama3.checkpoint._MAPPED_BYTES", 1)
+    monkeypatch.setattr("jax_llama3.shards._RUN_BYTES", 1)  # every tensor alone
+    opened = []
+
+    def watched(path: Path) -> np.ndarray:
+        opened.append(path)
+        return map_file(path)
+
+    monkeypatch.setattr("jax_llama3.checkpoint.map_file", watched)
+    load(folder)
+    assert opened == [*folder.glob("weights-*")]
+
+
+def test_weights_are_loaded_to_the_device_of_the_context(folder: Path) -> None:
+    second = jax.devices()[1]
+    with jax.default_device(second):
+        model = load(folder)
+    assert {leaf.device for leaf in jax.tree.leaves(model.params)} == {second}
+    assert {leaf.device for leaf in jax.tree.leaves(load(folder).params)} == {jax.devices()[0]}
 
 
 def test_a_shard_that_does_not_hold_its_tensors_is_refused(

@@ -1,0 +1,61 @@
+"""Whether the kernels can be had, and that what numba keeps of them is theirs."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jax_llama3 import kernels
+
+types = pytest.importorskip("numba").types
+kernel_code = pytest.importorskip("jax_llama3.kernel_code")
+
+
+def successor(number: int) -> int:
+    return number + 1
+
+
+def test_a_change_to_any_source_compiles_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path / "kept"))
+    package = Path(kernel_code.__file__).parent
+    sources = ["kernel_code", "tile_code", *(f"{n}_kernel_code" for n in ("row", "matrix"))]
+    for name in sources:
+        shutil.copy(package / f"{name}.py", tmp_path)
+    monkeypatch.setattr(kernel_code, "__file__", str(tmp_path / "kernel_code.py"))
+
+    def hits() -> int:
+        function = kernel_code.c_function(types.int64(types.int64))(successor)
+        assert function.ctypes(4) == 5
+        return function.cache_hits
+
+    assert [hits(), hits()] == [0, 1]
+    for name in sources:
+        with (tmp_path / f"{name}.py").open("a") as file:
+            file.write("\n")
+        assert [hits(), hits()] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(EOFError(), "EOFError"), (OSError(28, "No space left on device"), "No space left on device")],
+)
+def test_kernels_that_cannot_be_kept_are_done_without(
+    error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(kernels, "_handlers", fail)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/kept")
+    with pytest.warns(RuntimeWarning, match=rf"slower .*{reason}\); make room in /kept"):
+        assert not kernels._register.__wrapped__()
+
+
+def test_nothing_is_said_where_numba_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ImportError
+
+    monkeypatch.setattr(kernels, "_handlers", fail)
+    assert not kernels._register.__wrapped__()

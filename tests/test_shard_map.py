@@ -1,0 +1,41 @@
+"""Rows shared out to devices by `jax.shard_map` compute what they compute on one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from reference import TINY, sharp_params
+
+from jax_llama3 import Params, decode, forward, init_cache, prefill
+from jax_llama3.quantization import quantize
+
+# Widths that the kernels take.
+CONFIG = dataclasses.replace(TINY, dim=96, ffn_dim=192, vocab_size=128)
+TOKENS = np.arange(2 * 2 * 20).reshape(4, 20) % CONFIG.vocab_size
+
+
+def whole(params: Params, tokens: jax.Array) -> jax.Array:
+    return forward(params, tokens, CONFIG)[0]
+
+
+def cached(params: Params, tokens: jax.Array) -> jax.Array:
+    rows, length = tokens.shape
+    cache = init_cache(CONFIG, rows, 32, jnp.float32)
+    _, cache = prefill(params, tokens, jnp.full(rows, length), cache, CONFIG)
+    return decode(params, tokens[:, 0], cache, CONFIG)[0]
+
+
+@pytest.mark.parametrize("function", [whole, cached])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_rows_may_be_split_among_devices(function: object, quantized: bool) -> None:
+    params = sharp_params(0, CONFIG)
+    params = quantize(params) if quantized else params
+    mesh = Mesh(np.array(jax.devices()[:2]), ("rows",))
+    split = jax.shard_map(function, mesh=mesh, in_specs=(P(), P("rows")), out_specs=P("rows"))
+    found, alone = jax.jit(split)(params, TOKENS), jax.jit(function)(params, TOKENS)
+    assert len(found.sharding.device_set) == 2
+    np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-4)
