@@ -12,6 +12,7 @@ from jax import Array
 
 from jax_llama3.checkpoint import (
     EXPORT,
+    cast,
     holds_quantized,
     load,
     progress,
@@ -21,7 +22,7 @@ from jax_llama3.checkpoint import (
 )
 from jax_llama3.config import Config
 from jax_llama3.model import forward
-from jax_llama3.params import Params
+from jax_llama3.params import Params, named_leaves
 
 from .reference import record
 from .source import hash_files
@@ -104,6 +105,8 @@ def compare(
     dtypes = {name: entry["dtype"] for name, entry in manifest["tensors"].items()}
     recording = record(path, source, tokens, dtypes)
     params = load(folder, dtype=np.float32).params
+    for name, leaf in named_leaves(params):
+        cast(name, np.asarray(leaf), np.float32)  # for its refusal of what is not finite
     errors, logits = _errors(params, tokens, config, recording.activations)
     return Comparison(
         program=recording.program,
