@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from .attention_kernel import attend_one, has_attention_kernel
+from .prompt_kernel import attend_many, has_prompt_kernel
 from .quantization import Quantized, Slots, dequantize
 
 _SCORE_BYTES = 1 << 22  # of float32 scores at a time
@@ -25,11 +26,20 @@ def causal_mask(positions: Int[Array, "B T"], n_keys: int) -> Bool[Array, "B T S
 
 
 def used_attention(
-    q: Float[Array, "B T N H"], k: Slots, v: Slots, positions: Int[Array, "B T"]
+    q: Float[Array, "B T N H"],
+    k: Slots,
+    v: Slots,
+    positions: Int[Array, "B T"],
+    *,
+    kernel: bool = True,
 ) -> Float[Array, "B T N H"]:
-    """`attention` to a cache that reads the used slots alone: its cost is that of what is in it."""
+    """`attention` to a cache that reads the used slots alone: its cost is that of what is in it.
+
+    Without `kernel` numba is not imported for it.
+    """
     # Elsewhere a branch makes the device wait for the host, which costs more than it saves.
-    return lax.platform_dependent(q, k, v, positions, cpu=_used_cpu, default=_attend_all)
+    cpu = _used_cpu if kernel else _attend_span
+    return lax.platform_dependent(q, k, v, positions, cpu=cpu, default=_attend_all)
 
 
 def _used_cpu(
@@ -38,19 +48,26 @@ def _used_cpu(
     dtypes = {each.values.dtype if isinstance(each, Quantized) else each.dtype for each in (k, v)}
     if q.shape[1] == 1 and len(dtypes) == 1 and has_attention_kernel(dtypes.pop(), q.shape[3]):
         return _attend_one(q, k, v, positions)
+    if has_prompt_kernel(q, k, v):
+        return _attend_many(q, k, v, positions)
     return _attend_span(q, k, v, positions)
 
 
-@jax.custom_jvp
+def _plainly_differentiated(attend: Callable[..., Array]) -> Callable[..., Array]:
+    """Give a kernel the derivatives of `_attend_all`."""
+    function = jax.custom_jvp(attend)
+    function.defjvp(lambda primals, tangents: jax.jvp(_attend_all, primals, tangents))
+    return function
+
+
+@_plainly_differentiated
 def _attend_one(
     q: Float[Array, "B 1 N H"], k: Slots, v: Slots, positions: Int[Array, "B 1"]
 ) -> Float[Array, "B 1 N H"]:
     return attend_one(q, k, v, positions[:, 0])
 
 
-@_attend_one.defjvp
-def _attend_one_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    return jax.jvp(_attend_all, primals, tangents)
+_attend_many = _plainly_differentiated(attend_many)
 
 
 def _attend_all(

@@ -15,12 +15,10 @@ from .kernel_code import (
     argument,
     c_function,
     compiled,
-    compiled_exactly,
     data,
     dim,
     dtype_code,
     even_bfloat16,
-    float_of,
     give,
     is_question,
     itemsize,
@@ -37,6 +35,7 @@ from .kernel_code import (
     take,
     wait,
 )
+from .number_code import exp
 
 _BLOCK = 64  # slots of all heads, taken by a thread at a time; four times a whole number
 _LEAST_BYTES = 1 << 16  # of keys and values; less is not worth a thread
@@ -53,28 +52,6 @@ _JOB_BYTES = _Q + 112
 _task_address = symbol_address(_TASK)
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_LEAST = np.float32(-87)  # e to what is less is not a normal number
-_HALF, _LOG2_E = np.float32(0.5), np.float32(1.44269504)
-_LN_2_HIGH, _LN_2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-# 1/2! to 1/7!: within the half of ln 2 on either side of 0 the rest is under 6e-9.
-_FACTORS = tuple(np.float32(1 / factorial) for factorial in (5040, 720, 120, 24, 6, 2))
-
-
-@compiled_exactly
-def _exp(x):
-    """e to the x of at most 0; NaN stays NaN. Written out, so that a loop over it becomes vectors."""
-    safe = x if x > _LEAST else _LEAST
-    power = np.floor(safe * _LOG2_E + _HALF)
-    rest = (safe - power * _LN_2_HIGH) - power * _LN_2_LOW
-    total = _FACTORS[0]
-    total = total * rest + _FACTORS[1]
-    total = total * rest + _FACTORS[2]
-    total = total * rest + _FACTORS[3]
-    total = total * rest + _FACTORS[4]
-    total = total * rest + _FACTORS[5]
-    total = total * rest * rest + rest + _ONE
-    total *= float_of(np.uint32((np.int32(power) + np.int32(127)) << np.int32(23)))
-    return _ZERO if x <= _LEAST else total if x == x else x
 
 
 @compiled
@@ -241,7 +218,7 @@ def _soften(slots, scores, largest, sums):
             most = max(most, scores[query, slot])
         total = _ZERO
         for slot in range(slots):
-            weight = _exp(scores[query, slot] - most)
+            weight = exp(scores[query, slot] - most)
             scores[query, slot] = weight
             total += weight
         scores[query, slots:] = _ZERO
@@ -280,7 +257,7 @@ def _join(job, row, head):
     joined[:] = _ZERO
     for block in range(count):
         part = first + block * nbytes
-        weight = _exp(_floats(part + 4 * head, 1)[0] - most)
+        weight = exp(_floats(part + 4 * head, 1)[0] - most)
         total += weight * _floats(part + 4 * (heads + head), 1)[0]
         values = _floats(part + 4 * (2 * heads + head * width), width)
         for i in range(width):

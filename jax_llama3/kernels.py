@@ -20,6 +20,7 @@ from jaxtyping import Array
 ROW_PRODUCTS = "jax_llama3_row_products"
 MATRIX_PRODUCTS = "jax_llama3_matrix_products"
 ATTENTION = "jax_llama3_attention"
+PROMPT_ATTENTION = "jax_llama3_prompt_attention"
 
 
 def has_kernels() -> bool:
@@ -62,9 +63,10 @@ def _handlers() -> dict[str, Any]:
 
     found = {ROW_PRODUCTS: row_kernel_code.handler, ATTENTION: attention_kernel_code.handler}
     if HAS_FLOATS:
-        from . import matrix_kernel_code
+        from . import matrix_kernel_code, prompt_kernel_code
 
         found[MATRIX_PRODUCTS] = matrix_kernel_code.handler
+        found[PROMPT_ATTENTION] = prompt_kernel_code.handler
     return found
 
 

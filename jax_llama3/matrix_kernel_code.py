@@ -1,21 +1,17 @@
 """What `matrix_kernel` compiles: many rows times weights, tile by tile."""
 
 import llvmlite.binding as llvm
-import numpy as np
-from numba import carray, types
+from numba import types
 
 from .kernel_code import (
     BFLOAT16,
-    INT8,
     JOB_BYTES,
     argument,
-    bits_of,
     c_function,
     compiled,
     data,
     dim,
     dtype_code,
-    float_of,
     free,
     give,
     is_question,
@@ -26,7 +22,6 @@ from .kernel_code import (
     n_results,
     n_threads,
     new_job,
-    pointer,
     result,
     share,
     store,
@@ -35,6 +30,7 @@ from .kernel_code import (
     wait,
     wait_for,
 )
+from .number_code import widen
 from .tile_code import LANES, TILE_ROWS, multiply_tile, transpose_words
 
 _CHUNK_ROWS = 16  # of weights, that a thread takes at a time: they stay in its cache for all panels
@@ -58,26 +54,6 @@ def _pack(job, panel):
 
 
 @compiled
-def _widen(source, code, target, count, pairs):
-    """The words that the tiles read, of weights that are stored otherwise; every step is exact."""
-    if code == INT8 and pairs:
-        whole = carray(pointer(source), (count,), np.int8)
-        upper = carray(pointer(target), (count,), np.uint16)
-        for i in range(count):
-            upper[i] = bits_of(np.float32(whole[i])) >> np.uint32(16)
-        return
-    wide = carray(pointer(target), (count,), np.float32)
-    if code == INT8:
-        whole = carray(pointer(source), (count,), np.int8)
-        for i in range(count):
-            wide[i] = np.float32(whole[i])
-    else:
-        upper = carray(pointer(source), (count,), np.uint16)
-        for i in range(count):
-            wide[i] = float_of(np.uint32(upper[i]) << np.uint32(16))
-
-
-@compiled
 def _multiply(job, entry, start, scratch):
     """A chunk of rows of one weight, for all of x."""
     outputs, code, words = load(entry + _OUTPUTS), load(entry + _WEIGHT_CODE), load(job + _WORDS)
@@ -86,7 +62,7 @@ def _multiply(job, entry, start, scratch):
     stop = min(start + _CHUNK_ROWS, outputs)
     weight = load(entry + _WEIGHT) + start * width * itemsize(code)
     if code != load(job + _CODE):
-        _widen(weight, code, scratch, (stop - start) * width, pairs)
+        widen(weight, code, scratch, (stop - start) * width, pairs)
         weight = scratch
     panel, left, step = load(job + _PACKED), load(job + _PANELS), 4 * words
     out, out_step = load(entry + _OUT) + 4 * start, 4 * outputs

@@ -286,7 +286,7 @@ def _block(
     tap: Tap,
 ) -> tuple[Float[Array, "B T D"], tuple[Slots, Slots]]:
     x = tap("resid_pre", x)
-    kernel = not _is_short_prompt(x)
+    kernel = not _is_short_prompt(positions)
     h = rms_norm(x, layer.attn_norm, config.norm_eps)
     projections = [("BTD,NHD->BTNH", layer.wq), ("BTD,KHD->BTKH", layer.wk)]
     q, k, v = linears(h, [*projections, ("BTD,KHD->BTKH", layer.wv)], kernel=kernel)
@@ -296,7 +296,7 @@ def _block(
     if slots is not None:
         k, v = write_cache(slots[0], k, positions), write_cache(slots[1], v, positions)
     if slots is not None and tap is no_tap:
-        z = used_attention(q, k, v, positions)
+        z = used_attention(q, k, v, positions, kernel=kernel)
     else:  # a tap is promised the scores of every slot
         mask = causal_mask(positions, k.shape[1])
         z = tap("attn.z", attention(q, k, v, mask, partial(_prefixed, tap, "attn.")))
@@ -305,10 +305,10 @@ def _block(
     return tap("resid_post", x + _feed_forward(layer, h, tap, kernel)), (k, v)
 
 
-def _is_short_prompt(x: Float[Array, "B T D"]) -> bool:
-    # The first thing a new process does is often such a prompt: to import the kernel for it would
-    # take longer than its products.
-    return x.shape[1] > 1 and x.shape[0] * x.shape[1] <= _SHORT_PROMPT
+def _is_short_prompt(positions: Int[Array, "B T"]) -> bool:
+    # The first thing a new process does is often such a prompt: to import the kernels for it would
+    # take longer than it takes without them.
+    return positions.shape[1] > 1 and positions.size <= _SHORT_PROMPT
 
 
 def _feed_forward(
@@ -362,9 +362,8 @@ def _end(
     if lengths is not None:
         x = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
     x = tap("final_norm", rms_norm(x, norm, config.norm_eps))
-    # Once a prompt: to import the kernel for it would take longer than the product.
-    once = positions.shape[1] > x.shape[1]
-    logits = linear("BTD,VD->BTV", x, output, jnp.float32, kernel=not once)
+    kernel = not _is_short_prompt(positions)
+    logits = linear("BTD,VD->BTV", x, output, jnp.float32, kernel=kernel)
     logits = tap("logits", logits)
     return logits if lengths is None else logits[:, 0], filled
 

@@ -137,12 +137,8 @@ def _sums(builder, add, panels, rows, next_rows, words):
     return longer
 
 
-def _write_tile(builder, add, n_panels, places):
-    panel, panel_step, weight, weight_step, out, out_step, words = places
-    panels = _addresses(builder, panel, panel_step, n_panels)
-    rows = _addresses(builder, weight, weight_step, TILE_ROWS)
-    ahead = builder.add(weight, builder.mul(weight_step, ir.Constant(_INT, TILE_ROWS)))
-    sums = _sums(builder, add, panels, rows, ahead, words)
+def _write_columns(builder, sums, out, out_step):
+    """The sums of each lane as a row: a row for every row of x, of all rows of weights."""
     for number, columns in enumerate(zip(*sums, strict=True)):
         for half in range(0, LANES, TILE_ROWS):
             lanes = list(range(half, half + TILE_ROWS))
@@ -154,17 +150,21 @@ def _write_tile(builder, add, n_panels, places):
                 _store(builder, found, target)
 
 
-@intrinsic
-def multiply_tile(
-    typing, pairs, n_panels, panel, panel_step, weight, weight_step, out, out_step, words
-):
-    """TILE_ROWS rows of weights times the rows of x in 1 to 3 panels, written as rows of the result.
+def _write_rows(builder, sums, out, out_step):
+    """The sums as they are: a row for every row of weights, of all rows of x."""
+    for totals, row in zip(sums, _addresses(builder, out, out_step, TILE_ROWS), strict=True):
+        places = _addresses(builder, row, ir.Constant(_INT, 4 * LANES), len(totals))
+        for total, place in zip(totals, places, strict=True):
+            _store(builder, total, place)
 
-    The words are pairs of bfloat16, or floats; the steps from one row or panel to the next are in bytes.
-    """
+
+def _tile(write):
+    """The code of a tile, for words of both kinds and 1 to 3 panels, whose sums `write` writes."""
 
     def generate(context, builder, signature, arguments):
-        pairs, n_panels, *places = arguments
+        pairs, n_panels, panel, panel_step, weight, weight_step, out, out_step, words = arguments
+        rows = _addresses(builder, weight, weight_step, TILE_ROWS)
+        ahead = builder.add(weight, builder.mul(weight_step, ir.Constant(_INT, TILE_ROWS)))
         kinds = [_add_floats, _add_pairs] if HAS_PAIRS else [_add_floats]
         done = builder.append_basic_block("done")
         key = builder.add(builder.mul(pairs, ir.Constant(_INT, 4)), n_panels)
@@ -174,12 +174,32 @@ def multiply_tile(
                 block = builder.append_basic_block(f"tile_{kind}_{count}")
                 switch.add_case(ir.Constant(_INT, 4 * kind + count), block)
                 builder.position_at_end(block)
-                _write_tile(builder, add, count, places)
+                panels = _addresses(builder, panel, panel_step, count)
+                write(builder, _sums(builder, add, panels, rows, ahead, words), out, out_step)
                 builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 9), generate
+
+
+@intrinsic
+def multiply_tile(
+    typing, pairs, n_panels, panel, panel_step, weight, weight_step, out, out_step, words
+):
+    """TILE_ROWS rows of weights times the rows of x in 1 to 3 panels; a row of the result is one of x.
+
+    The words are pairs of bfloat16, or floats; the steps from one row or panel to the next are in bytes.
+    """
+    return _tile(_write_columns)
+
+
+@intrinsic
+def multiply_tile_rows(
+    typing, pairs, n_panels, panel, panel_step, weight, weight_step, out, out_step, words
+):
+    """`multiply_tile`, but a row of the result is one of the weights."""
+    return _tile(_write_rows)
 
 
 @intrinsic

@@ -7,39 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from queries import draw, exact
 from reference import TINY, sharp_params
 
 from jax_llama3 import decode, init_cache, prefill
 from jax_llama3.attention import used_attention
 from jax_llama3.attention_kernel import attend_one, has_attention_kernel
 from jax_llama3.model import _decode
-from jax_llama3.quantization import Slots, dequantize, quantize_array
 
 pytest.importorskip("numba")
 assert has_attention_kernel(jnp.bfloat16, 2)
 jitted = jax.jit(attend_one)
-
-
-def draw(shape: tuple[int, ...], seed: int, dtype: object = jnp.float32) -> Slots:
-    values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32) * 2
-    if dtype == jnp.int8:
-        return quantize_array(jnp.asarray(values), 1)
-    return jnp.asarray(values).astype(dtype)
-
-
-def exact(q: jax.Array, k: Slots, v: Slots, positions: list[int]) -> np.ndarray:
-    """Row by row and head by head in double precision."""
-    wide_q = np.asarray(q, np.float64)
-    wide_k, wide_v = (np.asarray(dequantize(each, jnp.float32), np.float64) for each in (k, v))
-    out = np.zeros(q.shape)
-    for row, position in enumerate(positions):
-        for head in range(q.shape[2]):
-            used = slice(0, position + 1)
-            group = head // (q.shape[2] // k.shape[2])
-            scores = wide_k[row, used, group] @ wide_q[row, 0, head] / np.sqrt(q.shape[3])
-            weights = np.exp(scores - scores.max())
-            out[row, 0, head] = weights / weights.sum() @ wide_v[row, used, group]
-    return out
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
@@ -60,7 +38,9 @@ def test_values_are_those_of_double_precision(
     q = draw((rows, 1, n_heads, width), 0)
     k, v = (draw((rows, 300, kv_heads, width), seed, dtype) for seed in (1, 2))
     found = jitted(q, k, v, jnp.asarray(positions))
-    np.testing.assert_allclose(found, exact(q, k, v, positions), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        found, exact(q, k, v, np.array(positions)[:, None]), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -97,7 +77,7 @@ def test_keys_and_values_of_different_dtypes_are_left_to_the_plain_form() -> Non
     q, k = draw((1, 1, 2, 4), 0), draw((1, 70, 2, 4), 1, jnp.bfloat16)
     v = draw((1, 70, 2, 4), 2)
     found = used_attention(q, k, v, jnp.array([[69]]))
-    np.testing.assert_allclose(found, exact(q, k, v, [69]), rtol=0.05, atol=0.05)
+    np.testing.assert_allclose(found, exact(q, k, v, [[69]]), rtol=0.05, atol=0.05)
 
 
 def test_calls_from_many_threads_do_not_disturb_each_other() -> None:

@@ -1,0 +1,233 @@
+"""The kernel for the attention of many queries: each one's softmax over the slots it may look at."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from queries import draw, exact, mixed, wide
+from reference import TINY, sharp_params
+
+from jax_llama3 import init_cache, prefill
+from jax_llama3.attention import _attend_all, used_attention
+from jax_llama3.kernels import has_kernels
+from jax_llama3.model import prefill_programs
+from jax_llama3.prompt_kernel import attend_many, has_prompt_kernel
+
+llvm = pytest.importorskip("llvmlite.binding")
+pytest.importorskip("numba")
+tile_code = pytest.importorskip("jax_llama3.tile_code")
+assert has_kernels()
+if not tile_code.HAS_FLOATS:
+    pytest.skip("a processor without fused multiply-add", allow_module_level=True)
+jitted = jax.jit(attend_many)
+BFLOAT16, FLOAT32, INT8 = jnp.bfloat16, jnp.float32, jnp.int8
+
+
+def places(starts: list[int], tokens: int) -> jax.Array:
+    return jnp.asarray(np.array(starts)[:, None] + np.arange(tokens))
+
+
+def check(found: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, positions: object) -> None:
+    wanted = exact(q, k, v, positions)
+    magnitude = mixed(q, k, np.abs(wide(v)), positions)
+    bound = 1e-5 * magnitude
+    if q.dtype == BFLOAT16:  # each weight and then the result is rounded to 8 bits
+        bound += 2.0**-8 * (magnitude + np.abs(wanted))
+    assert np.all(np.abs(wide(found) - wanted) <= bound)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize(
+    ("heads", "tokens", "capacity", "starts"),
+    [
+        ((4, 2, 32), 16, 16, [0]),
+        ((9, 3, 64), 40, 70, [0, 5, 30]),  # ends within a tile, a panel and a pack
+        ((6, 6, 32), 9, 300, [0, 254, 291]),  # on both sides of a block's end
+        ((8, 1, 128), 33, 1000, [900]),
+        ((4, 4, 96), 17, 530, [500, 0]),
+    ],
+)
+def test_values_are_those_of_double_precision(
+    dtype: object, heads: tuple[int, int, int], tokens: int, capacity: int, starts: list[int]
+) -> None:
+    n_heads, kv_heads, width = heads
+    rows = len(starts)
+    q = draw((rows, tokens, n_heads, width), 0, dtype)
+    k, v = (draw((rows, capacity, kv_heads, width), seed, dtype) for seed in (1, 2))
+    positions = places(starts, tokens)
+    check(jitted(q, k, v, positions), q, k, v, positions)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+def test_positions_may_come_in_any_order(dtype: object) -> None:
+    q, k = draw((1, 24, 2, 32), 0, dtype), draw((1, 600, 1, 32), 1, dtype)
+    positions = jnp.asarray(np.random.default_rng(0).permutation(600)[None, :24])
+    check(jitted(q, k, k, positions), q, k, k, positions)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize("start", [0, 40, 500])
+def test_what_is_not_used_is_not_read_and_what_is_counts(dtype: object, start: int) -> None:
+    q = draw((2, 16, 4, 32), 0, dtype)
+    k, v = (draw((2, 600, 2, 32), seed, dtype) for seed in (1, 2))
+    positions = places([start, start], 16)
+    clean = np.asarray(jitted(q, k, v, positions))
+    stale = jnp.arange(600)[None, :, None, None] > start + 15
+    stale_k, stale_v = (jnp.where(stale, jnp.nan, each) for each in (k, v))
+    np.testing.assert_array_equal(jitted(q, stale_k, stale_v, positions), clean)
+    spoilt = k.at[1, start + 9, 1].set(jnp.nan)  # of the second key/value head: heads 2 and 3
+    found = np.array(jitted(q, spoilt, v, positions))
+    assert np.isnan(found[1, 9:, 2:]).all()
+    found[1, 9:, 2:] = clean[1, 9:, 2:]
+    np.testing.assert_array_equal(found, clean)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+def test_a_query_has_the_same_values_in_every_company(dtype: object) -> None:
+    q = draw((2, 64, 3, 64), 0, dtype)
+    k, v = (draw((2, 400, 1, 64), seed, dtype) for seed in (1, 2))
+    positions = places([300, 2], 64)
+    together = np.asarray(jitted(q, k, v, positions))
+    for row, first, last in ((0, 0, 8), (1, 8, 24), (1, 31, 60)):
+        one, part = slice(row, row + 1), slice(first, last)
+        alone = jitted(q[one, part], k[one], v[one], positions[one, part])
+        np.testing.assert_array_equal(alone, together[one, part])
+
+
+def test_scores_far_apart_leave_the_largest_alone() -> None:
+    k = jnp.zeros((1, 400, 1, 32)).at[0, :, 0, 0].set(-jnp.arange(400.0) * 1000)
+    v = jnp.broadcast_to(jnp.arange(400.0)[:, None, None], k.shape)
+    q = jnp.zeros((1, 8, 2, 32)).at[..., 0].set(jnp.array([1.0, -1.0]))
+    found = jitted(q, k, v, places([390], 8))
+    np.testing.assert_array_equal(found[0, :, 0], np.zeros((8, 32)))
+    np.testing.assert_array_equal(found[0, :, 1, 0], np.arange(390, 398))
+
+
+def test_positions_past_the_capacity_read_no_further() -> None:
+    q, k = draw((1, 8, 2, 32), 0), draw((1, 70, 2, 32), 1)
+    last = jitted(q, k, k, jnp.full((1, 8), 69))
+    np.testing.assert_array_equal(jitted(q, k, k, places([500], 8)), last)
+
+
+@pytest.mark.parametrize("dtypes", [(INT8, INT8), (BFLOAT16, FLOAT32), (BFLOAT16, BFLOAT16)])
+def test_slots_of_other_dtypes_are_left_to_the_plain_form(dtypes: tuple[object, object]) -> None:
+    q, positions = draw((1, 16, 2, 32), 0), places([20], 16)
+    k, v = (draw((1, 70, 2, 32), seed, dtype) for seed, dtype in enumerate(dtypes))
+    assert not has_prompt_kernel(q, k, v)
+    found = used_attention(q, k, v, positions)
+    np.testing.assert_allclose(found, exact(q, k, v, positions), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(7, 32), (16, 48)])
+def test_other_shapes_are_left_to_the_plain_form(tokens: int, width: int) -> None:
+    q, k = jnp.zeros((1, tokens, 2, width)), jnp.zeros((1, 70, 2, width))
+    assert not has_prompt_kernel(q, k, k)
+
+
+def test_calls_from_many_threads_do_not_disturb_each_other() -> None:
+    k, last = draw((1, 600, 3, 64), 0, BFLOAT16), places([500], 40)
+    queries = [draw((1, 40, 9, 64), seed, BFLOAT16) for seed in range(8)]
+    alone = [np.asarray(jitted(q, k, k, last)) for q in queries]
+
+    def repeat(index: int) -> bool:
+        found = [np.asarray(jitted(queries[index], k, k, last)) for _ in range(50)]
+        return all(np.array_equal(each, alone[index]) for each in found)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(repeat, range(8)))
+
+
+def test_gradients_and_batches_are_those_of_the_plain_form() -> None:
+    q, k, v = draw((2, 8, 4, 32), 0), draw((2, 20, 2, 32), 1), draw((2, 20, 2, 32), 2)
+    positions = places([3, 12], 8)
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array, attend: object) -> jax.Array:
+        return jnp.sum(attend(q, k, v, positions) ** 2)  # type: ignore[operator]
+
+    assert has_prompt_kernel(q, k, v)
+    found = jax.grad(partial(loss, attend=used_attention), argnums=(0, 1, 2))(q, k, v)
+    wanted = jax.grad(partial(loss, attend=_attend_all), argnums=(0, 1, 2))(q, k, v)
+    for each, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(each, other, rtol=1e-4, atol=1e-5)
+    many = jax.vmap(used_attention, (0, None, None, None))(jnp.stack([q, 2 * q]), k, v, positions)
+    np.testing.assert_allclose(many[1], _attend_all(2 * q, k, v, positions), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+def test_a_prompt_is_the_same_without_the_kernel(
+    dtype: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(TINY, n_heads=4, n_kv_heads=2, head_dim=32)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), sharp_params(0, config))
+    tokens = np.arange(70)[None] % config.vocab_size
+
+    def last_logits() -> np.ndarray:
+        jax.clear_caches()
+        cache = init_cache(config, 1, 128, dtype)
+        _, cache = prefill(params, tokens[:, :50], np.array([50]), cache, config)
+        return np.asarray(prefill(params, tokens[:, 50:], np.array([20]), cache, config)[0])
+
+    with_kernel = last_logits()
+    monkeypatch.setattr("jax_llama3.attention.has_prompt_kernel", lambda q, k, v: False)
+    without = last_logits()
+    jax.clear_caches()
+    tolerance = 1e-4 if dtype == FLOAT32 else 0.05
+    np.testing.assert_allclose(with_kernel, without, rtol=tolerance, atol=tolerance)
+
+
+def test_a_prompt_has_the_kernel_and_no_branches() -> None:
+    config = replace(TINY, n_heads=4, n_kv_heads=2, head_dim=32)
+    params = jax.eval_shape(lambda: sharp_params(0, config))
+    cache = jax.eval_shape(lambda: init_cache(config, 1, 4096, FLOAT32))
+    tokens = jax.ShapeDtypeStruct((1, 64), jnp.int32)
+    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
+    block = prefill_programs(params, tokens, lengths, cache, config)[1]
+    compiled = block.compile().as_text()
+    assert compiled.count('custom_call_target="jax_llama3_prompt_attention"') == 1
+    assert " conditional(" not in compiled
+
+
+OTHER_PROCESSOR = """
+import jax, jax.numpy as jnp, numpy as np
+from jax_llama3 import tile_code
+from jax_llama3.attention import _attend_all
+from jax_llama3.model import prefill_programs
+from jax_llama3.prompt_kernel import attend_many, has_prompt_kernel
+assert tile_code.LANES == WIDTH and not tile_code.HAS_PAIRS
+draw = np.random.default_rng(0).standard_normal
+q, k, v = draw((2, 20, 4, 32)), draw((2, 300, 2, 32)), draw((2, 300, 2, 32))
+positions = jnp.arange(20) + jnp.array([[0], [270]])
+for dtype in (jnp.float32, jnp.bfloat16):
+    each = [jnp.asarray(array, dtype) for array in (q, k, v)]
+    assert has_prompt_kernel(*each)
+    found = attend_many(*each, positions)
+    assert found.dtype == dtype
+    wanted = _attend_all(*[array.astype(jnp.float32) for array in each], positions)
+    bound = 1e-5 if dtype == jnp.float32 else 2**-8
+    np.testing.assert_allclose(found.astype(jnp.float32), wanted, rtol=bound, atol=1e-5)
+"""
+
+
+@pytest.mark.parametrize(
+    ("lanes", "features"), [(8, "+avx,+avx2,+fma"), (16, "+avx,+avx2,+fma,+avx512f")]
+)
+def test_processors_with_fewer_instructions_get_the_same_values(
+    lanes: int, features: str, tmp_path: Path
+) -> None:
+    if not set(features.split(",")) <= set(llvm.get_host_cpu_features().flatten().split(",")):
+        pytest.skip(f"a processor without {features}")
+    environment = os.environ | {
+        "NUMBA_CPU_NAME": "generic",
+        "NUMBA_CPU_FEATURES": features,
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    code = OTHER_PROCESSOR.replace("WIDTH", str(lanes))
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
