@@ -33,8 +33,8 @@ from .kernel_code import (
     wait,
 )
 
-_PIECE_BYTES = 1 << 19  # of the weights, the least that a thread takes at a time if there is more
-_THREAD_BYTES = 1 << 16  # less is not worth a thread
+_LEAST_BYTES = 1 << 17  # of the weights, that a thread takes at a time
+_CACHED_BYTES = 1 << 19  # of the weights, that stay in its cache for several rows of x
 _WIDE_WORDS = 2048  # of a bfloat16 row: an x of 16 KB
 _TASK = "jax_llama3_row_task"
 
@@ -187,7 +187,7 @@ def _work(job):
         entry, start, stop = _piece(job, index)
         # For several rows of x a part of the piece stays in the core's cache until all have used it.
         several = load(job + _ROWS) > 1
-        step = max(_PIECE_BYTES // load(entry + _OUTPUT_BYTES), 1) if several else stop - start
+        step = max(_CACHED_BYTES // load(entry + _OUTPUT_BYTES), 1) if several else stop - start
         for first in range(start, stop, max(step, 1)):
             _outputs(job, entry, first, min(first + step, stop))
         give(job)
@@ -252,10 +252,9 @@ def _note_weights(frame, job):
 def _cut(frame, job, threads):
     """Say how the weights are cut into pieces; how many there are together."""
     total, longest = _note_weights(frame, job)
-    turns = total // (threads * _PIECE_BYTES) + 1
     store(job + _BYTES, total)
     store(job + _SHARES, 2 * threads)
-    store(job + _LEAST, max(total // (threads * turns) + longest, _THREAD_BYTES))
+    store(job + _LEAST, max(_LEAST_BYTES, longest))
     entry, start, pieces = job + _ENTRIES, 0, 0
     while entry < job + _ENTRIES + n_results(frame) * _ENTRY_BYTES:
         stop = _stop(job, entry, start, total)

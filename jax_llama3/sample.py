@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 Knobs = dict[str, Any]  # numbers, or traced numbers inside jit
+_STRETCH = 256  # of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,25 @@ def sample_knobs(
 
 
 def _likeliest(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
-    """argmax, the lowest id of equals, as two plain reductions: XLA's CPU backend vectorises these."""
-    best = jnp.max(logits, axis=-1, keepdims=True)
-    ids = lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-    last = logits.shape[-1] - 1  # where no logit equals a maximum that is NaN
-    return jnp.min(jnp.where(logits == best, ids, last), axis=-1)
+    """argmax, the lowest id of equals: first the stretch of the vocabulary, then the place in it.
+
+    Plain reductions, which XLA's CPU backend vectorises, and only a maximum goes over all logits.
+    """
+    batch, size = logits.shape
+    padding = ((0, 0), (0, -size % _STRETCH))
+    stretches = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(batch, -1, _STRETCH)
+    stretch = _first_largest(jnp.max(stretches, axis=-1))
+    inside = jnp.take_along_axis(stretches, stretch[:, None, None], axis=1)[:, 0]
+    return jnp.minimum(stretch * _STRETCH + _first_largest(inside), size - 1)
+
+
+def _first_largest(x: Float[Array, "B size"]) -> Int[Array, " B"]:
+    # Behind the barrier the maxima before are computed once.
+    x = lax.optimization_barrier(x)
+    best = jnp.max(x, axis=-1, keepdims=True)
+    ids = lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    last = x.shape[-1] - 1  # where nothing equals a maximum that is NaN
+    return jnp.min(jnp.where(x == best, ids, last), axis=-1)
 
 
 _sample = jax.jit(sample_knobs)

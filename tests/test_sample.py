@@ -56,6 +56,22 @@ def test_of_equals_the_lowest_id_is_likeliest() -> None:
     assert sample(keys, logits, Sampler()).tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("size", [255, 256, 257, 1000])
+@pytest.mark.parametrize("places", [[0], [254], [255], [200, 254], [250, 600, 999]])
+def test_the_likeliest_of_a_long_vocabulary(size: int, places: list[int]) -> None:
+    logits = np.random.default_rng(size).standard_normal((2, size)).astype(np.float32)
+    logits[1, [place for place in places if place < size]] = 9.0
+    keys = jax.random.split(jax.random.key(0), 2)
+    found = sample(keys, jnp.asarray(logits), Sampler())
+    np.testing.assert_array_equal(found, logits.argmax(axis=-1))
+
+
+def test_logits_that_are_nan_or_minus_infinity_give_an_id_of_the_vocabulary() -> None:
+    keys = jax.random.split(jax.random.key(0), 2)
+    logits = jnp.array([[jnp.nan] * 300, [-jnp.inf] * 300])
+    assert sample(keys, logits, Sampler()).tolist() == [299, 0]
+
+
 def test_zeros_of_both_signs_are_equal() -> None:
     assert kept(Sampler(temperature=1.0, top_k=1), jnp.array([[0.0, -0.0, -1.0]])) == [0, 1]
 
