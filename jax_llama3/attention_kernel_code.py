@@ -35,7 +35,7 @@ from .kernel_code import (
     take,
     wait,
 )
-from .number_code import exp
+from .number_code import exp, largest
 
 _BLOCK = 64  # slots of all heads, taken by a thread at a time; four times a whole number
 _LEAST_BYTES = 1 << 16  # of keys and values; less is not worth a thread
@@ -210,19 +210,17 @@ def _mix(job, first, slots, every, out):
 
 
 @compiled
-def _soften(slots, scores, largest, sums):
+def _soften(slots, scores, peaks, sums):
     """Scores become weights, e to their distance from the largest; those of no slot become 0."""
-    for query in range(largest.shape[0]):
-        most = scores[query, 0]
-        for slot in range(1, slots):
-            most = max(most, scores[query, slot])
+    for query in range(peaks.shape[0]):
+        most = largest(scores[query, :slots])
         total = _ZERO
         for slot in range(slots):
             weight = exp(scores[query, slot] - most)
             scores[query, slot] = weight
             total += weight
         scores[query, slots:] = _ZERO
-        largest[query], sums[query] = most, total
+        peaks[query], sums[query] = most, total
 
 
 @compiled
