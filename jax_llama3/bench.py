@@ -204,7 +204,7 @@ def _prefill_runner(
             logits, cache = prefill_unchecked(params, *chunk, cache, config, no_tap)
         return logits
 
-    programs = prefill_programs(params, *_chunk(test, 0), cache, config)
+    programs = list(prefill_programs(params, *_chunk(test, 0), cache, config))
     return run, _temp_bytes(programs)
 
 

@@ -4,7 +4,7 @@ Dimension letters: B batch, T new tokens, S cache capacity, N query heads, K key
 H head dim, D model dim, F feed-forward dim, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -114,19 +114,19 @@ def prefill_programs(
     lengths: Int[Array | np.ndarray | jax.ShapeDtypeStruct, " B"],
     cache: Cache,
     config: Config,
-) -> list[jax.stages.Lowered]:
+) -> Iterator[jax.stages.Lowered]:
     """What `prefill_unchecked` runs without a tap, lowered; only shapes and dtypes are looked at."""
     dtype = activation_dtype(params)
     begin = (params.embedding, tokens, cache.lengths)
     x, positions, tables = jax.eval_shape(partial(_begin, config=config, dtype=dtype), *begin)
-    lowered = [_JITTED.begin.lower(*begin, config, dtype)]
+    yield _JITTED.begin.lower(*begin, config, dtype)
     # A checkpoint may mix dtypes; layers that do not differ are one program.
     layers = {str(jax.tree.map(jnp.result_type, layer)): layer for layer in params.layers}
     for layer in layers.values():
         slots = (cache.k[0], cache.v[0])
-        lowered.append(_JITTED.block.lower(layer, x, slots, positions, tables, config, no_tap))
+        yield _JITTED.block.lower(layer, x, slots, positions, tables, config, no_tap)
     end = (params.norm, _output(params), x, positions, cache.lengths, lengths)
-    return [*lowered, _JITTED.end.lower(*end, _capacity(cache), config, no_tap)]
+    yield _JITTED.end.lower(*end, _capacity(cache), config, no_tap)
 
 
 def decode_step(

@@ -189,7 +189,7 @@ def test_a_prompt_has_the_kernel_and_no_branches() -> None:
     cache = jax.eval_shape(lambda: init_cache(config, 1, 4096, FLOAT32))
     tokens = jax.ShapeDtypeStruct((1, 64), jnp.int32)
     lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
-    block = prefill_programs(params, tokens, lengths, cache, config)[1]
+    _, block, _ = prefill_programs(params, tokens, lengths, cache, config)
     compiled = block.compile().as_text()
     assert compiled.count('custom_call_target="jax_llama3_prompt_attention"') == 1
     assert " conditional(" not in compiled
