@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .kernels import ATTENTION, has_kernels
+from .kernels import ATTENTION, has_kernels, result_type
 from .quantization import Quantized, Slots
 
 _DTYPES = ("bfloat16", "int8", "float32")
@@ -32,6 +32,7 @@ def attend_one(
     if isinstance(k, Quantized) and isinstance(v, Quantized):
         scales = [k.scale.astype(jnp.float32), v.scale.astype(jnp.float32)]
         k, v = k.values, v.values
-    wide = q.astype(jnp.float32)
-    call = jax.ffi.ffi_call(ATTENTION, jax.eval_shape(lambda: wide), vmap_method="sequential")
-    return call(wide, positions.astype(jnp.int32), k, v, *scales).astype(q.dtype)
+    operands = [q.astype(jnp.float32), positions.astype(jnp.int32), k, v, *scales]
+    type_ = result_type(operands[0], operands[1:])
+    call = jax.ffi.ffi_call(ATTENTION, type_, vmap_method="sequential")
+    return call(*operands).astype(q.dtype)

@@ -70,6 +70,15 @@ def _handlers() -> dict[str, Any]:
     return found
 
 
+def result_type(like: Any, others: Sequence[Any]) -> jax.ShapeDtypeStruct:
+    """The type of `like`, but varying by device in `shard_map` where any of the others does too."""
+    return jax.eval_shape(_with_all, like, others)
+
+
+def _with_all(like: Array, others: Sequence[Array]) -> Array:
+    return sum((jnp.sum(each).astype(like.dtype) for each in others), like)
+
+
 def product_types(x: Any, weights: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
     """Of x [M C] times each weight [O C] in float32; what varies by device in `shard_map` stays so."""
     return [jax.eval_shape(_product, x, weight) for weight in weights]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .kernels import PROMPT_ATTENTION, has_kernels
+from .kernels import PROMPT_ATTENTION, has_kernels, result_type
 
 _FEWEST = 8  # queries; XLA's form is as fast for fewer
 _WIDTH = 32  # of a head: whole vectors
@@ -47,13 +47,9 @@ def attend_many(
     padding = -new % TILE_ROWS
     q = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0)))
     positions = jnp.pad(positions.astype(jnp.int32), ((0, 0), (0, padding)))
-    types = jax.eval_shape(_results, q, k, v)
+    slots = k.shape[1] + -k.shape[1] % _SLOTS
+    room = jax.ShapeDtypeStruct((k.shape[0], slots, *k.shape[2:]), q.dtype)
+    operands = [q, positions, k, v]
+    types = [result_type(each, operands) for each in (q, room, room)]  # panels of keys, of values
     call = jax.ffi.ffi_call(PROMPT_ATTENTION, types, vmap_method="sequential")
-    return call(q, positions, k, v)[0][:, :new].astype(dtype)
-
-
-def _results(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
-    """Of the shapes of the result and of the room for the panels of keys and of values."""
-    padding = ((0, 0), (0, -k.shape[1] % _SLOTS), (0, 0), (0, 0))
-    keys, values = (jnp.pad(each.astype(q.dtype), padding) for each in (k, v))
-    return q, keys, values
+    return call(*operands)[0][:, :new].astype(dtype)
