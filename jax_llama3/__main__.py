@@ -122,6 +122,7 @@ def _generate(options: argparse.Namespace) -> None:
         lambda model: [_prompt_ids(model, text, row, options) for row, text in enumerate(texts)],
         dtype=options.dtype,
         max_new_tokens=options.max_new_tokens,
+        sampler=sampler,
     )
     pieces = stream_batch(
         model, prompts, max_new_tokens=options.max_new_tokens, sampler=sampler, seed=options.seed

@@ -26,7 +26,7 @@ def attend_one(
 ) -> Float[Array, "B 1 N H"]:
     """softmax(q k^T / sqrt(H)) v over the slots up to each row's position, all of it in float32.
 
-    It has no derivative of its own.
+    It has no derivative of its own. Values within a factor S of the largest float32 may overflow.
     """
     scales = []
     if isinstance(k, Quantized) and isinstance(v, Quantized):

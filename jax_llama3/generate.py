@@ -76,24 +76,41 @@ def generate_tokens(
 
 
 def compile_ahead(
-    params: Params, prompts: Sequence[Sequence[int]], config: Config, *, max_new_tokens: int
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    config: Config,
+    *,
+    max_new_tokens: int,
+    sampler: Sampler,
 ) -> None:
-    """Compile what reads the prompts, which `generate_tokens` then finds compiled.
+    """Compile what gives the first token, which `generate_tokens` then finds compiled.
 
     Of the weights only shapes and dtypes are used, so they may still be on their way.
     """
+    with ThreadPoolExecutor(1) as beside:  # one program is compiled while the next is traced
+        programs = _first_programs(params, prompts, config, max_new_tokens, knobs(sampler))
+        for compiling in [beside.submit(program.compile) for program in programs]:
+            compiling.result()
+
+
+def _first_programs(
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    config: Config,
+    max_new_tokens: int,
+    on: Knobs,
+) -> Iterator[jax.stages.Lowered]:
     batch, longest = len(prompts), max(map(len, prompts))
     lengths = jax.ShapeDtypeStruct((batch,), np.int32)
     capacity = cache_capacity(longest + max_new_tokens)
-    with ThreadPoolExecutor(1) as beside:  # one program is compiled while the next is traced
-        make = _empty_cache.lower(config, batch, capacity, activation_dtype(params))
-        compiling = [beside.submit(make.compile)]
-        for width in {bucket(min(longest - start, CHUNK)) for start in range(0, longest, CHUNK)}:
-            tokens = jax.ShapeDtypeStruct((batch, width), np.int32)
-            programs = prefill_programs(params, tokens, lengths, make.out_info, config)
-            compiling += [beside.submit(program.compile) for program in programs]
-        for each in compiling:
-            each.result()
+    make = _empty_cache.lower(config, batch, capacity, activation_dtype(params))
+    yield make
+    for width in {bucket(min(longest - start, CHUNK)) for start in range(0, longest, CHUNK)}:
+        tokens = jax.ShapeDtypeStruct((batch, width), np.int32)
+        yield from prefill_programs(params, tokens, lengths, make.out_info, config)
+    logits = jax.ShapeDtypeStruct((batch, config.vocab_size), np.float32)
+    seen = _seen(prompts, config, on)
+    yield _first.lower(logits, make.out_info, seen, np.uint32(0), padded_stops(()), on)
 
 
 def cache_capacity(slots: int) -> int:
@@ -121,9 +138,10 @@ def _generate(
     stops = padded_stops(stop_ids)
     seen = _seen(prompts, config, on)
     capacity = cache_capacity(max(map(len, prompts)) + max_new_tokens)
-    read = partial(_read, params, prompts, capacity, config)
-    timings, first = _first_timed(read, seen, np.uint32(seed), stops, on)
-    state, keys, tokens, logprobs = first
+    prefill_seconds, (logits, cache) = _timed(partial(_read, params, prompts, capacity, config))
+    first = partial(_first, logits, cache, seen, np.uint32(seed), stops, on)
+    seconds, (state, keys, tokens, logprobs) = _timed(first)
+    timings = Timings(prefill_seconds, seconds)
     yield _chunk(tokens, logprobs), timings  # before the loop is compiled: nobody waits for that
     done, limit = 1, 1
     if max_new_tokens > 1:
@@ -169,27 +187,6 @@ def check_prompts(
                 f"prompt {row} has {len(prompt)} tokens; with {max_new_tokens} new ones it exceeds "
                 f"the model's context of {config.max_seq_len}; ask for at most {room}"
             )
-
-
-def _first_timed(read: Callable[[], tuple[Array, Cache]], *others: Any) -> tuple[Timings, Any]:
-    """Read the prompts and choose the first tokens, by a program compiled while they are read."""
-    with ThreadPoolExecutor(1) as beside:
-        start = time.perf_counter()
-        with count_compilations() as compiled:
-            logits, cache = read()
-        ready = beside.submit(_time_of, logits)
-        result = _first(logits, cache, *others)
-        called = time.perf_counter()
-        jax.block_until_ready(result)
-        chosen = time.perf_counter()
-    prefill = ready.result() - start - compiled.seconds
-    return Timings(max(prefill, 1e-9), chosen - max(called, ready.result())), result
-
-
-def _time_of(array: Array) -> float:
-    """When it has been computed."""
-    jax.block_until_ready(array)
-    return time.perf_counter()
 
 
 def _timed(function: Callable[[], Any]) -> tuple[float, Any]:

@@ -7,6 +7,7 @@ from .kernel_code import INT8, bits_of, compiled, compiled_exactly, float_of, po
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _LEAST = np.float32(-87)  # e to what is less is not a normal number
+_LEAST_FINITE = np.finfo(np.float32).min
 _HALF, _LOG2_E = np.float32(0.5), np.float32(1.44269504)
 _LN_2_HIGH, _LN_2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 # 1/2! to 1/7!: within the half of ln 2 on either side of 0 the rest is under 6e-9.
@@ -40,12 +41,14 @@ def bfloat16_of(x):
 
 @compiled
 def largest(numbers):
-    """The largest of some float32, at least one; a NaN may count as the largest or not at all.
+    """The largest of some float32, but no less than the least that is finite.
+
+    So the exp of a distance from it is 0 where all are -inf. A NaN is the largest or does not count.
 
     They are compared as whole numbers that have their order: vectors do that, but not for floats.
     """
-    most = _in_order(np.int32(bits_of(numbers[0])))
-    for i in range(1, numbers.shape[0]):
+    most = _in_order(np.int32(bits_of(_LEAST_FINITE)))
+    for i in range(numbers.shape[0]):
         most = max(most, _in_order(np.int32(bits_of(numbers[i]))))
     return float_of(np.uint32(_in_order(most)))
 

@@ -21,7 +21,7 @@ def has_prompt_kernel(q: Any, k: Any, v: Any) -> bool:
     """Whether the kernel can be had and takes q [B T N H] and slots of these dtypes and shapes."""
     dtype = jnp.dtype(q.dtype).name
     alike = q.dtype == getattr(k, "dtype", None) == getattr(v, "dtype", None)
-    served = alike and dtype in ("bfloat16", "float32")
+    served = alike and dtype in ("bfloat16", "float32") and k.shape[1] > 0
     if not (served and q.shape[1] >= _FEWEST and q.shape[3] % _WIDTH == 0 and has_kernels()):
         return False
     from .tile_code import HAS_FLOATS, HAS_TILES
@@ -37,7 +37,8 @@ def attend_many(
 ) -> Float[Array, "B T N H"]:
     """softmax(q k^T / sqrt(H)) v over the slots up to each query's position; scores are float32.
 
-    It has no derivative of its own. Subnormal numbers (below 1e-38) may be taken as zero.
+    It has no derivative of its own. Subnormal numbers (below 1e-38) may be taken as zero, and values
+    within a factor S of the largest float32 may overflow.
     """
     from .tile_code import HAS_PAIRS, TILE_ROWS
 

@@ -228,7 +228,7 @@ def _weigh(scores, factor, most, out, code):
 def _soften(job, row, start, tokens, first, slots, scores, weights, sums):
     """The weights of a block, and what its tokens' largest scores, sums and factors are now.
 
-    `sums` are four rows of numbers: the largest scores, the sums, the factors of what was summed before.
+    `sums` are three rows of numbers: the largest scores, the sums, the factors of what was summed before.
     """
     group, code = load(job + _HEADS) // load(job + _KV_HEADS), load(job + _CODE)
     factor, count = _ONE / np.sqrt(np.float32(load(job + _WIDTH))), group * _TOKENS
@@ -242,6 +242,8 @@ def _soften(job, row, start, tokens, first, slots, scores, weights, sums):
             if used <= 0:
                 carray(pointer(out), (itemsize(code) * _SLOTS,), np.uint8)[:] = 0
                 factors[index] = _ONE
+                if first == 0:
+                    totals[index] = _ZERO
                 continue
             block = _floats(place, used)
             most = largest(block)
@@ -312,8 +314,8 @@ def _attend(job, index, scratch):
     q = load(job + _Q) + ((row * turns + start) * heads + group) * width * size
     keys, mixed = _panels(job, _KEYS, row, head), _panels(job, _VALUES, row, head)
     used = _used(job, row, start, start + tokens)
-    for first in range(0, used, _SLOTS):
-        slots = _up(min(used - first, _SLOTS), LANES)
+    for first in range(0, max(used, 1), _SLOTS):  # a token that looks at nothing gets NaN
+        slots = _up(max(min(used - first, _SLOTS), 1), LANES)
         _score(job, keys + first * width * size, slots, q, tokens, scratch)
         _soften(job, row, start, tokens, first, slots, scratch, weights, sums)
         _mix(job, mixed + first * size * LANES, slots, weights, rows, part)

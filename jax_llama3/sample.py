@@ -83,8 +83,10 @@ def _likeliest(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
     Plain reductions, which XLA's CPU backend vectorises, and only a maximum goes over all logits.
     """
     batch, size = logits.shape
-    padding = ((0, 0), (0, -size % _STRETCH))
-    stretches = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(batch, -1, _STRETCH)
+    count = -(-size // _STRETCH)
+    padding = ((0, 0), (0, count * _STRETCH - size))
+    stretches = jnp.pad(logits, padding, constant_values=-jnp.inf)
+    stretches = stretches.reshape(batch, count, _STRETCH)
     stretch = _first_largest(jnp.max(stretches, axis=-1))
     inside = jnp.take_along_axis(stretches, stretch[:, None, None], axis=1)[:, 0]
     return jnp.minimum(stretch * _STRETCH + _first_largest(inside), size - 1)

@@ -9,6 +9,7 @@ from typing import Any
 from .checkpoint import Model, open_model
 from .generate import check_prompts, compile_ahead
 from .llama import default_new_tokens
+from .sample import Sampler
 
 
 def load_for(
@@ -17,6 +18,7 @@ def load_for(
     *,
     dtype: Any = None,
     max_new_tokens: int | None = None,
+    sampler: Sampler | None = None,
 ) -> tuple[Model, list[list[int]]]:
     """The model, and the prompts that `encode` makes with its tokenizer.
 
@@ -29,8 +31,9 @@ def load_for(
             max_new_tokens = default_new_tokens(prompts, abstract.config)
         check_prompts(prompts, abstract.config, max_new_tokens)
         compile_for = (abstract.params, prompts, abstract.config)
+        options = {"max_new_tokens": max_new_tokens, "sampler": sampler or Sampler()}
         with ThreadPoolExecutor(1) as beside:
-            compiling = beside.submit(compile_ahead, *compile_for, max_new_tokens=max_new_tokens)
+            compiling = beside.submit(compile_ahead, *compile_for, **options)
             model = wait()
             compiling.result()
     return model, prompts

@@ -111,6 +111,25 @@ def test_scores_far_apart_leave_the_largest_alone() -> None:
     np.testing.assert_array_equal(found[0, :, 1, 0], np.arange(390, 398))
 
 
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+def test_scores_of_minus_infinity_have_no_weight(dtype: object) -> None:
+    q = jnp.full((1, 8, 2, 32), 1e20, dtype)
+    k = jnp.where(jnp.arange(600)[None, :, None, None] < 300, -1e20, 0.0).astype(dtype)
+    k, v = jnp.broadcast_to(k, (1, 600, 1, 32)), jnp.ones((1, 600, 1, 32), dtype)
+    np.testing.assert_array_equal(jitted(q, k, v, places([500], 8)), np.ones(q.shape))
+    one = used_attention(q[:, :1], k, v, jnp.array([[500]]))
+    np.testing.assert_array_equal(one, np.ones((1, 1, 2, 32)))
+
+
+@pytest.mark.parametrize("first", [-8, -20])
+def test_a_negative_position_looks_at_nothing(first: int) -> None:
+    q, k = draw((2, 16, 2, 32), 0), draw((2, 70, 2, 32), 1)
+    found = np.asarray(jitted(q, k, k, places([first, 20], 16)))
+    assert np.isnan(found[0, :-first]).all()
+    assert np.isfinite(found[0, -first:]).all()
+    assert np.isfinite(found[1]).all()
+
+
 def test_positions_past_the_capacity_read_no_further() -> None:
     q, k = draw((1, 8, 2, 32), 0), draw((1, 70, 2, 32), 1)
     last = jitted(q, k, k, jnp.full((1, 8), 69))

@@ -72,6 +72,11 @@ def test_logits_that_are_nan_or_minus_infinity_give_an_id_of_the_vocabulary() ->
     assert sample(keys, logits, Sampler()).tolist() == [299, 0]
 
 
+def test_no_rows_give_no_tokens() -> None:
+    keys = jax.random.split(jax.random.key(0), 0)
+    assert sample(keys, jnp.ones((0, 300)), Sampler()).shape == (0,)
+
+
 def test_zeros_of_both_signs_are_equal() -> None:
     assert kept(Sampler(temperature=1.0, top_k=1), jnp.array([[0.0, -0.0, -1.0]])) == [0, 1]
 
