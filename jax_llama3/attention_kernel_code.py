@@ -19,6 +19,7 @@ from .kernel_code import (
     dim,
     dtype_code,
     even_bfloat16,
+    floats,
     give,
     is_question,
     itemsize,
@@ -35,7 +36,7 @@ from .kernel_code import (
     take,
     wait,
 )
-from .number_code import exp, largest
+from .number_code import exp, largest, weigh
 
 _BLOCK = 64  # slots of all heads, taken by a thread at a time; four times a whole number
 _LEAST_BYTES = 1 << 16  # of keys and values; less is not worth a thread
@@ -52,11 +53,6 @@ _JOB_BYTES = _Q + 112
 _task_address = symbol_address(_TASK)
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
-
-
-@compiled
-def _floats(address, count):
-    return carray(pointer(address), (count,), np.float32)
 
 
 @compiled
@@ -93,10 +89,10 @@ def _four(job, field, first, slots, step, head):
     if code == INT8:
         every = load(job + field + _SCALES)
         scales = (
-            _floats(every + 4 * place_0, 1)[0],
-            _floats(every + 4 * place_1, 1)[0],
-            _floats(every + 4 * place_2, 1)[0],
-            _floats(every + 4 * place_3, 1)[0],
+            floats(every + 4 * place_0, 1)[0],
+            floats(every + 4 * place_1, 1)[0],
+            floats(every + 4 * place_2, 1)[0],
+            floats(every + 4 * place_3, 1)[0],
         )
     base = load(job + field)
     places = (
@@ -173,14 +169,14 @@ def _score(job, first, slots, q, out):
         for head in range(kv_heads):
             places, scales = _four(job, _K, first, slots, step, head)
             for query in range(head * group, (head + 1) * group):
-                row, scores = q + 4 * query * width, _floats(out + 4 * query * _BLOCK, _BLOCK)
+                row, scores = q + 4 * query * width, floats(out + 4 * query * _BLOCK, _BLOCK)
                 if code == BFLOAT16:
-                    even, odd = _floats(row, half), _floats(row + 4 * half, half)
+                    even, odd = floats(row, half), floats(row + 4 * half, half)
                     four = _dots_bfloat16(even, odd, _rows(places, half, np.uint32))
                 elif code == INT8:
-                    four = _dots(_floats(row, width), _rows(places, width, np.int8), scales)
+                    four = _dots(floats(row, width), _rows(places, width, np.int8), scales)
                 else:
-                    four = _dots(_floats(row, width), _rows(places, width, np.float32), scales)
+                    four = _dots(floats(row, width), _rows(places, width, np.float32), scales)
                 scores[step], scores[step + quarter] = four[0], four[1]
                 scores[step + 2 * quarter], scores[step + 3 * quarter] = four[2], four[3]
 
@@ -190,23 +186,23 @@ def _mix(job, first, slots, every, out):
     """The sum of a block's values by the weights of each query; addresses as in `_score`."""
     kv_heads, width, code = load(job + _KV_HEADS), load(job + _HEAD_DIM), load(job + _CODE)
     group, half, quarter = load(job + _HEADS) // kv_heads, width // 2, (slots + 3) // 4
-    _floats(out, kv_heads * group * width)[:] = _ZERO
+    floats(out, kv_heads * group * width)[:] = _ZERO
     for step in range(quarter):
         for head in range(kv_heads):
             places, scales = _four(job, _V, first, slots, step, head)
             for query in range(head * group, (head + 1) * group):
-                row, weights = out + 4 * query * width, _floats(every + 4 * query * _BLOCK, _BLOCK)
+                row, weights = out + 4 * query * width, floats(every + 4 * query * _BLOCK, _BLOCK)
                 low = (weights[step], weights[step + quarter])
                 high = (weights[step + 2 * quarter], weights[step + 3 * quarter])
                 if code == BFLOAT16:
-                    even, odd = _floats(row, half), _floats(row + 4 * half, half)
+                    even, odd = floats(row, half), floats(row + 4 * half, half)
                     _add_bfloat16(low + high, _rows(places, half, np.uint32), even, odd)
                 elif code == INT8:
                     rows = _rows(places, width, np.int8)
-                    _add(low + high, rows, scales, _floats(row, width))
+                    _add(low + high, rows, scales, floats(row, width))
                 else:
                     rows = _rows(places, width, np.float32)
-                    _add(low + high, rows, scales, _floats(row, width))
+                    _add(low + high, rows, scales, floats(row, width))
 
 
 @compiled
@@ -214,13 +210,8 @@ def _soften(slots, scores, peaks, sums):
     """Scores become weights, e to their distance from the largest; those of no slot become 0."""
     for query in range(peaks.shape[0]):
         most = largest(scores[query, :slots])
-        total = _ZERO
-        for slot in range(slots):
-            weight = exp(scores[query, slot] - most)
-            scores[query, slot] = weight
-            total += weight
+        peaks[query], sums[query] = most, weigh(scores[query, :slots], most, _ONE)
         scores[query, slots:] = _ZERO
-        peaks[query], sums[query] = most, total
 
 
 @compiled
@@ -236,7 +227,7 @@ def _attend(job, chunk):
     weights = values + 4 * heads * width
     _score(job, first, slots, load(job + _Q) + 4 * row * heads * width, weights)
     scores = carray(pointer(weights), (heads, _BLOCK), np.float32)
-    _soften(slots, scores, _floats(part, heads), _floats(part + 4 * heads, heads))
+    _soften(slots, scores, floats(part, heads), floats(part + 4 * heads, heads))
     _mix(job, first, slots, weights, values)
 
 
@@ -247,20 +238,20 @@ def _join(job, row, head):
     count = (_used(job, row) + _BLOCK - 1) // _BLOCK
     nbytes, first = 4 * _part_floats(heads, width), _part(job, row * load(job + _BLOCKS))
     # In place of the query, which is not needed any more.
-    joined = _floats(load(job + _Q) + 4 * (row * heads + head) * width, width)
-    most = _floats(first + 4 * head, 1)[0]
+    joined = floats(load(job + _Q) + 4 * (row * heads + head) * width, width)
+    most = floats(first + 4 * head, 1)[0]
     for block in range(1, count):
-        most = max(most, _floats(first + block * nbytes + 4 * head, 1)[0])
+        most = max(most, floats(first + block * nbytes + 4 * head, 1)[0])
     total = _ZERO
     joined[:] = _ZERO
     for block in range(count):
         part = first + block * nbytes
-        weight = exp(_floats(part + 4 * head, 1)[0] - most)
-        total += weight * _floats(part + 4 * (heads + head), 1)[0]
-        values = _floats(part + 4 * (2 * heads + head * width), width)
+        weight = exp(floats(part + 4 * head, 1)[0] - most)
+        total += weight * floats(part + 4 * (heads + head), 1)[0]
+        values = floats(part + 4 * (2 * heads + head * width), width)
         for i in range(width):
             joined[i] += weight * values[i]
-    out = _floats(load(job + _OUT) + 4 * (row * heads + head) * width, width)
+    out = floats(load(job + _OUT) + 4 * (row * heads + head) * width, width)
     half = width // 2
     for i in range(half):
         if load(job + _CODE) == BFLOAT16:
@@ -295,8 +286,8 @@ def _arrange(job, q, count):
     half = width // 2
     factor = _ONE / np.sqrt(np.float32(width))
     for index in range(count):
-        old = _floats(q + 4 * index * width, width)
-        new = _floats(load(job + _Q) + 4 * index * width, width)
+        old = floats(q + 4 * index * width, width)
+        new = floats(load(job + _Q) + 4 * index * width, width)
         for i in range(half):
             if load(job + _CODE) == BFLOAT16:
                 new[i], new[half + i] = old[2 * i] * factor, old[2 * i + 1] * factor

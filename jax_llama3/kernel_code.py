@@ -11,7 +11,7 @@ from types import CellType, FunctionType
 
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
 # The codes of XLA_FFI_DataType, and where fields stand, in bytes.
@@ -148,6 +148,12 @@ def bits_of(typing, value):
         return builder.bitcast(arguments[0], ir.IntType(32))
 
     return types.uint32(types.float32), generate
+
+
+@compiled
+def floats(address, count):
+    """The array of float32 that begins at an address."""
+    return carray(pointer(address), (count,), np.float32)
 
 
 @compiled

@@ -31,7 +31,8 @@ from .kernel_code import (
     wait_for,
 )
 from .number_code import widen
-from .tile_code import LANES, TILE_ROWS, multiply_tile, transpose_words
+from .panel_code import pack_rows, panels_at_once
+from .tile_code import LANES, TILE_ROWS, multiply_tile
 
 _CHUNK_ROWS = 16  # of weights, that a thread takes at a time: they stay in its cache for all panels
 _TASK = "jax_llama3_matrix_task"
@@ -49,8 +50,7 @@ def _pack(job, panel):
     step = 4 * load(job + _WORDS)
     source = load(job + _X) + panel * LANES * step
     target = load(job + _PACKED) + panel * LANES * step
-    for word in range(0, load(job + _WORDS), LANES):
-        transpose_words(source + 4 * word, step, target + 4 * LANES * word)
+    pack_rows(source, step, target)
 
 
 @compiled
@@ -67,7 +67,7 @@ def _multiply(job, entry, start, scratch):
     panel, left, step = load(job + _PACKED), load(job + _PANELS), 4 * words
     out, out_step = load(entry + _OUT) + 4 * start, 4 * outputs
     while left > 0:
-        count = 2 if left == 4 else min(left, 3)  # two are faster than one
+        count = panels_at_once(left)
         for row in range(0, stop - start, TILE_ROWS):
             rows, place = weight + row * step, out + 4 * row
             multiply_tile(pairs, count, panel, LANES * step, rows, step, place, out_step, words)

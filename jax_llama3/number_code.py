@@ -3,7 +3,16 @@
 import numpy as np
 from numba import carray
 
-from .kernel_code import INT8, bits_of, compiled, compiled_exactly, float_of, pointer
+from .kernel_code import (
+    BFLOAT16,
+    INT8,
+    bits_of,
+    compiled,
+    compiled_exactly,
+    float_of,
+    floats,
+    pointer,
+)
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _LEAST = np.float32(-87)  # e to what is less is not a normal number
@@ -59,6 +68,28 @@ def _in_order(bits):
 
 
 @compiled
+def weigh(scores, most, factor):
+    """Scores become weights, e to their distance from `most` times a factor; their sum."""
+    total = _ZERO
+    for i in range(scores.shape[0]):
+        weight = exp((scores[i] - most) * factor)
+        scores[i] = weight
+        total += weight
+    return total
+
+
+@compiled
+def write_numbers(numbers, code, target):
+    """Write float32 as bfloat16 or as they are."""
+    if code == BFLOAT16:
+        narrow = carray(pointer(target), (numbers.shape[0],), np.uint16)
+        for i in range(numbers.shape[0]):
+            narrow[i] = bfloat16_of(numbers[i])
+    else:
+        floats(target, numbers.shape[0])[:] = numbers
+
+
+@compiled
 def widen(source, code, target, count, pairs):
     """Write numbers that are stored otherwise as bfloat16 (`pairs`) or float32; every step is exact."""
     if code == INT8 and pairs:
@@ -67,7 +98,7 @@ def widen(source, code, target, count, pairs):
         for i in range(count):
             upper[i] = bits_of(np.float32(whole[i])) >> np.uint32(16)
         return
-    wide = carray(pointer(target), (count,), np.float32)
+    wide = floats(target, count)
     if code == INT8:
         whole = carray(pointer(source), (count,), np.int8)
         for i in range(count):

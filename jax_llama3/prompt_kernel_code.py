@@ -19,6 +19,7 @@ from .kernel_code import (
     data,
     dim,
     dtype_code,
+    floats,
     free,
     give,
     is_question,
@@ -37,8 +38,9 @@ from .kernel_code import (
     wait,
     wait_for,
 )
-from .number_code import bfloat16_of, exp, largest, widen
-from .tile_code import LANES, TILE_ROWS, multiply_tile_rows, transpose_words
+from .number_code import exp, largest, weigh, widen, write_numbers
+from .panel_code import pack_columns, pack_rows, panels_at_once
+from .tile_code import LANES, TILE_ROWS, multiply_tile_rows
 
 _TOKENS = 16  # of a row, taken by a thread at a time: whole tiles
 _SLOTS = 256  # of a block: its scores, panels and weights stay in the thread's cache
@@ -53,11 +55,6 @@ _ROWS, _CAPACITY, _ROOM, _PACKS, _JOB_BYTES = range(JOB_BYTES + 104, JOB_BYTES +
 _task_address = symbol_address(_TASK)
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
-
-
-@compiled
-def _floats(address, count):
-    return carray(pointer(address), (count,), np.float32)
 
 
 @compiled
@@ -92,179 +89,109 @@ def _copy_slots(job, field, row, head, first, used, target):
     carray(pointer(target), (_PACK_SLOTS * nbytes,), np.uint8)[:] = 0
     for slot in range(first, min(first + _PACK_SLOTS, used)):
         place = (row * load(job + _CAPACITY) + slot) * kv_heads + head
-        source, to = (
-            load(job + field) + place * width * itemsize(stored),
-            target + (slot - first) * nbytes,
-        )
+        source = load(job + field) + place * width * itemsize(stored)
         if stored == code:
-            words = carray(pointer(to), (nbytes // 4,), np.uint32)
+            words = carray(pointer(target), (nbytes // 4,), np.uint32)
             words[:] = carray(pointer(source), (nbytes // 4,), np.uint32)
         else:
-            widen(source, stored, to, width, 0)
-
-
-@compiled
-def _pack_keys(job, source, target):
-    """Slots as panels, each of LANES slots."""
-    nbytes = load(job + _WIDTH) * itemsize(load(job + _CODE))
-    for slot in range(0, _PACK_SLOTS, LANES):
-        for word in range(0, nbytes // 4, LANES):
-            transpose_words(source + slot * nbytes + 4 * word, nbytes, target + LANES * 4 * word)
-        target += LANES * nbytes
-
-
-@compiled
-def _pack_values(job, source, target):
-    """Slots as panels, each of LANES numbers of the head dim; a word is of two slots, or of one."""
-    width, code = load(job + _WIDTH), load(job + _CODE)
-    pairs, step = code == BFLOAT16, LANES * itemsize(code) * load(job + _ROOM)
-    for number in range(0, width, LANES):
-        place = target + number // LANES * step
-        if pairs:
-            for slot in range(0, _PACK_SLOTS, 2):
-                words = carray(pointer(place + 2 * LANES * slot), (LANES,), np.uint32)
-                even = carray(pointer(source + 2 * (slot * width + number)), (LANES,), np.uint16)
-                odd = carray(
-                    pointer(source + 2 * ((slot + 1) * width + number)), (LANES,), np.uint16
-                )
-                for lane in range(LANES):
-                    words[lane] = np.uint32(even[lane]) | (np.uint32(odd[lane]) << np.uint32(16))
-        else:
-            for slot in range(_PACK_SLOTS):
-                words = _floats(place + 4 * LANES * slot, LANES)
-                words[:] = _floats(source + 4 * (slot * width + number), LANES)
+            widen(source, stored, target, width, 0)
+        target += nbytes
 
 
 @compiled
 def _pack(job, index, scratch):
-    """Some slots of one head, keys and values."""
-    packs, kv_heads = load(job + _PACKS), load(job + _KV_HEADS)
-    row, head, first = (
-        index // packs // kv_heads,
-        index // packs % kv_heads,
-        index % packs * _PACK_SLOTS,
-    )
-    used = _used(job, row, 0, load(job + _TURNS))
+    """Some slots of one head: keys as panels of slots, values as panels of numbers of the head dim."""
+    packs, kv_heads, width = load(job + _PACKS), load(job + _KV_HEADS), load(job + _WIDTH)
+    owner, first = index // packs, index % packs * _PACK_SLOTS
+    row, head = owner // kv_heads, owner % kv_heads
+    used, code = _used(job, row, 0, load(job + _TURNS)), load(job + _CODE)
     if first >= used:
         return
-    nbytes = load(job + _WIDTH) * itemsize(load(job + _CODE))
+    nbytes = width * itemsize(code)
     _copy_slots(job, _K, row, head, first, used, scratch)
-    _pack_keys(job, scratch, _panels(job, _KEYS, row, head) + first * nbytes)
+    keys = _panels(job, _KEYS, row, head) + first * nbytes
+    for slot in range(0, _PACK_SLOTS, LANES):
+        pack_rows(scratch + slot * nbytes, nbytes, keys + slot * nbytes)
     _copy_slots(job, _V, row, head, first, used, scratch)
-    _pack_values(
-        job, scratch, _panels(job, _VALUES, row, head) + first * itemsize(load(job + _CODE)) * LANES
-    )
+    values = _panels(job, _VALUES, row, head) + first * itemsize(code) * LANES
+    pack_columns(scratch, width, _PACK_SLOTS, code == BFLOAT16, values, _value_step(job))
+
+
+@compiled
+def _value_step(job):
+    """From one panel of values to the next, in bytes."""
+    return LANES * itemsize(load(job + _CODE)) * load(job + _ROOM)
 
 
 @compiled
 def _score(job, keys, slots, q, tokens, scores):
     """Of each head of a group and its tokens, with the keys of a block: rows of _SLOTS scores."""
-    heads, width, code = load(job + _HEADS), load(job + _WIDTH), load(job + _CODE)
-    pairs, nbytes = 1 if code == BFLOAT16 else 0, width * itemsize(code)
-    left = slots // LANES
+    heads, nbytes = load(job + _HEADS), load(job + _WIDTH) * itemsize(load(job + _CODE))
+    pairs, words, left = load(job + _CODE) == BFLOAT16, nbytes // 4, slots // LANES
+    panel, q_step, out_step = LANES * nbytes, heads * nbytes, 4 * _SLOTS
     while left > 0:
-        count = 2 if left == 4 else min(left, 3)
+        count = panels_at_once(left)
         for head in range(heads // load(job + _KV_HEADS)):
             for token in range(0, tokens, TILE_ROWS):
                 place = q + (token * heads + head) * nbytes
-                out = scores + 4 * _SLOTS * (head * _TOKENS + token)
-                multiply_tile_rows(
-                    pairs,
-                    count,
-                    keys,
-                    LANES * nbytes,
-                    place,
-                    heads * nbytes,
-                    out,
-                    4 * _SLOTS,
-                    nbytes // 4,
-                )
+                out = scores + out_step * (head * _TOKENS + token)
+                multiply_tile_rows(pairs, count, keys, panel, place, q_step, out, out_step, words)
         left -= count
-        keys += count * LANES * nbytes
+        keys += count * panel
         scores += count * LANES * 4
 
 
 @compiled
-def _mix(job, values, slots, weights, rows, part):
+def _mix(job, values, slots, weights, rows, out):
     """The sums of a block's values by rows of _SLOTS weights."""
-    width, code = load(job + _WIDTH), load(job + _CODE)
-    pairs, size = 1 if code == BFLOAT16 else 0, itemsize(code)
-    step = LANES * size * load(job + _ROOM)
-    left = width // LANES
+    size, width, left = itemsize(load(job + _CODE)), load(job + _WIDTH), load(job + _WIDTH) // LANES
+    pairs, words = load(job + _CODE) == BFLOAT16, slots * size // 4
+    panel, step, out_step = _value_step(job), size * _SLOTS, 4 * width
     while left > 0:
-        count = 2 if left == 4 else min(left, 3)
+        count = panels_at_once(left)
         for row in range(0, rows, TILE_ROWS):
-            place, out = weights + size * _SLOTS * row, part + 4 * width * row
-            multiply_tile_rows(
-                pairs, count, values, step, place, size * _SLOTS, out, 4 * width, slots * size // 4
-            )
+            place, to = weights + step * row, out + out_step * row
+            multiply_tile_rows(pairs, count, values, panel, place, step, to, out_step, words)
         left -= count
-        values += count * step
-        part += count * LANES * 4
-
-
-@compiled
-def _weigh(scores, factor, most, out, code):
-    """e to each score's distance from `most`, as weights; their sum."""
-    total = _ZERO
-    if code == BFLOAT16:
-        narrow = carray(pointer(out), (_SLOTS,), np.uint16)
-        for slot in range(scores.shape[0]):
-            weight = exp((scores[slot] - most) * factor)
-            narrow[slot] = bfloat16_of(weight)
-            total += weight
-        narrow[scores.shape[0] :] = 0
-        return total
-    wide = _floats(out, _SLOTS)
-    for slot in range(scores.shape[0]):
-        weight = exp((scores[slot] - most) * factor)
-        wide[slot] = weight
-        total += weight
-    wide[scores.shape[0] :] = _ZERO
-    return total
+        values += count * panel
+        out += count * LANES * 4
 
 
 @compiled
 def _soften(job, row, start, tokens, first, slots, scores, weights, sums):
-    """The weights of a block, and what its tokens' largest scores, sums and factors are now.
+    """Scores of a block become weights, written as the queries are, and the rows' sums are corrected.
 
-    `sums` are three rows of numbers: the largest scores, the sums, the factors of what was summed before.
+    `sums` are three lines of numbers, one for each row: its largest score, its sum, and the factor of
+    what was summed in the blocks before.
     """
     group, code = load(job + _HEADS) // load(job + _KV_HEADS), load(job + _CODE)
-    factor, count = _ONE / np.sqrt(np.float32(load(job + _WIDTH))), group * _TOKENS
-    peaks, totals = _floats(sums, count), _floats(sums + 4 * count, count)
-    factors = _floats(sums + 8 * count, count)
+    scale, count = _ONE / np.sqrt(np.float32(load(job + _WIDTH))), group * _TOKENS
+    peaks, totals = floats(sums, count), floats(sums + 4 * count, count)
+    factors = floats(sums + 8 * count, count)
+    if first == 0:
+        peaks[:] = -np.inf
+        totals[:] = _ZERO
     for token in range(tokens):
         used = min(_used(job, row, start + token, start + token + 1) - first, slots)
-        for head in range(group):
-            index = head * _TOKENS + token
-            place, out = scores + 4 * _SLOTS * index, weights + itemsize(code) * _SLOTS * index
-            if used <= 0:
-                carray(pointer(out), (itemsize(code) * _SLOTS,), np.uint8)[:] = 0
-                factors[index] = _ONE
-                if first == 0:
-                    totals[index] = _ZERO
-                continue
-            block = _floats(place, used)
-            most = largest(block)
-            if first > 0:
-                most = max(most, peaks[index])
-            total = _weigh(block, factor, most, out, code)
-            factors[index] = exp((peaks[index] - most) * factor) if first > 0 else _ZERO
-            totals[index] = total + (totals[index] * factors[index] if first > 0 else _ZERO)
-            peaks[index] = most
+        for index in range(token, count, _TOKENS):
+            block = floats(scores + 4 * _SLOTS * index, slots)
+            block[max(used, 0) :] = _ZERO
+            factors[index] = _ONE
+            if used > 0:
+                most = max(largest(block[:used]), peaks[index])
+                factors[index] = exp((peaks[index] - most) * scale)
+                totals[index] = totals[index] * factors[index] + weigh(block[:used], most, scale)
+                peaks[index] = most
+            if weights != scores:
+                write_numbers(block, code, weights + itemsize(code) * _SLOTS * index)
 
 
 @compiled
 def _add(job, rows, first, part, sums, values):
     """A block's values to those of the blocks before."""
-    width, count = load(job + _WIDTH), rows
-    factors = _floats(sums + 8 * count, count)
+    width, factors = load(job + _WIDTH), floats(sums + 8 * rows, rows)
     for row in range(rows):
-        new, whole = (
-            _floats(part + 4 * width * row, width),
-            _floats(values + 4 * width * row, width),
-        )
+        new, whole = floats(part + 4 * width * row, width), floats(values + 4 * width * row, width)
         if first == 0:
             whole[:] = new
         else:
@@ -278,40 +205,31 @@ def _give_out(job, row, start, tokens, head, sums, values):
     """Values over their sums, in the dtype of the queries."""
     heads, width, code = load(job + _HEADS), load(job + _WIDTH), load(job + _CODE)
     group = heads // load(job + _KV_HEADS)
-    totals = _floats(sums + 4 * group * _TOKENS, group * _TOKENS)
+    totals = floats(sums + 4 * group * _TOKENS, group * _TOKENS)
     for token in range(tokens):
-        for index in range(group):
-            source = index * _TOKENS + token
-            whole, factor = _floats(values + 4 * width * source, width), _ONE / totals[source]
-            place = (
-                (row * load(job + _TURNS) + start + token) * heads + head * group + index
-            ) * width
-            out = load(job + _OUT) + place * itemsize(code)
-            if code == BFLOAT16:
-                narrow = carray(pointer(out), (width,), np.uint16)
-                for i in range(width):
-                    narrow[i] = bfloat16_of(whole[i] * factor)
-            else:
-                wide = _floats(out, width)
-                for i in range(width):
-                    wide[i] = whole[i] * factor
+        first = ((row * load(job + _TURNS) + start + token) * heads + head * group) * width
+        for query in range(group):
+            index = query * _TOKENS + token
+            whole, factor = floats(values + 4 * width * index, width), _ONE / totals[index]
+            for i in range(width):
+                whole[i] *= factor
+            write_numbers(whole, code, load(job + _OUT) + (first + query * width) * itemsize(code))
 
 
 @compiled
 def _attend(job, index, scratch):
     """Some tokens of one row, all heads of one group; the last tokens, which look at most, come first."""
-    kv_heads, turns, width = load(job + _KV_HEADS), load(job + _TURNS), load(job + _WIDTH)
-    size, heads = itemsize(load(job + _CODE)), load(job + _HEADS)
-    count = load(job + _ROWS) * kv_heads
-    parts = (turns + _TOKENS - 1) // _TOKENS
+    heads, kv_heads, turns = load(job + _HEADS), load(job + _KV_HEADS), load(job + _TURNS)
+    width, size, group = load(job + _WIDTH), itemsize(load(job + _CODE)), heads // kv_heads
+    count, parts = load(job + _ROWS) * kv_heads, (turns + _TOKENS - 1) // _TOKENS
     start = (parts - 1 - index // count) * _TOKENS
     row, head = index % count // kv_heads, index % count % kv_heads
-    tokens, rows = min(turns - start, _TOKENS), heads // kv_heads * _TOKENS
-    weights = scratch + 4 * rows * _SLOTS
-    part = weights + size * rows * _SLOTS
+    tokens, rows = min(turns - start, _TOKENS), group * _TOKENS
+    part = scratch + 4 * rows * _SLOTS
     values, sums = part + 4 * rows * width, part + 8 * rows * width
-    group = head * (heads // kv_heads)
-    q = load(job + _Q) + ((row * turns + start) * heads + group) * width * size
+    # Weights of float32 take the place of the scores.
+    weights = sums + 12 * rows if load(job + _CODE) == BFLOAT16 else scratch
+    q = load(job + _Q) + ((row * turns + start) * heads + head * group) * width * size
     keys, mixed = _panels(job, _KEYS, row, head), _panels(job, _VALUES, row, head)
     used = _used(job, row, start, start + tokens)
     for first in range(0, max(used, 1), _SLOTS):  # a token that looks at nothing gets NaN
@@ -325,9 +243,9 @@ def _attend(job, index, scratch):
 
 @compiled
 def _scratch_bytes(job):
+    """Scores, the values of a block and of all, sums and weights; or the slots that are packed."""
     rows, width = load(job + _HEADS) // load(job + _KV_HEADS) * _TOKENS, load(job + _WIDTH)
-    size = itemsize(load(job + _CODE))
-    return max(rows * ((4 + size) * _SLOTS + 8 * width + 12), size * _PACK_SLOTS * width)
+    return max(rows * (6 * _SLOTS + 8 * width + 12), 4 * _PACK_SLOTS * width)
 
 
 @compiled

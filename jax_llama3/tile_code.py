@@ -1,7 +1,7 @@
-"""The innermost loop of `matrix_kernel` and `prompt_kernel`, vector by vector: numba alone keeps no tile of sums in registers.
+"""The innermost loop of the kernels that go tile by tile, vector by vector.
 
-A word is 32 bits: two bfloat16, or a float32. A panel is the words of LANES rows of x, transposed, so
-that one vector holds the same word of every row.
+numba alone keeps no tile of sums in registers. A word is 32 bits: two bfloat16, or a float32. A panel is
+the words of LANES rows of x, transposed, so that one vector holds the same word of every row.
 """
 
 from itertools import chain

@@ -1,7 +1,5 @@
 """What is asked of every kernel that multiplies by weights."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import jax
@@ -29,18 +27,6 @@ def wide(array: jax.Array) -> np.ndarray:
 def check_sums(found: jax.Array, x: jax.Array, weight: jax.Array) -> None:
     bound = np.abs(wide(x)) @ np.abs(wide(weight)).T
     assert np.all(np.abs(found - exact(x, weight)) <= 1e-6 * bound)
-
-
-def check_threads(product: Callable, xs: list[jax.Array], weight: jax.Array) -> None:
-    """Calls from as many threads as there are xs do not disturb each other."""
-    alone = [np.asarray(product(x, (weight,))[0]) for x in xs]
-
-    def repeat(index: int) -> bool:
-        found = [np.asarray(product(xs[index], (weight,))[0]) for _ in range(50)]
-        return all(np.array_equal(each, alone[index]) for each in found)
-
-    with ThreadPoolExecutor(len(xs)) as pool:
-        assert all(pool.map(repeat, range(len(xs))))
 
 
 def check_derivatives(x: jax.Array, weight: jax.Array) -> None:

@@ -1,12 +1,12 @@
 """The attention kernel: one query's exact softmax over the used slots, whatever the others hold."""
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from concurrency import check_threads
 from queries import draw, exact
 from reference import TINY, sharp_params
 
@@ -84,14 +84,7 @@ def test_calls_from_many_threads_do_not_disturb_each_other() -> None:
     k = draw((1, 2000, 3, 64), 0, jnp.bfloat16)
     queries = [draw((1, 1, 9, 64), seed) for seed in range(8)]
     last = jnp.array([1999])
-    alone = [np.asarray(jitted(q, k, k, last)) for q in queries]
-
-    def repeat(index: int) -> bool:
-        found = [np.asarray(jitted(queries[index], k, k, last)) for _ in range(50)]
-        return all(np.array_equal(each, alone[index]) for each in found)
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(repeat, range(8)))
+    check_threads(lambda q: jitted(q, k, k, last), queries)
 
 
 def test_gradients_and_batches_are_those_of_the_plain_form() -> None:

@@ -25,6 +25,7 @@ RANKS = {
     "kernel_code": -3,
     "tile_code": -3,
     "number_code": -2,
+    "panel_code": -2,
     "matrix_kernel_code": -1,
     "row_kernel_code": -1,
     "attention_kernel_code": -1,

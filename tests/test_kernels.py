@@ -21,7 +21,7 @@ def test_a_change_to_any_source_compiles_anew(
     monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path / "kept"))
     package = Path(kernel_code.__file__).parent
     kernel_names = [f"{name}_kernel_code" for name in ("attention", "matrix", "prompt", "row")]
-    sources = ["kernel_code", "number_code", "tile_code", *kernel_names]
+    sources = ["kernel_code", "number_code", "panel_code", "tile_code", *kernel_names]
     for name in sources:
         shutil.copy(package / f"{name}.py", tmp_path)
     monkeypatch.setattr(kernel_code, "__file__", str(tmp_path / "kernel_code.py"))

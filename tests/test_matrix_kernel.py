@@ -1,7 +1,6 @@
 """The matrix kernel: exact sums for every shape and dtype, from any thread, differentiable."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from products import check_derivatives, check_shards, check_sums, check_threads, draw
+from concurrency import check_threads
+from processors import FEWER, run_with_features
+from products import check_derivatives, check_shards, check_sums, draw
 from reference import TINY, sharp_params
 
 from jax_llama3 import init_cache, prefill
@@ -19,7 +20,6 @@ from jax_llama3.linear import linear
 from jax_llama3.matrix_kernel import has_matrix_kernel, matrix_products
 from jax_llama3.quantization import quantize
 
-llvm = pytest.importorskip("llvmlite.binding")
 pytest.importorskip("numba")
 tile_code = pytest.importorskip("jax_llama3.tile_code")
 assert has_kernels()
@@ -91,7 +91,8 @@ def test_what_is_no_number_stays_in_its_row(dtypes: tuple[object, object]) -> No
 
 def test_calls_from_many_threads_do_not_disturb_each_other() -> None:
     prompts = [draw((40 + seed, 96), BFLOAT16, seed) for seed in range(8)]
-    check_threads(jitted, prompts, draw((200, 96), INT8))
+    weight = draw((200, 96), INT8)
+    check_threads(lambda x: jitted(x, (weight,))[0], prompts)
 
 
 def test_gradients_and_batches_are_those_of_the_product() -> None:
@@ -192,18 +193,8 @@ for found, weight in zip(matrix_products(x, tuple(weights)), (whole[1], whole[2]
 """
 
 
-@pytest.mark.parametrize(
-    ("lanes", "features"), [(8, "+avx,+avx2,+fma"), (16, "+avx,+avx2,+fma,+avx512f")]
-)
+@pytest.mark.parametrize(("lanes", "features"), FEWER)
 def test_processors_with_fewer_instructions_get_the_same_sums(
     lanes: int, features: str, tmp_path: Path
 ) -> None:
-    if not set(features.split(",")) <= set(llvm.get_host_cpu_features().flatten().split(",")):
-        pytest.skip(f"a processor without {features}")
-    environment = os.environ | {
-        "NUMBA_CPU_NAME": "generic",
-        "NUMBA_CPU_FEATURES": features,
-        "NUMBA_CACHE_DIR": str(tmp_path),
-    }
-    code = OTHER_PROCESSOR.replace("WIDTH", str(lanes))
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    run_with_features(OTHER_PROCESSOR.replace("WIDTH", str(lanes)), features, tmp_path)

@@ -1,9 +1,5 @@
 """The kernel for the attention of many queries: each one's softmax over the slots it may look at."""
 
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from concurrency import check_threads
+from processors import FEWER, run_with_features
 from queries import draw, exact, mixed, wide
 from reference import TINY, sharp_params
 
@@ -21,7 +19,6 @@ from jax_llama3.kernels import has_kernels
 from jax_llama3.model import prefill_programs
 from jax_llama3.prompt_kernel import attend_many, has_prompt_kernel
 
-llvm = pytest.importorskip("llvmlite.binding")
 pytest.importorskip("numba")
 tile_code = pytest.importorskip("jax_llama3.tile_code")
 assert has_kernels()
@@ -154,14 +151,7 @@ def test_other_shapes_are_left_to_the_plain_form(tokens: int, width: int) -> Non
 def test_calls_from_many_threads_do_not_disturb_each_other() -> None:
     k, last = draw((1, 600, 3, 64), 0, BFLOAT16), places([500], 40)
     queries = [draw((1, 40, 9, 64), seed, BFLOAT16) for seed in range(8)]
-    alone = [np.asarray(jitted(q, k, k, last)) for q in queries]
-
-    def repeat(index: int) -> bool:
-        found = [np.asarray(jitted(queries[index], k, k, last)) for _ in range(50)]
-        return all(np.array_equal(each, alone[index]) for each in found)
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(repeat, range(8)))
+    check_threads(lambda q: jitted(q, k, k, last), queries)
 
 
 def test_gradients_and_batches_are_those_of_the_plain_form() -> None:
@@ -235,18 +225,8 @@ for dtype in (jnp.float32, jnp.bfloat16):
 """
 
 
-@pytest.mark.parametrize(
-    ("lanes", "features"), [(8, "+avx,+avx2,+fma"), (16, "+avx,+avx2,+fma,+avx512f")]
-)
+@pytest.mark.parametrize(("lanes", "features"), FEWER)
 def test_processors_with_fewer_instructions_get_the_same_values(
     lanes: int, features: str, tmp_path: Path
 ) -> None:
-    if not set(features.split(",")) <= set(llvm.get_host_cpu_features().flatten().split(",")):
-        pytest.skip(f"a processor without {features}")
-    environment = os.environ | {
-        "NUMBA_CPU_NAME": "generic",
-        "NUMBA_CPU_FEATURES": features,
-        "NUMBA_CACHE_DIR": str(tmp_path),
-    }
-    code = OTHER_PROCESSOR.replace("WIDTH", str(lanes))
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    run_with_features(OTHER_PROCESSOR.replace("WIDTH", str(lanes)), features, tmp_path)

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from products import check_derivatives, check_shards, check_sums, check_threads, draw, exact
+from concurrency import check_threads
+from products import check_derivatives, check_shards, check_sums, draw, exact
 from reference import TINY, sharp_params
 
 from jax_llama3 import decode, init_cache, prefill
@@ -37,7 +38,8 @@ def test_weights_of_different_sizes_and_dtypes_are_multiplied_in_one_call() -> N
 
 def test_calls_from_many_threads_do_not_disturb_each_other() -> None:
     rows = [draw((1, 96), jnp.float32, seed) for seed in range(8)]
-    check_threads(jitted, rows, draw((3000, 96), jnp.bfloat16))
+    weight = draw((3000, 96), jnp.bfloat16)
+    check_threads(lambda x: jitted(x, (weight,))[0], rows)
 
 
 def test_gradients_and_batches_are_those_of_the_product() -> None:
