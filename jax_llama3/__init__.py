@@ -1,20 +1,23 @@
 """Llama 3 inference in JAX: pure functions over a parameter pytree. All that is public is here."""
 
-from .cache import Cache, init_cache
-from .checkpoint import Model, load, save
-from .completion import Completion
-from .config import Config, RopeScaling
-from .llama import (
-    Score,
-    apply_chat_template,
-    generate,
-    score,
-    stream_generate,
-)
-from .model import decode, forward, prefill
-from .params import Layer, Params, abstract_params, count_params, init_params
-from .quantization import Quantized, quantize
-from .sample import Sampler, sample
+from .garbage import uncollected
+
+with uncollected():
+    from .cache import Cache, init_cache
+    from .checkpoint import Model, load, save
+    from .completion import Completion
+    from .config import Config, RopeScaling
+    from .llama import (
+        Score,
+        apply_chat_template,
+        generate,
+        score,
+        stream_generate,
+    )
+    from .model import decode, forward, prefill
+    from .params import Layer, Params, abstract_params, count_params, init_params
+    from .quantization import Quantized, quantize
+    from .sample import Sampler, sample
 
 __all__ = [
     "Cache",

@@ -227,7 +227,6 @@ def _decode_runner(
         seen=jnp.zeros((test.batch, 0), bool),
         step=jnp.zeros((), jnp.int32),
     )
-    keys = jax.random.split(jax.random.key(0), test.batch)
     stops = padded_stops(())
     depth = jnp.full(test.batch, test.depth, jnp.int32)
 
@@ -236,10 +235,10 @@ def _decode_runner(
         state, logprobs = state._replace(cache=state.cache._replace(lengths=depth + 0)), None
         for start in range(0, test.tokens, STEPS):
             limit = min(STEPS, test.tokens - start)
-            state, _, logprobs = decode_many(params, state, keys, stops, {}, limit, config)
+            state, _, logprobs = decode_many(params, state, None, stops, {}, limit, config)
         return logprobs
 
-    program = decode_many.lower(params, state, keys, stops, {}, STEPS, config)
+    program = decode_many.lower(params, state, None, stops, {}, STEPS, config)
     return run, _temp_bytes([program])
 
 

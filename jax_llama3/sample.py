@@ -68,11 +68,12 @@ def knobs(sampler: Sampler) -> Knobs:
 
 
 def sample_knobs(
-    keys: Key[Array, " B"], logits: Float[Array, "B V"], on: Knobs
+    keys: Key[Array, " B"] | None, logits: Float[Array, "B V"], on: Knobs
 ) -> Int[Array, " B"]:
-    """`sample` with its settings as `knobs` gives them."""
+    """`sample` with its settings as `knobs` gives them; keys are needed where a temperature is."""
     if "temperature" not in on:
         return _likeliest(logits)
+    assert keys is not None
     logits = filter_logits(logits, on)
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 

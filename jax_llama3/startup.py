@@ -1,12 +1,12 @@
 """From a folder to a model that is ready for its prompts: weights are read while XLA compiles."""
 
-import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import Model, open_model
+from .garbage import uncollected
 from .generate import check_prompts, compile_ahead
 from .llama import default_new_tokens
 from .sample import Sampler
@@ -24,16 +24,16 @@ def load_for(
 
     Prompts that cannot be served raise ValueError, without a wait for the weights.
     """
-    gc.freeze()  # what was imported stays: no collection needs to look at it again
-    with open_model(folder, dtype=dtype) as (abstract, wait):
-        prompts = encode(abstract)
-        if max_new_tokens is None:
-            max_new_tokens = default_new_tokens(prompts, abstract.config)
-        check_prompts(prompts, abstract.config, max_new_tokens)
-        compile_for = (abstract.params, prompts, abstract.config)
-        options = {"max_new_tokens": max_new_tokens, "sampler": sampler or Sampler()}
-        with ThreadPoolExecutor(1) as beside:
-            compiling = beside.submit(compile_ahead, *compile_for, **options)
-            model = wait()
-            compiling.result()
+    with uncollected():
+        with open_model(folder, dtype=dtype) as (abstract, wait):
+            prompts = encode(abstract)
+            if max_new_tokens is None:
+                max_new_tokens = default_new_tokens(prompts, abstract.config)
+            check_prompts(prompts, abstract.config, max_new_tokens)
+            compile_for = (abstract.params, prompts, abstract.config)
+            options = {"max_new_tokens": max_new_tokens, "sampler": sampler or Sampler()}
+            with ThreadPoolExecutor(1) as beside:
+                compiling = beside.submit(compile_ahead, *compile_for, **options)
+                model = wait()
+                compiling.result()
     return model, prompts

@@ -12,6 +12,7 @@ RANKS = {
     "config": 0,
     "tokenizer": 0,
     "command": 0,
+    "garbage": 0,
     "compilation": 0,
     "manifest": 0,
     "allocator": 0,
