@@ -32,7 +32,7 @@ from .manifest import (
 from .params import Params, abstract_params, named_leaves
 from .progress import progress
 from .quantization import is_quantized, quantize, quantize_array
-from .shards import Place, find_tensors, map_file, mapped_run, open_shards, own_array, runs
+from .shards import Place, find_tensors, map_file, mapped_run, open_shards, own_arrays, runs
 from .stream import (
     AHEAD,
     BLOCK_BYTES,
@@ -100,6 +100,7 @@ __all__ = [
 EXPORT = "export"  # in a manifest: the folder holds another format, named here
 _DTYPES = ("float32", "bfloat16", "float16")
 _MAPPED_BYTES = 1 << 20  # a smaller tensor is copied, so that it no longer depends on its file
+_HUGE_BYTES = 1 << 29  # of weights that are cast; to find huge pages for more may take too long
 _READERS = 3  # threads that read and cast tensors; more keep two cores from compiling meanwhile
 _TEXTS = (JSON, MODEL, GENERATION, TEMPLATE)
 
@@ -197,9 +198,13 @@ def _start_reading(
     # Threads of a pool do not know in which context they were asked.
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
+    casts = [
+        leaf for (_, leaf), place in zip(leaves, places, strict=True) if leaf.dtype != place.dtype
+    ]
+    huge = sum(leaf.size * leaf.dtype.itemsize for leaf in casts) <= _HUGE_BYTES
+
     def read(group: list[Place], wanted: list[tuple[str, jax.ShapeDtypeStruct]]) -> list[jax.Array]:
-        named = zip(wanted, mapped_run(files[group[0].path], group), strict=True)
-        arrays = [_in_memory(name, array, leaf.dtype) for (name, leaf), array in named]
+        arrays = _in_memory(wanted, mapped_run(files[group[0].path], group), huge=huge)
         # Where the device is the CPU, JAX takes aligned arrays over without a copy.
         with jax.default_device(device):
             return jax.device_put(arrays)
@@ -207,11 +212,20 @@ def _start_reading(
     return pool.map(read, groups, wanted)
 
 
-def _in_memory(name: str, mapped: np.ndarray, dtype: Any) -> np.ndarray:
-    """The tensor in `dtype`; a large one that has it already stays in the pages of its file."""
-    if mapped.dtype != dtype:
-        return cast(name, mapped, dtype)
-    return mapped if mapped.nbytes >= _MAPPED_BYTES else mapped.copy()
+def _in_memory(
+    wanted: list[tuple[str, jax.ShapeDtypeStruct]], mapped: list[np.ndarray], *, huge: bool
+) -> list[np.ndarray]:
+    """The tensors in the dtypes wanted; large ones that have theirs stay in the pages of their file."""
+    pairs = list(zip(wanted, mapped, strict=True))
+    casts = [leaf for (_, leaf), array in pairs if leaf.dtype != array.dtype]
+    rooms = iter(own_arrays(casts, huge=huge))
+    arrays = []
+    for (name, leaf), array in pairs:
+        if array.dtype != leaf.dtype:
+            arrays.append(cast(name, array, leaf.dtype, next(rooms)))
+        else:
+            arrays.append(array if array.nbytes >= _MAPPED_BYTES else array.copy())
+    return arrays
 
 
 def _wait_for_weights(model: Model, groups: Iterator[list[jax.Array]]) -> Model:
@@ -284,11 +298,15 @@ def verify(path: str | os.PathLike) -> dict:
     return manifest
 
 
-def cast(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
-    """The array in another dtype, rounded to nearest even; a number that is not finite is refused."""
+def cast(name: str, array: np.ndarray, dtype: Any, room: np.ndarray | None = None) -> np.ndarray:
+    """The array in another dtype, rounded to nearest even; a number that is not finite is refused.
+
+    `room` is where it is written; by default memory is made for it.
+    """
     result = array
     if array.dtype != jnp.dtype(dtype):
-        result = own_array(array.shape, jnp.dtype(dtype))
+        wanted = jax.ShapeDtypeStruct(array.shape, jnp.dtype(dtype))
+        result = own_arrays([wanted])[0] if room is None else room
         with np.errstate(all="ignore"):
             np.copyto(result, array, casting="unsafe")
     if not _is_finite(result):

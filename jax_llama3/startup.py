@@ -24,16 +24,15 @@ def load_for(
 
     Prompts that cannot be served raise ValueError, without a wait for the weights.
     """
-    with uncollected():
-        with open_model(folder, dtype=dtype) as (abstract, wait):
-            prompts = encode(abstract)
-            if max_new_tokens is None:
-                max_new_tokens = default_new_tokens(prompts, abstract.config)
-            check_prompts(prompts, abstract.config, max_new_tokens)
-            compile_for = (abstract.params, prompts, abstract.config)
-            options = {"max_new_tokens": max_new_tokens, "sampler": sampler or Sampler()}
-            with ThreadPoolExecutor(1) as beside:
-                compiling = beside.submit(compile_ahead, *compile_for, **options)
-                model = wait()
-                compiling.result()
+    with uncollected(), open_model(folder, dtype=dtype) as (abstract, wait):
+        prompts = encode(abstract)
+        if max_new_tokens is None:
+            max_new_tokens = default_new_tokens(prompts, abstract.config)
+        check_prompts(prompts, abstract.config, max_new_tokens)
+        compile_for = (abstract.params, prompts, abstract.config)
+        options = {"max_new_tokens": max_new_tokens, "sampler": sampler or Sampler()}
+        with ThreadPoolExecutor(1) as beside:
+            compiling = beside.submit(compile_ahead, *compile_for, **options)
+            model = wait()
+            compiling.result()
     return model, prompts

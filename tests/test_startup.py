@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.monitoring
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import TINY, replace, sharp_params
@@ -17,7 +18,7 @@ from jax_llama3 import Model, Sampler, generate, load, save
 from jax_llama3.checkpoint import verify
 from jax_llama3.llama import stream_batch
 from jax_llama3.manifest import read_manifest
-from jax_llama3.shards import Place, find_tensors, map_file, mapped_run, own_array, runs
+from jax_llama3.shards import Place, find_tensors, map_file, mapped_run, own_arrays, runs
 from jax_llama3.startup import load_for
 
 LONG = replace(TINY, max_seq_len=2048)
@@ -209,11 +210,36 @@ def test_tensors_that_lie_elsewhere_are_loaded_too(
         assert np.array_equal(leaf, expected.astype(leaf.dtype))
 
 
-def test_jax_takes_a_tensor_over_without_a_copy() -> None:
-    array = own_array((300, 7), np.float32)
-    array[:] = 1
-    taken = jax.device_put(array, jax.devices("cpu")[0])
-    assert taken.unsafe_buffer_pointer() == array.ctypes.data
+@pytest.mark.parametrize("huge", [False, True])
+def test_jax_takes_tensors_over_without_a_copy(huge: bool) -> None:
+    wanted = [jax.ShapeDtypeStruct((300, 7), np.float32), jax.ShapeDtypeStruct((5,), jnp.bfloat16)]
+    arrays = own_arrays([*wanted, wanted[0]], huge=huge)
+    for number, array in enumerate(arrays):
+        array[:] = number + 1
+    for number, array in enumerate(arrays):
+        taken = jax.device_put(array, jax.devices("cpu")[0])
+        assert taken.unsafe_buffer_pointer() == array.ctypes.data
+        assert np.all(np.asarray(taken) == number + 1)
+
+
+def test_cast_weights_lie_in_huge_pages_unless_there_are_many(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def watched(wanted: list, *, huge: bool = False) -> list[np.ndarray]:
+        asked.append(huge)
+        return own_arrays(wanted, huge=huge)
+
+    monkeypatch.setattr("jax_llama3.checkpoint.own_arrays", watched)
+    load(folder, dtype="bfloat16")
+    assert set(asked) == {True}
+    asked.clear()
+    monkeypatch.setattr("jax_llama3.checkpoint._HUGE_BYTES", 1000)
+    loaded = load(folder, dtype="bfloat16")
+    assert set(asked) == {False}
+    for leaf, stored in zip(*map(jax.tree.leaves, (loaded.params, MODEL.params)), strict=True):
+        assert np.array_equal(leaf, stored.astype("bfloat16"))
 
 
 def test_a_file_that_shrinks_meanwhile_is_refused(folder: Path) -> None:
