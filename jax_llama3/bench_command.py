@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from .allocator import move_to_huge_pages
 from .bench import Peer, Row, Test, bench, check_tests
 from .bench_report import FORMATS, check_picture, environment, plot, report
 from .ceilings import peak_flops
@@ -22,6 +23,7 @@ from .generate import cache_capacity
 from .params import Params, count_params, init_params
 from .peers import peer
 from .presets import preset, preset_names
+from .progress import progress
 from .quantization import activation_dtype, is_quantized, quantize
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -78,12 +80,7 @@ def _run(options: argparse.Namespace, find_model: Callable[[Path | None], Path])
     tests = _tests(options)
     if tests or options.plot is not None or not options.first_token:
         check_tests(tests, config, options.repetitions)
-    if folder is None:
-        params = _random_params(config, options)
-    else:
-        params = load(folder, dtype=options.dtype).params
-    if options.quantize and not is_quantized(params):
-        params = jax.block_until_ready(jax.jit(quantize)(params))
+    params = _params(config, folder, options)
     with ExitStack() as stack:
         peers = _start_peers(options, config, params, tests, stack)
         timed = partial(bench, repetitions=options.repetitions, peers=peers)
@@ -123,6 +120,24 @@ def _tests(options: argparse.Namespace) -> list[Test]:
         for tokens in numbers
         if tokens
     ]
+
+
+def _params(config: Config, folder: Path | None, options: argparse.Namespace) -> Params:
+    if folder is None:
+        params = _random_params(config, options)
+    else:
+        params = load(folder, dtype=options.dtype).params
+    quantized = options.quantize and not is_quantized(params)
+    if quantized:
+        params = jax.block_until_ready(jax.jit(quantize)(params))
+    if jax.default_backend() != "cpu" or not (quantized or folder is None):
+        return params
+    leaves, tree = jax.tree.flatten(params)
+    del params
+    # As those of a model's file lie.
+    with progress(sum(leaf.nbytes for leaf in leaves), "placing weights") as bar:
+        move_to_huge_pages(leaves, bar.update)
+    return jax.tree.unflatten(tree, leaves)
 
 
 def _random_params(config: Config, options: argparse.Namespace) -> Params:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .allocator import own_arrays
 from .config import Config, config_from_dict, config_to_dict
 from .folder import check_output, scratch_folder
 from .manifest import (
@@ -32,7 +33,7 @@ from .manifest import (
 from .params import Params, abstract_params, named_leaves
 from .progress import progress
 from .quantization import is_quantized, quantize, quantize_array
-from .shards import Place, find_tensors, map_file, mapped_run, open_shards, own_arrays, runs
+from .shards import Place, find_tensors, map_file, mapped_run, open_shards, runs
 from .stream import (
     AHEAD,
     BLOCK_BYTES,

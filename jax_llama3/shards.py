@@ -4,21 +4,20 @@ import json
 import math
 import mmap
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import ml_dtypes  # noqa: F401  safetensors needs it registered to hand out bfloat16
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from .allocator import ALIGNMENT, ask_for_huge_pages
 from .manifest import MANIFEST
 from .stream import CheckedFile, Tensor, pour
 
 _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
 _RUN_BYTES = 1 << 26  # looked at by one thread at a time: enough to keep a disk busy
-ALIGNMENT = 64  # of memory that XLA takes over without a copy
 _SMALLEST, _LARGEST, _COUNT = 250_000_000, 5_000_000_000, 64
 
 
@@ -132,9 +131,12 @@ def map_file(path: Path) -> np.ndarray:
         # Private, because some network folders map nothing else.
         options = {"flags": mmap.MAP_PRIVATE, "prot": mmap.PROT_READ}
         try:
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, **options), np.uint8)
+            pages = mmap.mmap(file.fileno(), 0, **options)
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be mapped into memory: {error}") from None
+    # Those that are read from disk now are huge for every process that comes later, too.
+    ask_for_huge_pages(pages)
+    return np.frombuffer(pages, np.uint8)
 
 
 def mapped_run(file: np.ndarray, places: list[Place]) -> list[np.ndarray]:
@@ -149,24 +151,4 @@ def mapped_run(file: np.ndarray, places: list[Place]) -> list[np.ndarray]:
     return [
         file[place.start : place.start + place.nbytes].view(place.dtype).reshape(place.shape)
         for place in places
-    ]
-
-
-def own_arrays(wanted: Sequence[jax.ShapeDtypeStruct], *, huge: bool = False) -> list[np.ndarray]:
-    """Arrays of zeros in pages of their own, one after another, which JAX can take over without a copy.
-
-    `huge` asks for huge pages. What lies in them decodes 3 to 10 % faster, but in a virtual machine
-    the host may have to find each one first, which took up to four seconds for 2.5 GB.
-    """
-    starts, end = [], 0
-    for each in wanted:
-        starts.append(end)
-        end += -(-each.size * each.dtype.itemsize // ALIGNMENT) * ALIGNMENT
-    pages = mmap.mmap(-1, max(end, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a system may have none
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    return [
-        np.frombuffer(pages, each.dtype, each.size, start).reshape(each.shape)
-        for each, start in zip(wanted, starts, strict=True)
     ]

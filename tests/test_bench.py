@@ -1,5 +1,6 @@
 """The benchmark: what it counts, what it prints, what it refuses."""
 
+import argparse
 import csv
 import io
 import json
@@ -10,12 +11,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from reference import TINY, replace, sharp_params
 from test_convert import run
 
-from jax_llama3 import Model, abstract_params, count_params, quantize, save
+from jax_llama3 import Model, abstract_params, count_params, init_params, quantize, save
 from jax_llama3.__main__ import main
+from jax_llama3.allocator import own_arrays
+from jax_llama3.bench_command import _params
 from jax_llama3.cost import forward_flops, weight_bytes
 from jax_llama3.first_token import _seconds
 from jax_llama3.peers import peer
@@ -118,6 +122,25 @@ def test_numbers_that_are_none_are_a_usage_error(
 def test_a_preset_larger_than_the_memory_is_refused(capsys: pytest.CaptureFixture) -> None:
     assert run(main, ["bench", "--preset", "llama3.1-405b"]) == 1
     assert "needs 811.7 GB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", [None, "int8"])
+def test_weights_that_no_file_holds_lie_as_those_of_a_file(
+    monkeypatch: pytest.MonkeyPatch, form: str | None
+) -> None:
+    asked = []
+
+    def watched(wanted: list, *, huge: bool = False) -> list:
+        asked.extend([huge] * len(wanted))
+        return own_arrays(wanted, huge=huge)
+
+    monkeypatch.setattr("jax_llama3.allocator.own_arrays", watched)
+    options = argparse.Namespace(preset="tiny", dtype="bfloat16", quantize=form)
+    params = _params(TINY, None, options)
+    assert asked == [True] * len(jax.tree.leaves(params))
+    expected = init_params(jax.random.key(0), TINY, jnp.bfloat16)
+    expected = jax.jit(quantize)(expected) if form else expected
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, expected))
 
 
 def test_presets_have_the_published_sizes() -> None:

@@ -1,11 +1,15 @@
 """Imports go one way, and importing the library does nothing."""
 
 import ast
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
+
+from jax_llama3.garbage import uncollected
 
 ROOT = Path(__file__).parent.parent
 RANKS = {
@@ -127,3 +131,51 @@ for name in ("torch", "transformers", "tokenizers", "tiktoken", "jinja2", "gguf"
 
 def test_importing_opens_no_file_touches_no_device_and_loads_no_torch() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", IMPORT], check=True, cwd="/")
+
+
+COLLECTING = """
+import gc, sys
+import jax
+gc.collect()
+if sys.argv[1] == "disabled":
+    gc.disable()
+if sys.argv[1] == "frozen":
+    gc.freeze()
+before = gc.isenabled(), gc.get_freeze_count() > 0
+import jax_llama3
+assert (gc.isenabled(), gc.get_freeze_count() > 0) == before
+class Node: pass
+node = Node()
+node.itself = node
+import weakref
+seen = weakref.ref(node)
+del node
+gc.collect()
+assert seen() is None
+"""
+
+
+@pytest.mark.parametrize("state", ["enabled", "disabled", "frozen"])
+def test_importing_leaves_the_collection_of_garbage_as_it_was(state: str) -> None:
+    subprocess.run([sys.executable, "-W", "error", "-c", COLLECTING, state], check=True, cwd="/")
+
+
+def test_garbage_is_not_looked_for_inside_the_block_alone() -> None:
+    class Node:
+        pass
+
+    seen = []
+
+    def fail() -> None:
+        with uncollected():
+            assert not gc.isenabled()
+            node = Node()
+            node.itself = node
+            seen.append(weakref.ref(node))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert gc.isenabled()
+    gc.collect()
+    assert seen[0]() is None

@@ -15,10 +15,11 @@ from reference import TINY, replace, sharp_params
 from safetensors.numpy import save_file
 
 from jax_llama3 import Model, Sampler, generate, load, save
+from jax_llama3.allocator import move_to_huge_pages, own_arrays
 from jax_llama3.checkpoint import verify
 from jax_llama3.llama import stream_batch
 from jax_llama3.manifest import read_manifest
-from jax_llama3.shards import Place, find_tensors, map_file, mapped_run, own_arrays, runs
+from jax_llama3.shards import Place, find_tensors, map_file, mapped_run, runs
 from jax_llama3.startup import load_for
 
 LONG = replace(TINY, max_seq_len=2048)
@@ -220,6 +221,21 @@ def test_jax_takes_tensors_over_without_a_copy(huge: bool) -> None:
         taken = jax.device_put(array, jax.devices("cpu")[0])
         assert taken.unsafe_buffer_pointer() == array.ctypes.data
         assert np.all(np.asarray(taken) == number + 1)
+
+
+def test_arrays_move_to_huge_pages_unchanged() -> None:
+    second = jax.devices()[1]
+    arrays = [
+        *jax.tree.leaves(MODEL.params),
+        jax.device_put(np.arange(1000, dtype=np.int8), second),
+    ]
+    moved, nbytes = list(arrays), []
+    move_to_huge_pages(moved, nbytes.append)
+    assert sum(nbytes) == sum(array.nbytes for array in arrays)
+    for old, new in zip(arrays, moved, strict=True):
+        assert new is not old
+        assert (new.dtype, new.device) == (old.dtype, old.device)
+        assert np.array_equal(new, old)
 
 
 def test_cast_weights_lie_in_huge_pages_unless_there_are_many(
