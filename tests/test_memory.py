@@ -46,6 +46,17 @@ def test_a_decode_step_makes_no_copy_of_a_weight(dtype: object) -> None:
     assert not re.findall(rf"= {name}\[1,512,3,64\]\S* copy\(", step.as_text())
 
 
+def test_a_decode_step_computes_its_sines_once() -> None:
+    params, tokens = (
+        abstract_params(DEFAULT_SHAPE, jnp.bfloat16),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
+    step = _decode.lower(params, tokens, abstract_cache(jnp.bfloat16), DEFAULT_SHAPE).compile()
+    text = step.as_text()
+    # One in each of two branches that are alike, none in a layer.
+    assert [len(re.findall(rf" {name}\(", text)) for name in ("sine", "cosine")] == [2, 2]
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_decode_loop_makes_no_copy_of_a_weight(dtype: object) -> None:
     shape = jax.ShapeDtypeStruct
