@@ -134,7 +134,7 @@ def _params(config: Config, folder: Path | None, options: argparse.Namespace) ->
         return params
     leaves, tree = jax.tree.flatten(params)
     del params
-    # As those of a model's file lie.
+    # A model's file lies in huge pages too, so the speed is that of a loaded model.
     with progress(sum(leaf.nbytes for leaf in leaves), "placing weights") as bar:
         move_to_huge_pages(leaves, bar.update)
     return jax.tree.unflatten(tree, leaves)

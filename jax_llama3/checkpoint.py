@@ -101,7 +101,10 @@ __all__ = [
 EXPORT = "export"  # in a manifest: the folder holds another format, named here
 _DTYPES = ("float32", "bfloat16", "float16")
 _MAPPED_BYTES = 1 << 20  # a smaller tensor is copied, so that it no longer depends on its file
-_HUGE_BYTES = 1 << 29  # of weights that are cast; to find huge pages for more may take too long
+_HUGE_BYTES = 600_000_000  # of weights that are cast; to find huge pages for more may take too long
+_SHARED_BYTES = (
+    1 << 16
+)  # what is smaller has pages of its own, so that it does not keep its neighbours
 _READERS = 3  # threads that read and cast tensors; more keep two cores from compiling meanwhile
 _TEXTS = (JSON, MODEL, GENERATION, TEMPLATE)
 
@@ -199,9 +202,7 @@ def _start_reading(
     # Threads of a pool do not know in which context they were asked.
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
-    casts = [
-        leaf for (_, leaf), place in zip(leaves, places, strict=True) if leaf.dtype != place.dtype
-    ]
+    casts = [leaf for (_, leaf), place in zip(leaves, places, strict=True) if _is_cast(leaf, place)]
     huge = sum(leaf.size * leaf.dtype.itemsize for leaf in casts) <= _HUGE_BYTES
 
     def read(group: list[Place], wanted: list[tuple[str, jax.ShapeDtypeStruct]]) -> list[jax.Array]:
@@ -218,15 +219,23 @@ def _in_memory(
 ) -> list[np.ndarray]:
     """The tensors in the dtypes wanted; large ones that have theirs stay in the pages of their file."""
     pairs = list(zip(wanted, mapped, strict=True))
-    casts = [leaf for (_, leaf), array in pairs if leaf.dtype != array.dtype]
-    rooms = iter(own_arrays(casts, huge=huge))
+    shared = [leaf for (_, leaf), array in pairs if _is_cast(leaf, array) and _is_large(leaf)]
+    rooms = iter(own_arrays(shared, huge=huge))
     arrays = []
     for (name, leaf), array in pairs:
-        if array.dtype != leaf.dtype:
-            arrays.append(cast(name, array, leaf.dtype, next(rooms)))
+        if _is_cast(leaf, array):
+            arrays.append(cast(name, array, leaf.dtype, next(rooms) if _is_large(leaf) else None))
         else:
             arrays.append(array if array.nbytes >= _MAPPED_BYTES else array.copy())
     return arrays
+
+
+def _is_cast(leaf: jax.ShapeDtypeStruct, stored: np.ndarray | Place) -> bool:
+    return leaf.dtype != stored.dtype
+
+
+def _is_large(leaf: jax.ShapeDtypeStruct) -> bool:
+    return leaf.size * leaf.dtype.itemsize >= _SHARED_BYTES
 
 
 def _wait_for_weights(model: Model, groups: Iterator[list[jax.Array]]) -> Model:

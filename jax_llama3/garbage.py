@@ -7,18 +7,18 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Look for none inside the block.
+    """Not inside the block: what is made there stays, as modules and traced programs do.
 
-    What is imported stays, and to look through jax's modules again and again takes 0.07 s of the 0.5
-    that importing them takes.
+    Looking through jax's modules takes 0.05 s of the 0.5 that importing them takes. Afterwards what is
+    new counts as old, so only a full collection, which is rare, looks through it.
     """
-    enabled = gc.isenabled()
+    enabled, frozen = gc.isenabled(), gc.get_freeze_count() > 0
     gc.disable()
     try:
         yield
     finally:
-        if not gc.get_freeze_count():  # with nobody else's frozen objects among them
-            gc.freeze()
-            gc.unfreeze()  # what is new now counts as old, so the next collection leaves it out
+        gc.freeze()
+        if not frozen:  # else what others froze would not stay so
+            gc.unfreeze()
         if enabled:
             gc.enable()

@@ -1,5 +1,6 @@
 """From a folder to a model that is ready for its prompts: weights are read while XLA compiles."""
 
+import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,7 @@ def load_for(
 
     Prompts that cannot be served raise ValueError, without a wait for the weights.
     """
+    gc.freeze()  # what was imported stays: no collection needs to look at it again
     with uncollected(), open_model(folder, dtype=dtype) as (abstract, wait):
         prompts = encode(abstract)
         if max_new_tokens is None:

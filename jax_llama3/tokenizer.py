@@ -72,6 +72,10 @@ def _read_ranks(data: bytes) -> dict[bytes, int]:
             raise ValueError("it has other characters")
         if text.count(b"=") != text.count(b"= ") + text.count(b"== "):
             raise ValueError("a token is padded elsewhere than at its end")
+        if len(words) % 2:
+            raise ValueError("a token or a rank is missing")
+        if any(len(token) % 4 for token in words[::2]):
+            raise ValueError("a token's length is no multiple of four")
         pairs = zip(map(binascii.a2b_base64, words[::2]), map(int, words[1::2]), strict=True)
         ranks = dict(pairs)
         if b"" in ranks:

@@ -164,6 +164,7 @@ def test_garbage_is_not_looked_for_inside_the_block_alone() -> None:
     class Node:
         pass
 
+    gc.unfreeze()  # what other tests froze
     seen = []
 
     def fail() -> None:
@@ -177,5 +178,6 @@ def test_garbage_is_not_looked_for_inside_the_block_alone() -> None:
     with pytest.raises(KeyError):
         fail()
     assert gc.isenabled()
+    assert any(each is seen[0]() for each in gc.get_objects(generation=2))
     gc.collect()
     assert seen[0]() is None

@@ -1,6 +1,9 @@
 """Start-up: what was compiled while the weights were read is what generation uses."""
 
+import mmap
+import re
 import shutil
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -211,6 +214,25 @@ def test_tensors_that_lie_elsewhere_are_loaded_too(
         assert np.array_equal(leaf, expected.astype(leaf.dtype))
 
 
+def asks_for_huge_pages(array: np.ndarray) -> bool:
+    """Whether the system was asked, whatever it has."""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= array.ctypes.data < int(found[2], 16)
+        elif line.startswith("VmFlags:") and inside:
+            return "hg" in line.split()
+    raise AssertionError("no such address")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of a process's memory")
+def test_huge_pages_are_asked_for(folder: Path) -> None:
+    wanted = [jax.ShapeDtypeStruct((1 << 21,), np.float32)] * 2
+    for huge in (False, True):
+        assert [asks_for_huge_pages(each) for each in own_arrays(wanted, huge=huge)] == [huge] * 2
+    (path,) = folder.glob("weights-*")
+    assert asks_for_huge_pages(map_file(path))
+
+
 @pytest.mark.parametrize("huge", [False, True])
 def test_jax_takes_tensors_over_without_a_copy(huge: bool) -> None:
     wanted = [jax.ShapeDtypeStruct((300, 7), np.float32), jax.ShapeDtypeStruct((5,), jnp.bfloat16)]
@@ -221,6 +243,15 @@ def test_jax_takes_tensors_over_without_a_copy(huge: bool) -> None:
         taken = jax.device_put(array, jax.devices("cpu")[0])
         assert taken.unsafe_buffer_pointer() == array.ctypes.data
         assert np.all(np.asarray(taken) == number + 1)
+
+
+def test_a_norm_that_is_kept_does_not_keep_its_neighbours(folder: Path) -> None:
+    params = load(folder, dtype="bfloat16").params
+    layer = params.layers[0]
+    places = [
+        leaf.unsafe_buffer_pointer() for leaf in (layer.attn_norm, layer.ffn_norm, params.norm)
+    ]
+    assert {place % mmap.PAGESIZE for place in places} == {0}
 
 
 def test_arrays_move_to_huge_pages_unchanged() -> None:
@@ -248,12 +279,14 @@ def test_cast_weights_lie_in_huge_pages_unless_there_are_many(
         return own_arrays(wanted, huge=huge)
 
     monkeypatch.setattr("jax_llama3.checkpoint.own_arrays", watched)
-    load(folder, dtype="bfloat16")
-    assert set(asked) == {True}
+    monkeypatch.setattr("jax_llama3.checkpoint._SHARED_BYTES", 3000)
+    params = load(folder, dtype="bfloat16").params
+    assert len(asked) == 1 + sum(leaf.nbytes < 3000 for leaf in jax.tree.leaves(params))
+    assert asked[0]
     asked.clear()
     monkeypatch.setattr("jax_llama3.checkpoint._HUGE_BYTES", 1000)
     loaded = load(folder, dtype="bfloat16")
-    assert set(asked) == {False}
+    assert not any(asked)
     for leaf, stored in zip(*map(jax.tree.leaves, (loaded.params, MODEL.params)), strict=True):
         assert np.array_equal(leaf, stored.astype("bfloat16"))
 
