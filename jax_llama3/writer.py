@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .folder import check_space, new_folder, remove, sync, write_synced
+from .folder import check_space, forget, new_folder, remove, sync, write_synced
 from .manifest import MANIFEST, describe_bytes, hash_file, sealed_manifest, versions
 from .progress import progress
 from .shards import partition, write_shard
@@ -118,6 +118,7 @@ class _Journal:
     def add(self, name: str, entry: dict) -> None:
         """Wait until the disk has a file, and note that it is whole."""
         sync(self._folder / name)
+        forget(self._folder / name)
         self._append({"file": name, "entry": entry})
 
     def close(self) -> None:

@@ -368,3 +368,15 @@ def test_a_folder_that_only_looks_written_is_not_accepted(tmp_path: Path, source
             use(tmp_path / f".out{PARTIAL}")
     to_jax(source, tmp_path / "out")
     verify(tmp_path / "out")
+
+
+def test_files_that_are_written_are_read_from_the_disk_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten = []
+    monkeypatch.setattr(
+        "jax_llama3.writer.forget", lambda path: forgotten.append((path.name, path.stat().st_size))
+    )
+    save(tmp_path / "model", Model(TINY, sharp_params(0, TINY), None))
+    written = [(p.name, p.stat().st_size) for p in (tmp_path / "model").glob("weights-*")]
+    assert sorted(forgotten) == sorted(written)
