@@ -60,9 +60,7 @@ def own_arrays(wanted: Sequence[Any], *, huge: bool = False) -> list[np.ndarray]
     ]
 
 
-def move_to_huge_pages(
-    leaves: list[jax.Array], moved: Callable[[int], Any] = lambda nbytes: None
-) -> None:
+def move_to_huge_pages(leaves: list[jax.Array], moved: Callable[[int], Any]) -> None:
     """Put copies of a CPU's arrays, in huge pages, in their places, and so let go of them.
 
     `moved` is told the bytes of those that are done.

@@ -18,7 +18,7 @@ import numpy as np
 
 from .allocator import own_arrays
 from .config import Config, config_from_dict, config_to_dict
-from .folder import check_output, scratch_folder
+from .folder import check_output, forget, scratch_folder, sync
 from .manifest import (
     CONFIG,
     FORMAT,
@@ -76,6 +76,7 @@ __all__ = [
     "cast",
     "check_output",
     "default_folder",
+    "forget",
     "hash_file",
     "holds_quantized",
     "json_bytes",
@@ -92,6 +93,7 @@ __all__ = [
     "save",
     "scratch_folder",
     "shard_pieces",
+    "sync",
     "tokenizer_from_files",
     "verify",
     "write_folder",
@@ -102,9 +104,7 @@ EXPORT = "export"  # in a manifest: the folder holds another format, named here
 _DTYPES = ("float32", "bfloat16", "float16")
 _MAPPED_BYTES = 1 << 20  # a smaller tensor is copied, so that it no longer depends on its file
 _HUGE_BYTES = 600_000_000  # of weights that are cast; to find huge pages for more may take too long
-_SHARED_BYTES = (
-    1 << 16
-)  # what is smaller has pages of its own, so that it does not keep its neighbours
+_SHARED_BYTES = 1 << 16  # a smaller one that is cast does not keep the memory of its neighbours
 _READERS = 3  # threads that read and cast tensors; more keep two cores from compiling meanwhile
 _TEXTS = (JSON, MODEL, GENERATION, TEMPLATE)
 

@@ -283,7 +283,9 @@ def _first(
     Where nothing is drawn there are no keys: to lower what makes them takes 0.02 s.
     """
     batch = logits.shape[0]
-    keys = _row_keys(seed, batch) if "temperature" in on else None
+    keys = None
+    if "temperature" in on:
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(batch))
     state = State(
         tokens=jnp.zeros(batch, jnp.int32),
         cache=cache,
@@ -293,10 +295,6 @@ def _first(
     )
     state, logprobs = _choose(logits, state, keys, stops, on)
     return state, keys, state.tokens[:, None], logprobs[:, None]
-
-
-def _row_keys(seed: UInt32[Array, ""], batch: int) -> Key[Array, " B"]:
-    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(batch))
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="state")

@@ -80,6 +80,8 @@ def _read_ranks(data: bytes) -> dict[bytes, int]:
         ranks = dict(pairs)
         if b"" in ranks:
             raise ValueError("a token is empty")
+        if len(ranks) < len(words) // 2:
+            raise ValueError("a token stands there twice")
     except ValueError as error:
         raise ValueError(f"{MODEL}: not a list of base64 tokens and ranks: {error}") from None
     if not ranks or sorted(ranks.values()) != list(range(len(ranks))):

@@ -90,6 +90,7 @@ def test_output_that_ends_inside_a_character_shows_the_replacement(meta: Tokeniz
         (b"!!! 0\n", "base64"),
         (b"aGk= x\n", "base64 tokens and ranks"),
         (b"aGk= 0\naGk= 1\n", "ranks"),
+        (b"aGk= 0\naGl= 0\n", "ranks"),
         (b"aGk= 0 1\n", "a rank is missing"),
         (b"aGk= 0 1 1\n", "base64 tokens and ranks"),
         (b"aGk== 0\n", "multiple of four"),
@@ -102,6 +103,7 @@ def test_output_that_ends_inside_a_character_shows_the_replacement(meta: Tokeniz
         (b"aGk==== 0\n", "base64"),
         (b"aG-k 0\n", "base64"),
         (b"aGk= 5\n", "ranks"),
+        (b"aGk= 1\naGk= 0\n", "a token stands there twice"),
         (b"version https://git-lfs.github.com/spec/v1\n", "base64"),
     ],
 )
