@@ -4,12 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from jax_llama3.checkpoint import check_output, verify
-from jax_llama3.command import OneLineParser, run_command
+from jax_llama3.checkpoint.folder import check_output
+from jax_llama3.checkpoint.verification import verify
+from jax_llama3.cli.errors import OneLineParser, run_command
 
 from .export import to_hf, to_meta
-from .fetch import fetch, found
-from .hub import download, is_hub_name
+from .fetch.hub import download, is_hub_name
+from .fetch.models import fetch, found
 from .inspection import inspect
 from .to_jax import DTYPES, QUANTIZATIONS, to_jax
 
@@ -148,7 +149,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     # Loaded for this command alone: with it come JAX's compiler and a model's worth of memory.
-    from .compare import check_picture, compare, plot, report
+    from .compare.comparison import check_picture, compare, plot, report
 
     if options.plot is not None:
         check_picture(options.plot)

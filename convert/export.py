@@ -5,24 +5,19 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from jax_llama3.checkpoint import (
-    EXPORT,
-    MODEL,
-    Piece,
-    Tensor,
-    Tokenizer,
-    check_output,
-    json_bytes,
-    shard_pieces,
-    write_folder,
-)
+from jax_llama3.checkpoint.folder import check_output
+from jax_llama3.checkpoint.format import EXPORT
+from jax_llama3.checkpoint.manifest import json_bytes
+from jax_llama3.checkpoint.stream import Tensor
+from jax_llama3.checkpoint.writer import Piece, shard_pieces, write_folder
+from jax_llama3.text.tokenizer import MODEL, Tokenizer
 
-from .huggingface_config import config_values
-from .huggingface_tokenizer import huggingface_files
-from .jax_folder import open_unquantized
-from .meta import CHECKLIST, PARAMS, SHARD
-from .meta_config import params_values
-from .pth_writer import write_pth
+from .formats.huggingface.config import config_values
+from .formats.huggingface.tokenizer import huggingface_files
+from .formats.jax.folder import open_unquantized
+from .formats.meta.config import params_values
+from .formats.meta.folder import CHECKLIST, PARAMS, SHARD
+from .formats.meta.pth_writer import write_pth
 from .source import Source, check_unchanged, hash_files
 from .table import NAMES, Rule, part, rules
 from .to_jax import check_apart

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from jax_llama3.checkpoint import EXPORT, read_manifest
-from jax_llama3.config import config_to_dict
+from jax_llama3.checkpoint.format import EXPORT
+from jax_llama3.checkpoint.manifest import read_manifest
+from jax_llama3.model.config import config_to_dict
 
-from .jax_folder import open_jax
+from .formats.jax.folder import open_jax
 from .source import Source
 from .table import NAMES, buffer_bytes, plan
 from .to_jax import open_source

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from numpy import dtype, ndarray
 
-from jax_llama3.checkpoint import hash_file, progress
-from jax_llama3.config import Config
+from jax_llama3.checkpoint.manifest import hash_file
+from jax_llama3.model.config import Config
+from jax_llama3.runtime.progress import progress
 
 
 class TensorInfo(NamedTuple):

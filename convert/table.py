@@ -8,16 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_llama3.checkpoint import (
-    AHEAD,
-    BLOCK_BYTES,
-    READ_BACK_BYTES,
-    Tensor,
-    cast,
-    quantize_array,
-)
-from jax_llama3.config import Config
-from jax_llama3.params import abstract_params, named_leaves
+from jax_llama3.checkpoint.casting import cast
+from jax_llama3.checkpoint.stream import AHEAD, BLOCK_BYTES, READ_BACK_BYTES, Tensor
+from jax_llama3.model.config import Config
+from jax_llama3.model.params import abstract_params, named_leaves
+from jax_llama3.model.quantization import quantize_array
 
 from .layout import Layout, half_split, interleaved, unchanged
 from .source import Source, TensorInfo, refuse_all

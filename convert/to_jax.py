@@ -4,11 +4,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from jax_llama3.checkpoint import check_output, write_model
+from jax_llama3.checkpoint.folder import check_output
+from jax_llama3.checkpoint.saving import write_model
 
-from .gguf_file import open_gguf
-from .huggingface import open_huggingface
-from .meta import PARAMS, open_meta
+from .formats.gguf.file import open_gguf
+from .formats.huggingface.folder import open_huggingface
+from .formats.meta.folder import PARAMS, open_meta
 from .source import Hashing, Source, SourceFile, check_unchanged
 from .table import plan, resolve_tie
 

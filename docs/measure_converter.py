@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from jax_llama3.checkpoint import read_manifest
+from jax_llama3.checkpoint.manifest import read_manifest
 
 DIM, WIDTH, HEADS, KV_HEADS, VOCABULARY, SHARDS = 2048, 8192, 32, 8, 64128, 2
 

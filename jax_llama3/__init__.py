@@ -1,23 +1,19 @@
 """Llama 3 inference in JAX: pure functions over a parameter pytree. All that is public is here."""
 
-from .garbage import uncollected
+from .runtime.garbage import uncollected
 
 with uncollected():
-    from .cache import Cache, init_cache
-    from .checkpoint import Model, load, save
-    from .completion import Completion
-    from .config import Config, RopeScaling
-    from .llama import (
-        Score,
-        apply_chat_template,
-        generate,
-        score,
-        stream_generate,
-    )
-    from .model import decode, forward, prefill
-    from .params import Layer, Params, abstract_params, count_params, init_params
-    from .quantization import Quantized, quantize
-    from .sample import Sampler, sample
+    from .api import Score, apply_chat_template, generate, score, stream_generate
+    from .checkpoint.format import Model
+    from .checkpoint.loading import load
+    from .checkpoint.saving import save
+    from .decoding.sampling import Sampler, sample
+    from .model.cache import Cache, init_cache
+    from .model.config import Config, RopeScaling
+    from .model.network import decode, forward, prefill
+    from .model.params import Layer, Params, abstract_params, count_params, init_params
+    from .model.quantization import Quantized, quantize
+    from .text.completion import Completion
 
 __all__ = [
     "Cache",

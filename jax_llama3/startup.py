@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Model, open_model
-from .garbage import uncollected
-from .generate import check_prompts, compile_ahead
-from .llama import default_new_tokens
-from .sample import Sampler
+from .api import default_new_tokens
+from .checkpoint.format import Model
+from .checkpoint.loading import open_model
+from .decoding.generation import check_prompts, compile_ahead
+from .decoding.sampling import Sampler
+from .runtime.garbage import uncollected
 
 
 def load_for(

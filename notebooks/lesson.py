@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import jax_llama3
 from jax_llama3 import Model
-from jax_llama3.checkpoint import default_folder
+from jax_llama3.runtime.home import default_folder
 
 _DEFAULT_MODEL = "smollm2-135m-instruct"
 _DPI = 100

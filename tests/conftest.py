@@ -14,7 +14,7 @@ install_import_hook("jax_llama3", "beartype.beartype")
 import jax
 import pytest
 
-from convert.fetch import fetch
+from convert.fetch.models import fetch
 from jax_llama3 import Model, load
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")

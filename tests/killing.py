@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import jax_llama3.shards
+import jax_llama3.checkpoint.shards
 from convert.to_jax import to_jax
-from jax_llama3.checkpoint import read_manifest
+from jax_llama3.checkpoint.manifest import read_manifest
 
 # Through these the converter changes what is on the disk.
 STEPS = ("mkdir", "open", "pwrite", "fsync", "fdatasync", "ftruncate", "rename", "unlink", "rmdir")
@@ -67,7 +67,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def main(source: Path, place: Path) -> None:
     """Kill at step 0, 1, 2, ... until a conversion lives: of a new output, then of an existing one."""
-    jax_llama3.shards._SMALLEST = 40_000  # several shards, so that there is something to go on from
+    jax_llama3.checkpoint.shards._SMALLEST = (
+        40_000  # several shards, so that there is something to go on from
+    )
     place.mkdir()
     assert convert_until(-1, source, place / "whole") is None
     whole = content(place / "whole")

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jax_llama3.linear import linear
+from jax_llama3.model.linear import linear
 
 
 def draw(shape: tuple[int, ...], dtype: object, seed: int = 0) -> jax.Array:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_llama3.quantization import Slots, dequantize, quantize_array
+from jax_llama3.model.quantization import Slots, dequantize, quantize_array
 
 
 def draw(shape: tuple[int, ...], seed: int, dtype: object = jnp.float32) -> Slots:

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from jax_llama3 import Config, Params, RopeScaling, abstract_params
-from jax_llama3.params import named_leaves
+from jax_llama3.model.params import named_leaves
 
 ATOL = 1e-3  # of float32 logits, which vary by about 1 in these models and by 3 in real ones
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_llama3 import attention as module
-from jax_llama3.quantization import Quantized
+from jax_llama3.model import attention as module
+from jax_llama3.model.quantization import Quantized
 
 
 def draw(shape: tuple[int, ...], seed: int) -> jax.Array:

@@ -12,9 +12,9 @@ from queries import draw, exact
 from reference import TINY, sharp_params
 
 from jax_llama3 import decode, init_cache, prefill
-from jax_llama3.attention import used_attention
-from jax_llama3.attention_kernel import attend_one, has_attention_kernel
-from jax_llama3.model import _decode
+from jax_llama3.kernels.cpu.decode_attention import attend_one, has_attention_kernel
+from jax_llama3.model.attention import used_attention
+from jax_llama3.model.network import _decode
 
 pytest.importorskip("numba")
 assert has_attention_kernel(jnp.bfloat16, 2)
@@ -136,7 +136,9 @@ def test_decoding_is_the_same_without_the_kernel(
         return np.asarray(decode(params, np.array([7]), cache, TINY)[0])
 
     with_kernel = last_logits()
-    monkeypatch.setattr("jax_llama3.attention.has_attention_kernel", lambda dtype, width: False)
+    monkeypatch.setattr(
+        "jax_llama3.model.attention.has_attention_kernel", lambda dtype, width: False
+    )
     without = last_logits()
     jax.clear_caches()
     # A bfloat16 cache's weights are rounded by the plain form, not by the kernel.

@@ -17,13 +17,13 @@ from reference import TINY, replace, sharp_params
 from test_convert import run
 
 from jax_llama3 import Model, abstract_params, count_params, init_params, quantize, save
-from jax_llama3.__main__ import main
-from jax_llama3.allocator import own_arrays
-from jax_llama3.bench_command import _params
-from jax_llama3.cost import forward_flops, weight_bytes
-from jax_llama3.first_token import _seconds
-from jax_llama3.peers import peer
-from jax_llama3.presets import preset, preset_names
+from jax_llama3.bench.baselines import peer
+from jax_llama3.bench.cost import forward_flops, weight_bytes
+from jax_llama3.bench.first_token import _seconds
+from jax_llama3.bench.presets import preset, preset_names
+from jax_llama3.cli.benchmark import _params
+from jax_llama3.cli.main import main
+from jax_llama3.runtime.memory import own_arrays
 
 KEYS = set(
     "test avg_ts stddev_ts samples_ts dtype compile_seconds gb_s bandwidth_gb_s bandwidth_fraction "
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def _small_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jax_llama3.ceilings._READ_BYTES", 1 << 20)
+    monkeypatch.setattr("jax_llama3.bench.limits._READ_BYTES", 1 << 20)
 
 
 def bench(capsys: pytest.CaptureFixture, *words: str) -> str:
@@ -134,7 +134,7 @@ def test_weights_that_no_file_holds_lie_as_those_of_a_file(
         asked.extend([huge] * len(wanted))
         return own_arrays(wanted, huge=huge)
 
-    monkeypatch.setattr("jax_llama3.allocator.own_arrays", watched)
+    monkeypatch.setattr("jax_llama3.runtime.memory.own_arrays", watched)
     options = argparse.Namespace(preset="tiny", dtype="bfloat16", quantize=form)
     params = _params(TINY, None, options)
     assert asked == [True] * len(jax.tree.leaves(params))

@@ -6,8 +6,8 @@ import pytest
 from test_tokenizer import generation, rank_file, sentencepiece_like
 from tokenizers import Tokenizer as JsonTokenizer
 
-from jax_llama3.chat import chat_tokens
-from jax_llama3.tokenizer import GENERATION, JSON, MODEL, Tokenizer, tokenizer_from_files
+from jax_llama3.text.chat import chat_tokens
+from jax_llama3.text.tokenizer import GENERATION, JSON, MODEL, Tokenizer, tokenizer_from_files
 
 DIALOG = [
     {"role": "system", "content": "Sei knapp."},

@@ -12,8 +12,9 @@ from reference import TINY, replace, sharp_params
 from test_tokenizer import rank_file
 
 from jax_llama3 import Model, generate, load, save
-from jax_llama3.checkpoint import cast, verify
-from jax_llama3.tokenizer import MODEL, tokenizer_from_files
+from jax_llama3.checkpoint.format import cast
+from jax_llama3.checkpoint.verification import verify
+from jax_llama3.text.tokenizer import MODEL, tokenizer_from_files
 
 CONFIG = replace(TINY, vocab_size=600)
 SAVED = Model(CONFIG, sharp_params(0, CONFIG), tokenizer_from_files({MODEL: rank_file()}))
@@ -61,7 +62,7 @@ def test_a_cast_refuses_what_is_not_finite_and_nothing_else(dtype: object) -> No
 
 
 def test_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jax_llama3.shards._SMALLEST", 40_000)
+    monkeypatch.setattr("jax_llama3.checkpoint.shards._SMALLEST", 40_000)
     save(tmp_path / "model", SAVED)
     shards = sorted(path.name for path in (tmp_path / "model").glob("weights-*"))
     assert len(shards) > 3
@@ -142,7 +143,7 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("jax_llama3.writer.write_shard", full)
+    monkeypatch.setattr("jax_llama3.checkpoint.writer.write_shard", full)
     with pytest.raises(OSError, match="No space"):
         save(tmp_path / "model", SAVED)
     assert list(tmp_path.iterdir()) == []

@@ -10,8 +10,8 @@ from test_convert import run
 from test_tokenizer import rank_file
 
 from jax_llama3 import Model, generate, save, score
-from jax_llama3.__main__ import main
-from jax_llama3.tokenizer import MODEL, tokenizer_from_files
+from jax_llama3.cli.main import main
+from jax_llama3.text.tokenizer import MODEL, tokenizer_from_files
 
 CONFIG = replace(TINY, vocab_size=600)
 SMALL = Model(CONFIG, sharp_params(0, CONFIG), tokenizer_from_files({MODEL: rank_file()}))

@@ -16,15 +16,15 @@ from reference import TINY, replace, sharp_params, transformers_config
 from test_convert import divisors, run
 from test_tokenizer import rank_file
 
-from convert import meta
 from convert.__main__ import main
-from convert.compare import compare, report
+from convert.compare.comparison import compare, report
 from convert.export import to_hf
-from convert.fetch import found
+from convert.fetch.models import found
+from convert.formats.meta import folder as meta
 from convert.to_jax import to_jax
 from jax_llama3 import Config, Model, Params, save
-from jax_llama3.checkpoint import default_folder
-from jax_llama3.tokenizer import MODEL, tokenizer_from_files
+from jax_llama3.runtime.home import default_folder
+from jax_llama3.text.tokenizer import MODEL, tokenizer_from_files
 
 PARAMS = sharp_params(21, META)
 BLOCK = (

@@ -18,7 +18,7 @@ import safetensors.numpy
 from checkpoints import PARAMS, PLAIN, V4, bits, hf_tensors, write_folder, write_gguf, write_sharded
 from reference import sharp_params
 
-from convert.gguf_file import open_gguf
+from convert.formats.gguf.file import open_gguf
 from convert.to_jax import to_jax
 from jax_llama3 import load
 

@@ -35,12 +35,12 @@ from reference import (
 from test_tokenizer import generation, rank_file, sentencepiece_like
 
 from convert.__main__ import main
-from convert.huggingface import parse_config
+from convert.formats.huggingface.folder import parse_config
 from convert.to_jax import to_jax
 from jax_llama3 import Config, RopeScaling, forward, load
-from jax_llama3.checkpoint import read_manifest, verify
-from jax_llama3.folder import OLD
-from jax_llama3.manifest import PARTIAL
+from jax_llama3.checkpoint.folder import OLD
+from jax_llama3.checkpoint.manifest import PARTIAL, read_manifest
+from jax_llama3.checkpoint.verification import verify
 
 
 @pytest.mark.parametrize("config", [V4, V5], ids=["v4", "v5"])

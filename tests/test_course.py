@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from convert.fetch import fetch
+from convert.fetch.models import fetch
 from notebooks.build import build
 from notebooks.outputs import settle
 from notebooks.source import LANGUAGES, localized, notebook, read_lesson, stamp, text_hash

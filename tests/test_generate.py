@@ -11,9 +11,9 @@ from reference import TINY, replace, sharp_params
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from jax_llama3 import Completion, Model, Sampler, forward, generate, score, stream_generate
-from jax_llama3.compilation import count_compilations
-from jax_llama3.generate import _read, generate_tokens
-from jax_llama3.sample import knobs, sample_knobs
+from jax_llama3.decoding.generation import _read, generate_tokens
+from jax_llama3.decoding.sampling import knobs, sample_knobs
+from jax_llama3.runtime.compilation import count_compilations
 
 MODEL = Model(TINY, sharp_params(7, TINY), None)
 PROMPTS = [[5, 9, 2], list(range(40)), [77]]
@@ -204,7 +204,7 @@ def test_a_stream_joins_to_the_completion_and_can_be_left() -> None:
 
 
 def test_generate_then_score_gives_the_same_logprobs() -> None:
-    from jax_llama3.score import score_tokens
+    from jax_llama3.decoding.scoring import score_tokens
 
     completion = run([PROMPTS[1]], max_new_tokens=300)[0]
     scored = score_tokens(MODEL.params, PROMPTS[1] + completion.tokens, TINY)

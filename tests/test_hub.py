@@ -25,9 +25,9 @@ from checkpoints import (
 )
 from reference import sharp_params
 
-from convert.hub import _choose, is_hub_name
+from convert.fetch.hub import _choose, is_hub_name
 from jax_llama3 import load
-from jax_llama3.checkpoint import read_manifest
+from jax_llama3.checkpoint.manifest import read_manifest
 
 ROOT = Path(__file__).parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -171,7 +171,7 @@ def test_streaming_needs_what_the_plan_says(
     """NumPy's and Python's own memory, traced exactly, with blocks small enough to matter."""
     monkeypatch.setattr("convert.table.BLOCK_BYTES", 1 << 20)
     monkeypatch.setattr("convert.table.READ_BACK_BYTES", 2 << 20)
-    monkeypatch.setattr("jax_llama3.stream.READ_BACK_BYTES", 2 << 20)
+    monkeypatch.setattr("jax_llama3.checkpoint.stream.READ_BACK_BYTES", 2 << 20)
     folder, needed = wide(tmp_path / "in", shards)
     assert needed < 20e6
     to_jax(write_meta(tmp_path / "small", sharp_params(1, META)), tmp_path / "first")  # imports

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from jax_llama3 import kernels
+from jax_llama3.kernels.cpu import registration as kernels
 
 types = pytest.importorskip("numba").types
-kernel_code = pytest.importorskip("jax_llama3.kernel_code")
+kernel_code = pytest.importorskip("jax_llama3.kernels.cpu.compiled.ffi")
 
 
 def successor(number: int) -> int:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_llama3.linear import linear
+from jax_llama3.model.linear import linear
 
 SPECS = {
     "BTD,NHD->BTNH": ((2, 3, 8), (5, 4, 8)),

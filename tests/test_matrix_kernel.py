@@ -15,13 +15,13 @@ from products import check_derivatives, check_shards, check_sums, draw
 from reference import TINY, sharp_params
 
 from jax_llama3 import init_cache, prefill
-from jax_llama3.kernels import has_kernels
-from jax_llama3.linear import linear
-from jax_llama3.matrix_kernel import has_matrix_kernel, matrix_products
-from jax_llama3.quantization import quantize
+from jax_llama3.kernels.cpu.gemm import has_matrix_kernel, matrix_products
+from jax_llama3.kernels.cpu.registration import has_kernels
+from jax_llama3.model.linear import linear
+from jax_llama3.model.quantization import quantize
 
 pytest.importorskip("numba")
-tile_code = pytest.importorskip("jax_llama3.tile_code")
+tile_code = pytest.importorskip("jax_llama3.kernels.cpu.compiled.tiles")
 assert has_kernels()
 if not tile_code.HAS_FLOATS:
     pytest.skip("a processor without fused multiply-add", allow_module_level=True)
@@ -147,11 +147,12 @@ def test_prefill_is_the_same_without_the_kernel(kind: str, monkeypatch: pytest.M
 
     calls = []
     monkeypatch.setattr(
-        "jax_llama3.linear.matrix_products", lambda *each: calls.append(1) or matrix_products(*each)
+        "jax_llama3.model.linear.matrix_products",
+        lambda *each: calls.append(1) or matrix_products(*each),
     )
     with_kernel = last_logits()
     assert calls or tile_code.HAS_TILES
-    monkeypatch.setattr("jax_llama3.linear.has_matrix_kernel", lambda x, weights: False)
+    monkeypatch.setattr("jax_llama3.model.linear.has_matrix_kernel", lambda x, weights: False)
     without = last_logits()
     jax.clear_caches()
     tolerance = 1e-4 if dtype == jnp.float32 else 0.05

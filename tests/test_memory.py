@@ -9,9 +9,9 @@ from jax import lax
 from reference import TINY, replace
 
 from jax_llama3 import Cache, Params, abstract_params, init_cache
-from jax_llama3.generate import State, decode_many, padded_stops
-from jax_llama3.model import _decode, decode_step
-from jax_llama3.presets import preset
+from jax_llama3.bench.presets import preset
+from jax_llama3.decoding.generation import State, decode_many, padded_stops
+from jax_llama3.model.network import _decode, decode_step
 
 DEFAULT_SHAPE = replace(
     TINY,
@@ -79,7 +79,7 @@ def test_no_form_of_the_product_copies_a_weight_of_llama_3_2_1b(
 ) -> None:
     jax.clear_caches()  # JAX keeps what it traced with the other form
     if not kernel:
-        monkeypatch.setattr("jax_llama3.linear.has_row_kernel", lambda dtype, width: False)
+        monkeypatch.setattr("jax_llama3.model.linear.has_row_kernel", lambda dtype, width: False)
     config = LLAMA_3_2_1B
     cache = jax.eval_shape(lambda: init_cache(config, 1, 512, jnp.bfloat16))
     state = (abstract_params(config, jnp.bfloat16), jax.ShapeDtypeStruct((1,), jnp.int32), cache)

@@ -22,10 +22,11 @@ from checkpoints import (
 from reference import replace, sharp_params
 from test_tokenizer import rank_file
 
-from convert.meta_config import ffn_dim, params_values, parse_params
+from convert.formats.meta.config import ffn_dim, params_values, parse_params
 from convert.to_jax import to_jax
 from jax_llama3 import RopeScaling, load
-from jax_llama3.checkpoint import read_manifest, verify
+from jax_llama3.checkpoint.manifest import read_manifest
+from jax_llama3.checkpoint.verification import verify
 
 PARAMS = sharp_params(3, META)
 

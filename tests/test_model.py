@@ -9,9 +9,9 @@ import pytest
 from reference import TINY, replace, sharp_params
 
 from jax_llama3 import Cache, Params, decode, forward, init_cache, prefill
-from jax_llama3.attention import attention, causal_mask
-from jax_llama3.compilation import count_compilations
-from jax_llama3.model import decode_step, no_tap, rms_norm
+from jax_llama3.model.attention import attention, causal_mask
+from jax_llama3.model.network import decode_step, no_tap, rms_norm
+from jax_llama3.runtime.compilation import count_compilations
 
 PARAMS = sharp_params(3, TINY)
 TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (3, 40), np.int32)

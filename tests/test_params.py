@@ -9,9 +9,9 @@ import pytest
 from reference import TINY, replace
 
 from jax_llama3 import Config, RopeScaling, abstract_params, count_params, init_params
-from jax_llama3.config import config_from_dict, config_to_dict
-from jax_llama3.info import cache_bytes_per_token
-from jax_llama3.params import named_leaves
+from jax_llama3.cli.info import cache_bytes_per_token
+from jax_llama3.model.config import config_from_dict, config_to_dict
+from jax_llama3.model.params import named_leaves
 
 LLAMA_3_8B = Config(
     vocab_size=128256,

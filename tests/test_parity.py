@@ -29,9 +29,9 @@ from reference import (
 from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from convert.peer import cache_argument
+from convert.baselines.__main__ import cache_argument
 from jax_llama3 import Config, Params, RopeScaling, decode, forward, init_cache, prefill
-from jax_llama3.rope import rope_frequencies
+from jax_llama3.model.rope import rope_frequencies
 
 # The original context is 64 positions in some, so that sequences run beyond it; in others it is
 # that of the published models.

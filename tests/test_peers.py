@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from reference import TINY, replace
 
-from jax_llama3.config import Config, RopeScaling, config_to_dict
-from jax_llama3.peers import peer
+from jax_llama3.bench.baselines import peer
+from jax_llama3.model.config import Config, RopeScaling, config_to_dict
 
 # llama.cpp asks for rows of a multiple of 32; scaled, so that the file has its divisors too.
 SMALL = replace(TINY, dim=64, n_heads=4, n_kv_heads=2, head_dim=16, ffn_dim=96)
 SCALED = replace(SMALL, rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192))
-PEER = [sys.executable, "-m", "convert.peer"]
+PEER = [sys.executable, "-m", "convert.baselines"]
 
 
 def first_line(config: Config) -> str:

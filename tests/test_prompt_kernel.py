@@ -14,13 +14,13 @@ from queries import draw, exact, mixed, wide
 from reference import TINY, sharp_params
 
 from jax_llama3 import init_cache, prefill
-from jax_llama3.attention import _attend_all, used_attention
-from jax_llama3.kernels import has_kernels
-from jax_llama3.model import prefill_programs
-from jax_llama3.prompt_kernel import attend_many, has_prompt_kernel
+from jax_llama3.kernels.cpu.prefill_attention import attend_many, has_prompt_kernel
+from jax_llama3.kernels.cpu.registration import has_kernels
+from jax_llama3.model.attention import _attend_all, used_attention
+from jax_llama3.model.network import prefill_programs
 
 pytest.importorskip("numba")
-tile_code = pytest.importorskip("jax_llama3.tile_code")
+tile_code = pytest.importorskip("jax_llama3.kernels.cpu.compiled.tiles")
 assert has_kernels()
 if not tile_code.HAS_FLOATS:
     pytest.skip("a processor without fused multiply-add", allow_module_level=True)
@@ -185,7 +185,7 @@ def test_a_prompt_is_the_same_without_the_kernel(
         return np.asarray(prefill(params, tokens[:, 50:], np.array([20]), cache, config)[0])
 
     with_kernel = last_logits()
-    monkeypatch.setattr("jax_llama3.attention.has_prompt_kernel", lambda q, k, v: False)
+    monkeypatch.setattr("jax_llama3.model.attention.has_prompt_kernel", lambda q, k, v: False)
     without = last_logits()
     jax.clear_caches()
     tolerance = 1e-4 if dtype == FLOAT32 else 0.05

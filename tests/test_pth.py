@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from convert.pth import _check_opcodes, open_pth
+from convert.formats.meta.pth import _check_opcodes, open_pth
 from convert.source import hash_files, source_file
 
 
@@ -283,7 +283,7 @@ def test_a_damaged_container_is_refused(tmp_path: Path, change: Callable) -> Non
 
 
 def test_older_torch_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convert.pth._reads_nothing_for_meta", lambda torch: False)
+    monkeypatch.setattr("convert.formats.meta.pth._reads_nothing_for_meta", lambda torch: False)
     found = read(save(tmp_path / "x.pth", {**PLAIN, "c": A[1:], "d": A.T}))
     np.testing.assert_array_equal(found["a"], A.numpy())
     np.testing.assert_array_equal(found["c"], A[1:].numpy())

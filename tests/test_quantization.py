@@ -16,7 +16,7 @@ from test_linear import SPECS
 from test_memory import DEFAULT_SHAPE
 
 from convert.__main__ import main
-from convert.fetch import fetch
+from convert.fetch.models import fetch
 from convert.inspection import inspect
 from convert.to_jax import to_jax
 from jax_llama3 import (
@@ -33,13 +33,14 @@ from jax_llama3 import (
     quantize,
     save,
 )
-from jax_llama3.checkpoint import read_manifest, verify
-from jax_llama3.info import describe
-from jax_llama3.linear import _dot, _sums_by_block, linear
-from jax_llama3.model import _decode
-from jax_llama3.params import named_leaves
-from jax_llama3.quantization import dequantize, quantize_array
-from jax_llama3.score import score_tokens
+from jax_llama3.checkpoint.manifest import read_manifest
+from jax_llama3.checkpoint.verification import verify
+from jax_llama3.cli.info import describe
+from jax_llama3.decoding.scoring import score_tokens
+from jax_llama3.model.linear import _dot, _sums_by_block, linear
+from jax_llama3.model.network import _decode
+from jax_llama3.model.params import named_leaves
+from jax_llama3.model.quantization import dequantize, quantize_array
 
 TIED = replace(TINY, tie_embeddings=True)
 INT8 = quantize(PARAMS)
@@ -132,7 +133,7 @@ def test_quantize_works_on_shapes_and_under_jit_and_only_once() -> None:
 def test_the_product_equals_that_of_the_dequantised_weight(
     monkeypatch: pytest.MonkeyPatch, spec: str, shapes: tuple, dtype: object, block_bytes: int
 ) -> None:
-    monkeypatch.setattr("jax_llama3.linear._BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("jax_llama3.model.linear._BLOCK_BYTES", block_bytes)
     x, weight = (jax.random.normal(jax.random.key(i), s, dtype) for i, s in enumerate(shapes))
     contracted = 2 if spec == "BTNH,DNH->BTD" else 1
     small = quantize_array(weight, contracted)

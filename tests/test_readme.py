@@ -11,7 +11,7 @@ from reference import sharp_params
 from test_convert import run
 
 from convert.__main__ import main as convert_main
-from jax_llama3.__main__ import main as library_main
+from jax_llama3.cli.main import main as library_main
 
 ROOT = Path(__file__).parent.parent
 READMES = ("README.md", "README.zh.md")

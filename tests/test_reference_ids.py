@@ -14,12 +14,12 @@ from texts import FAMILIES, NEWEST, SPECIAL_NAMES, random_texts
 from tokenizers import Tokenizer as JsonTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from convert.fetch import PACKAGES
-from convert.huggingface_tokenizer import huggingface_files
-from convert.vocabulary import gguf_texts
+from convert.fetch.models import PACKAGES
+from convert.formats.huggingface.tokenizer import huggingface_files
+from convert.formats.vocabulary import gguf_texts
 from jax_llama3 import Model, apply_chat_template
-from jax_llama3.chat import chat_tokens
-from jax_llama3.tokenizer import JSON, MODEL, Tokenizer, byte_level, tokenizer_from_files
+from jax_llama3.text.chat import chat_tokens
+from jax_llama3.text.tokenizer import JSON, MODEL, Tokenizer, byte_level, tokenizer_from_files
 
 TEXTS = random_texts(1000 + len(SPECIAL_NAMES))
 GOLDEN = Path(__file__).parent / "golden" / "smollm2_tokens.json"

@@ -7,7 +7,7 @@ import pytest
 from reference import TINY, replace, sharp_params
 
 from jax_llama3 import RopeScaling, forward, init_cache
-from jax_llama3.rope import apply_rope, rope_frequencies, rope_tables
+from jax_llama3.model.rope import apply_rope, rope_frequencies, rope_tables
 
 
 def test_a_quarter_turn() -> None:

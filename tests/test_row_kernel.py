@@ -9,7 +9,7 @@ from products import check_derivatives, check_shards, check_sums, draw, exact
 from reference import TINY, sharp_params
 
 from jax_llama3 import decode, init_cache, prefill
-from jax_llama3.row_kernel import has_row_kernel, row_products
+from jax_llama3.kernels.cpu.gemv import has_row_kernel, row_products
 
 pytest.importorskip("numba")
 assert has_row_kernel(jnp.bfloat16, 2)
@@ -66,7 +66,7 @@ def test_decoding_is_the_same_without_the_kernel(
         return np.asarray(decode(params, np.array([7]), cache, TINY)[0])
 
     with_kernel = last_logits()
-    monkeypatch.setattr("jax_llama3.linear.has_row_kernel", lambda dtype, width: False)
+    monkeypatch.setattr("jax_llama3.model.linear.has_row_kernel", lambda dtype, width: False)
     tolerance = 1e-5 if dtype == jnp.float32 else 0.05
     without = last_logits()
     jax.clear_caches()

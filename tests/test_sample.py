@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_llama3 import Sampler, sample
-from jax_llama3.sample import filter_logits, knobs, penalize
+from jax_llama3.decoding.sampling import filter_logits, knobs, penalize
 
 filtered = jax.jit(filter_logits)
 

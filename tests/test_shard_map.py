@@ -12,8 +12,8 @@ from queries import draw
 from reference import TINY, sharp_params
 
 from jax_llama3 import Params, decode, forward, init_cache, prefill
-from jax_llama3.attention import used_attention
-from jax_llama3.quantization import quantize
+from jax_llama3.model.attention import used_attention
+from jax_llama3.model.quantization import quantize
 
 # Widths that the kernels take.
 CONFIG = dataclasses.replace(TINY, dim=96, ffn_dim=192, vocab_size=128)

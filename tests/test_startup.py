@@ -18,11 +18,11 @@ from reference import TINY, replace, sharp_params
 from safetensors.numpy import save_file
 
 from jax_llama3 import Model, Sampler, generate, load, save
-from jax_llama3.allocator import move_to_huge_pages, own_arrays
-from jax_llama3.checkpoint import verify
-from jax_llama3.llama import stream_batch
-from jax_llama3.manifest import read_manifest
-from jax_llama3.shards import Place, find_tensors, map_file, mapped_run, runs
+from jax_llama3.api import stream_batch
+from jax_llama3.checkpoint.manifest import read_manifest
+from jax_llama3.checkpoint.shards import Place, find_tensors, map_file, mapped_run, runs
+from jax_llama3.checkpoint.verification import verify
+from jax_llama3.runtime.memory import move_to_huge_pages, own_arrays
 from jax_llama3.startup import load_for
 
 LONG = replace(TINY, max_seq_len=2048)
@@ -99,9 +99,9 @@ def test_refused_prompts_do_not_wait_for_the_weights(
         assert began.wait(60)
         return prompts
 
-    monkeypatch.setattr("jax_llama3.checkpoint.mapped_run", slow)
-    monkeypatch.setattr("jax_llama3.checkpoint.ThreadPoolExecutor", Pool)
-    monkeypatch.setattr("jax_llama3.shards._RUN_BYTES", 1)  # every tensor alone
+    monkeypatch.setattr("jax_llama3.checkpoint.loading.mapped_run", slow)
+    monkeypatch.setattr("jax_llama3.checkpoint.loading.ThreadPoolExecutor", Pool)
+    monkeypatch.setattr("jax_llama3.checkpoint.shards._RUN_BYTES", 1)  # every tensor alone
     for prompts, message in [
         ([[1] * 2000], "exceeds the model's context of 2048"),
         ([[1], []], "prompt 1 is empty"),
@@ -127,7 +127,7 @@ def test_a_tensor_lies_where_its_header_says(folder: Path) -> None:
 def test_neighbours_are_mapped_together(
     folder: Path, monkeypatch: pytest.MonkeyPatch, most_bytes: int, sizes: set[int]
 ) -> None:
-    monkeypatch.setattr("jax_llama3.shards._RUN_BYTES", most_bytes)
+    monkeypatch.setattr("jax_llama3.checkpoint.shards._RUN_BYTES", most_bytes)
     stored = find_tensors(folder, read_manifest(folder))
     places = list(stored.values())
     groups = runs(places)
@@ -154,14 +154,14 @@ def watch_maps(monkeypatch: pytest.MonkeyPatch) -> dict[int, np.ndarray]:
         mapped.update({array.ctypes.data: array for array in arrays})
         return arrays
 
-    monkeypatch.setattr("jax_llama3.checkpoint.mapped_run", watched)
+    monkeypatch.setattr("jax_llama3.checkpoint.loading.mapped_run", watched)
     return mapped
 
 
 def test_large_tensors_are_the_pages_of_their_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jax_llama3.checkpoint._MAPPED_BYTES", 10_000)
+    monkeypatch.setattr("jax_llama3.checkpoint.loading._MAPPED_BYTES", 10_000)
     mapped = watch_maps(monkeypatch)
     expected = generate(MODEL, [1, 2, 3], max_new_tokens=4).tokens
     model = load(folder)
@@ -203,7 +203,7 @@ def test_tensors_that_lie_elsewhere_are_loaded_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str | None
 ) -> None:
     """In bfloat16 the embedding ends where no multiple of 64 bytes is."""
-    monkeypatch.setattr("jax_llama3.checkpoint._MAPPED_BYTES", 1)
+    monkeypatch.setattr("jax_llama3.checkpoint.loading._MAPPED_BYTES", 1)
     stored = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), MODEL.params)
     save(tmp_path / "model", MODEL._replace(params=stored))
     places = find_tensors(tmp_path / "model", read_manifest(tmp_path / "model")).values()
@@ -278,13 +278,14 @@ def test_cast_weights_lie_in_huge_pages_unless_there_are_many(
         asked.append(huge)
         return own_arrays(wanted, huge=huge)
 
-    monkeypatch.setattr("jax_llama3.checkpoint.own_arrays", watched)
-    monkeypatch.setattr("jax_llama3.checkpoint._SHARED_BYTES", 3000)
+    monkeypatch.setattr("jax_llama3.checkpoint.loading.own_arrays", watched)
+    monkeypatch.setattr("jax_llama3.checkpoint.casting.own_arrays", watched)
+    monkeypatch.setattr("jax_llama3.checkpoint.loading._SHARED_BYTES", 3000)
     params = load(folder, dtype="bfloat16").params
     assert len(asked) == 1 + sum(leaf.nbytes < 3000 for leaf in jax.tree.leaves(params))
     assert asked[0]
     asked.clear()
-    monkeypatch.setattr("jax_llama3.checkpoint._HUGE_BYTES", 1000)
+    monkeypatch.setattr("jax_llama3.checkpoint.loading._HUGE_BYTES", 1000)
     loaded = load(folder, dtype="bfloat16")
     assert not any(asked)
     for leaf, stored in zip(*map(jax.tree.leaves, (loaded.params, MODEL.params)), strict=True):
@@ -305,15 +306,15 @@ def test_a_file_that_shrinks_meanwhile_is_refused(folder: Path) -> None:
 def test_a_model_in_use_holds_one_open_file_a_shard(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jax_llama3.checkpoint._MAPPED_BYTES", 1)
-    monkeypatch.setattr("jax_llama3.shards._RUN_BYTES", 1)  # every tensor alone
+    monkeypatch.setattr("jax_llama3.checkpoint.loading._MAPPED_BYTES", 1)
+    monkeypatch.setattr("jax_llama3.checkpoint.shards._RUN_BYTES", 1)  # every tensor alone
     opened = []
 
     def watched(path: Path) -> np.ndarray:
         opened.append(path)
         return map_file(path)
 
-    monkeypatch.setattr("jax_llama3.checkpoint.map_file", watched)
+    monkeypatch.setattr("jax_llama3.checkpoint.loading.map_file", watched)
     load(folder)
     assert opened == [*folder.glob("weights-*")]
 
@@ -332,7 +333,7 @@ def test_a_shard_that_does_not_hold_its_tensors_is_refused(
     manifest = read_manifest(folder)
     name = manifest["tensors"]["norm"]["file"]
     save_file({"other": np.zeros(3, np.float32)}, folder / name)
-    monkeypatch.setattr("jax_llama3.checkpoint.read_manifest", lambda _: manifest)
+    monkeypatch.setattr("jax_llama3.checkpoint.loading.read_manifest", lambda _: manifest)
     with pytest.raises(
         ValueError, match=r"embedding is not in the shard that manifest\.json names"
     ):
@@ -347,6 +348,6 @@ def test_a_dtype_that_is_not_the_manifests_is_refused(
 ) -> None:
     manifest = read_manifest(folder)
     manifest["tensors"]["layers.0.wq"]["dtype"] = "float16"
-    monkeypatch.setattr("jax_llama3.checkpoint.read_manifest", lambda _: manifest)
+    monkeypatch.setattr("jax_llama3.checkpoint.loading.read_manifest", lambda _: manifest)
     with pytest.raises(ValueError, match=r"layers\.0\.wq is float32, not float16"):
         load(folder)

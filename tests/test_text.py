@@ -8,8 +8,8 @@ from reference import TINY, replace, sharp_params
 from test_tokenizer import rank_file
 
 from jax_llama3 import Model, Sampler, forward, generate, score, stream_generate
-from jax_llama3.completion import Row
-from jax_llama3.tokenizer import MODEL, TextStream, tokenizer_from_files
+from jax_llama3.text.completion import Row
+from jax_llama3.text.tokenizer import MODEL, TextStream, tokenizer_from_files
 
 CONFIG = replace(TINY, vocab_size=263 + 256)
 TEXT = Model(CONFIG, sharp_params(4, CONFIG), tokenizer_from_files({MODEL: rank_file()}))

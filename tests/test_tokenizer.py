@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as JsonTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from jax_llama3 import Model
-from jax_llama3.tokenizer import (
+from jax_llama3.text.tokenizer import (
     GENERATION,
     JSON,
     MODEL,

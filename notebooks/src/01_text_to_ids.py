@@ -30,10 +30,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import regex
 import tiktoken
-from lesson import exercise, load_model, show
-
 from jax_llama3.presets import preset
 from jax_llama3.tokenizer import MetaVocabulary, TextStream
+from lesson import exercise, load_model, show
 
 model = load_model()
 tokenizer, vocabulary = model.tokenizer, model.tokenizer.vocabulary

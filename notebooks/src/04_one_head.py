@@ -25,12 +25,12 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from drawings import BLUE, GREEN, GREY, ORANGE, arrow, box, canvas
+from jax_llama3.attention import attention, causal_mask
+from jax_llama3.presets import preset
 from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
-from jax_llama3.attention import attention, causal_mask
 from jax_llama3.model import rms_norm
-from jax_llama3.presets import preset
 
 model = load_model()
 config, params = model.config, model.params

@@ -33,12 +33,12 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from jax_llama3.config import RopeScaling
+from jax_llama3.rope import apply_rope, rope_frequencies, rope_tables
 from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
 from jax_llama3 import model as network
-from jax_llama3.config import RopeScaling
-from jax_llama3.rope import apply_rope, rope_frequencies, rope_tables
 
 model = load_model()
 config, params = model.config, model.params

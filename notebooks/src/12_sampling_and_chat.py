@@ -28,13 +28,13 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from lesson import close, exercise, load_model, show, trace
-
-import jax_llama3 as jl
 from jax_llama3.chat import chat_tokens
 from jax_llama3.presets import preset
 from jax_llama3.sample import filter_logits, knobs, penalize
 from jax_llama3.tokenizer import TextStream, tokenizer_from_files
+from lesson import close, exercise, load_model, show, trace
+
+import jax_llama3 as jl
 
 model = load_model()
 config, params, tokenizer = model.config, model.params, model.tokenizer

@@ -35,16 +35,16 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from lesson import exercise, load_model, show, trace
-
-import jax_llama3
 from jax_llama3.ceilings import bandwidth_probe, peak_flops
 from jax_llama3.cost import forward_flops, weight_bytes
 from jax_llama3.info import cache_bytes_per_token
-from jax_llama3.kernels import has_kernels
 from jax_llama3.linear import linear
 from jax_llama3.presets import preset
 from jax_llama3.quantization import quantize
+from lesson import exercise, load_model, show, trace
+
+import jax_llama3
+from jax_llama3.kernels import has_kernels
 
 model = load_model()
 config, params = model.config, model.params

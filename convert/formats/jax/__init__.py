@@ -1,0 +1,1 @@
+"""Our own converted folder as a source."""

@@ -1,0 +1,200 @@
+"""Text in, text out."""
+
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+
+from .checkpoint.format import Model
+from .decoding.generation import Chunk, Timings, generate_tokens
+from .decoding.sampling import Sampler
+from .decoding.scoring import score_tokens
+from .model.config import Config
+from .text.chat import Message, chat_tokens
+from .text.completion import Completion, Row, rate
+from .text.tokenizer import TextStream, Tokenizer
+
+Prompt = str | Sequence[int]  # text, or the token ids of one prompt
+DEFAULT_NEW_TOKENS = 256
+
+
+class Piece(NamedTuple):
+    """What one step of a stream added to one prompt; `completion` comes with the last piece."""
+
+    row: int
+    text: str
+    completion: Completion | None
+
+
+class Score(NamedTuple):
+    """A text's token ids and log p(token | those before it); the first has none."""
+
+    tokens: list[int]
+    logprobs: list[float | None]
+
+
+@overload
+def generate(model: Model, prompt: Prompt, **options: Any) -> Completion: ...  # pyright: ignore[reportOverlappingOverload]
+
+
+@overload
+def generate(model: Model, prompt: Sequence[Prompt], **options: Any) -> list[Completion]: ...
+
+
+def generate(  # pyright: ignore[reportInconsistentOverload]
+    model: Model,
+    prompt: Any,
+    *,
+    max_new_tokens: int | None = None,
+    sampler: Sampler | None = None,
+    seed: int = 0,
+    stop: str | Sequence[int | str] | None = None,
+) -> Completion | list[Completion]:
+    """Continue a prompt, or each of a list of prompts as one batch.
+
+    Text is taken as it is, without a chat template: for a conversation give the ids that
+    `apply_chat_template` returns. `max_new_tokens` is 256 by default, less where the context ends
+    sooner. `sampler` is greedy by default. `stop` holds the ids and texts that end a row: by default
+    the model's own stop ids, with () none. Bad values raise ValueError.
+    """
+    batch = _is_batch(prompt)
+    prompts = list(prompt) if batch else [prompt]
+    pieces = stream_batch(
+        model, prompts, max_new_tokens=max_new_tokens, sampler=sampler, seed=seed, stop=stop
+    )
+    done = {piece.row: piece.completion for piece in pieces if piece.completion is not None}
+    completions = [done[row] for row in range(len(prompts))]
+    return completions if batch else completions[0]
+
+
+def stream_generate(
+    model: Model,
+    prompt: Prompt,
+    *,
+    max_new_tokens: int | None = None,
+    sampler: Sampler | None = None,
+    seed: int = 0,
+    stop: str | Sequence[int | str] | None = None,
+) -> Iterator[Piece]:
+    """`generate` for one prompt, piece by piece; the pieces' texts join to the completion's."""
+    return stream_batch(
+        model, [prompt], max_new_tokens=max_new_tokens, sampler=sampler, seed=seed, stop=stop
+    )
+
+
+def stream_batch(
+    model: Model,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int | None = None,
+    sampler: Sampler | None = None,
+    seed: int = 0,
+    stop: str | Sequence[int | str] | None = None,
+) -> Iterator[Piece]:
+    """`stream_generate` for several prompts at once; every row ends with its own last piece."""
+    tokenizer = model.tokenizer
+    encoded = [encode_prompt(tokenizer, prompt, row) for row, prompt in enumerate(prompts)]
+    if stop is None:
+        stop = () if tokenizer is None else tokenizer.stop_ids
+    if isinstance(stop, str):
+        stop = (stop,)
+    stop_ids = [item for item in stop if not isinstance(item, str)]
+    stop_texts = [item for item in stop if isinstance(item, str)]
+    if "" in stop_texts:
+        raise ValueError("a stop text is empty; it would stop every row at once")
+    if stop_texts and tokenizer is None:
+        raise ValueError("the model has no tokenizer; a stop text needs one")
+    if max_new_tokens is None:
+        max_new_tokens = default_new_tokens(encoded, model.config)
+    chunks = generate_tokens(
+        model.params,
+        encoded,
+        model.config,
+        max_new_tokens=max_new_tokens,
+        sampler=sampler or Sampler(),
+        seed=seed,
+        stop_ids=stop_ids,
+    )
+    rows = [
+        Row(index, len(ids), stop_ids, stop_texts, _stream(tokenizer))
+        for index, ids in enumerate(encoded)
+    ]
+    return _pieces(chunks, rows)
+
+
+@overload
+def score(model: Model, text: str) -> Score: ...  # pyright: ignore[reportOverlappingOverload]
+
+
+@overload
+def score(model: Model, text: Sequence[str]) -> list[Score]: ...
+
+
+def score(model: Model, text: Any) -> Score | list[Score]:
+    """The log-probability of every token of a text, or of each of a list of texts."""
+    if not isinstance(text, str):
+        return [_score(model, one) for one in text]
+    return _score(model, text)
+
+
+def apply_chat_template(model: Model, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a conversation of {"role", "content"} messages, ready for the answer."""
+    if model.tokenizer is None:
+        raise ValueError("the model has no tokenizer; convert one with it, or give token ids")
+    return chat_tokens(model.tokenizer, messages)
+
+
+def encode_prompt(tokenizer: Tokenizer | None, prompt: Prompt, row: int) -> list[int]:
+    """The ids of a prompt: text is encoded, ids are taken as they are."""
+    if not isinstance(prompt, str):
+        return [operator.index(token) for token in prompt]
+    if not prompt:
+        raise ValueError(f"prompt {row} is empty; give it some text")
+    if tokenizer is None:
+        raise ValueError("the model has no tokenizer; convert one with it, or give token ids")
+    return tokenizer.encode(prompt, bos=True)
+
+
+def default_new_tokens(prompts: Sequence[Sequence[int]], config: Config) -> int:
+    """How many tokens are made if nobody says: 256, or what the context holds."""
+    room = config.max_seq_len - max(map(len, prompts), default=0)
+    return min(DEFAULT_NEW_TOKENS, max(room, 0))
+
+
+def _is_batch(prompt: Any) -> bool:
+    if isinstance(prompt, str):
+        return False
+    return len(prompt) == 0 or isinstance(prompt[0], str) or np.ndim(prompt[0]) > 0
+
+
+def _score(model: Model, text: str) -> Score:
+    tokens = encode_prompt(model.tokenizer, text, 0)
+    return Score(tokens, [None, *score_tokens(model.params, tokens, model.config)])
+
+
+def _stream(tokenizer: Tokenizer | None) -> TextStream | None:
+    return None if tokenizer is None else TextStream(tokenizer)
+
+
+def _pieces(chunks: Iterator[tuple[Chunk, Timings]], rows: list[Row]) -> Iterator[Piece]:
+    prompt_tokens = sum(row.prompt_tokens for row in rows)
+    timings = Timings(0.0, 0.0)
+
+    def last(row: Row, text: str) -> Piece:
+        prompt_rate = rate(prompt_tokens, timings.prefill)
+        return Piece(row.index, text + row.close(), row.complete(prompt_rate, timings.decode))
+
+    open_rows = list(rows)
+    for chunk, timings in chunks:  # noqa: B007  `last` reads it
+        for row in list(open_rows):
+            text = row.push(chunk.tokens[row.index], chunk.logprobs[row.index])
+            if row.finish_reason is not None:
+                open_rows.remove(row)
+                yield last(row, text)
+            elif text:
+                yield Piece(row.index, text, None)
+        if not open_rows:
+            return
+    for row in open_rows:
+        yield last(row, "")

@@ -1,0 +1,1 @@
+"""Timing, against the limits of the machine and beside other systems."""

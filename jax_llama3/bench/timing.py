@@ -1,0 +1,255 @@
+"""Prefill and decode, timed against the machine's limits."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..decoding.generation import CHUNK, STEPS, State, cache_capacity, decode_many, padded_stops
+from ..model.cache import init_cache
+from ..model.config import Config
+from ..model.network import bucket, no_tap, prefill_programs, prefill_unchecked
+from ..model.params import Params, abstract_params
+from ..model.quantization import activation_dtype, is_quantized
+from ..runtime.compilation import Compilations, count_compilations
+from ..runtime.progress import progress
+from .cost import forward_flops, weight_bytes
+from .limits import bandwidth_probe
+
+_WARM_UPS = 3  # on a GPU the second call captures a graph
+
+
+class Test(NamedTuple):
+    """One thing to time: "pp" reads `tokens` prompt tokens, "tg" decodes as many, after `depth`."""
+
+    kind: str
+    tokens: int
+    depth: int
+    batch: int
+
+    @property
+    def name(self) -> str:
+        """As llama-bench writes it: pp512, tg128 @ d4096."""
+        return f"{self.kind}{self.tokens}" + (f" @ d{self.depth}" if self.depth else "")
+
+
+class Row(NamedTuple):
+    """What was measured of one test. Rates count the tokens of all rows of the batch."""
+
+    system: str
+    test: str
+    batch: int
+    dtype: str
+    avg_ts: float  # tokens per second: mean, standard deviation, every sample
+    stddev_ts: float
+    samples_ts: list[float]
+    gb_s: float  # the weights read once per forward pass, 1e9 bytes per second
+    bandwidth_gb_s: float  # what the machine can read, measured between the samples
+    bandwidth_fraction: float
+    tflop_s: float
+    compile_seconds: float | None = None
+    temp_bytes: int | None = None  # XLA's own figure for one call
+    recompilations: int | None = None  # after the warm-ups; must be 0
+    ratio: float | None = None  # of ours to this peer: the median over the rounds, and the extremes
+    ratio_min: float | None = None
+    ratio_max: float | None = None
+
+
+Peer = tuple[str, Callable[[Test], float]]  # its name, and the seconds that one test takes
+
+
+def bench(
+    params: Params,
+    config: Config,
+    tests: Sequence[Test],
+    *,
+    repetitions: int,
+    peers: Sequence[Peer] = (),
+) -> list[Row]:
+    """Time every test after three warm-ups, in turn with the peers and a probe of the bandwidth.
+
+    Speed does not depend on the numbers, so prompts and what a depth holds are made up. Tests that the
+    model cannot run raise ValueError.
+    """
+    check_tests(tests, config, repetitions)
+    probe = bandwidth_probe()
+    rows = []
+    rounds = len(tests) * (_WARM_UPS + repetitions) * (1 + len(peers))
+    with progress(rounds, "timing", "run") as bar:
+        for test in tests:
+            rows += _bench_test(params, config, test, repetitions, peers, probe, bar)
+    return rows
+
+
+def check_tests(tests: Sequence[Test], config: Config, repetitions: int) -> None:
+    """Refuse what cannot be run, before anything is."""
+    if repetitions < 1:
+        raise ValueError(f"repetitions must be at least 1, not {repetitions}")
+    if not tests:
+        raise ValueError("there is nothing to time; ask for prompt tokens (-p) or new ones (-n)")
+    for test in tests:
+        if test.depth < 0 or test.tokens < 1 or test.batch < 1:
+            raise ValueError(
+                f"{test.name} in a batch of {test.batch} cannot be run; use more than 0"
+            )
+        if test.depth + test.tokens > config.max_seq_len:
+            raise ValueError(f"{test.name} exceeds the model's context of {config.max_seq_len}")
+
+
+def _bench_test(
+    params: Params,
+    config: Config,
+    test: Test,
+    repetitions: int,
+    peers: Sequence[Peer],
+    probe: Callable[[], float],
+    bar: Any,
+) -> list[Row]:
+    setup = _prefill_runner if test.kind == "pp" else _decode_runner
+    with count_compilations() as compiled:
+        run, temp_bytes = setup(params, config, test)
+        for _ in range(_WARM_UPS):
+            _seconds(run)
+            bar.update()
+    for _ in range(_WARM_UPS):
+        for _, peer in peers:
+            peer(test)
+            bar.update()
+    ours, bandwidths = [], []
+    theirs: list[list[float]] = [[] for _ in peers]
+    recompiled = Compilations()
+    for _ in range(repetitions):
+        bandwidths.append(probe() / 1e9)
+        with count_compilations() as compiled_now:
+            ours.append(_seconds(run))
+        recompiled.count += compiled_now.count
+        bar.update()
+        for seconds, (_, peer) in zip(theirs, peers, strict=True):
+            seconds.append(peer(test))
+            bar.update()
+    row = partial(_row, config, test, statistics.median(bandwidths))
+    mine = row("jax_llama3", ours, params)._replace(
+        compile_seconds=compiled.seconds, temp_bytes=temp_bytes, recompilations=recompiled.count
+    )
+    rows = [mine]
+    plain = abstract_params(config, activation_dtype(params))  # peers know no int8 of ours
+    for (name, _), seconds in zip(peers, theirs, strict=True):
+        ratios = [peer / own for own, peer in zip(ours, seconds, strict=True)]
+        rows.append(
+            row(name, seconds, plain)._replace(
+                ratio=statistics.median(ratios), ratio_min=min(ratios), ratio_max=max(ratios)
+            )
+        )
+    return rows
+
+
+def _row(
+    config: Config,
+    test: Test,
+    bandwidth_gb_s: float,
+    system: str,
+    seconds: list[float],
+    params: Params,
+) -> Row:
+    if test.kind == "pp":
+        spans = [(start, min(CHUNK, test.tokens - start)) for start in _starts(test)]
+    else:
+        spans = [(step, 1) for step in range(test.tokens)]
+    flops = sum(forward_flops(config, new, test.depth + start, 1) for start, new in spans)
+    rates = [test.batch * test.tokens / each for each in seconds]
+    typical = statistics.median(seconds)
+    gb_s = len(spans) * weight_bytes(params) / typical / 1e9
+    return Row(
+        system=system,
+        test=test.name,
+        batch=test.batch,
+        dtype=_dtype_name(params),
+        avg_ts=statistics.mean(rates),
+        stddev_ts=statistics.stdev(rates) if len(rates) > 1 else 0.0,
+        samples_ts=rates,
+        gb_s=gb_s,
+        bandwidth_gb_s=bandwidth_gb_s,
+        bandwidth_fraction=gb_s / bandwidth_gb_s,
+        tflop_s=test.batch * flops / typical / 1e12,
+    )
+
+
+def _dtype_name(params: Params) -> str:
+    dtype = jnp.dtype(activation_dtype(params)).name
+    return f"int8, {dtype}" if is_quantized(params) else dtype
+
+
+def _starts(test: Test) -> range:
+    return range(0, test.tokens, CHUNK)
+
+
+def _prefill_runner(
+    params: Params, config: Config, test: Test
+) -> tuple[Callable[[], Any], int | None]:
+    """A function that reads the prompt into a cache filled up to the depth, and its temporaries."""
+    capacity = cache_capacity(test.depth + bucket(test.tokens))
+    cache = init_cache(config, test.batch, capacity, activation_dtype(params))
+    depth = jnp.full(test.batch, test.depth, jnp.int32)
+
+    def run() -> Any:
+        nonlocal cache
+        cache, logits = cache._replace(lengths=depth + 0), None  # the old ones were donated
+        for start in _starts(test):
+            chunk = _chunk(test, start)
+            logits, cache = prefill_unchecked(params, *chunk, cache, config, no_tap)
+        return logits
+
+    programs = list(prefill_programs(params, *_chunk(test, 0), cache, config))
+    return run, _temp_bytes(programs)
+
+
+def _chunk(test: Test, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens from `start` on, padded as `generate` pads them, and how many there are."""
+    count = min(CHUNK, test.tokens - start)
+    tokens = np.ones((test.batch, bucket(count)), np.int32)
+    return tokens, np.full(test.batch, count, np.int32)
+
+
+def _decode_runner(
+    params: Params, config: Config, test: Test
+) -> tuple[Callable[[], Any], int | None]:
+    """A function that decodes with the loop of `generate`, from the depth on, and its temporaries."""
+    capacity = cache_capacity(test.depth + test.tokens)
+    state = State(
+        tokens=jnp.ones(test.batch, jnp.int32),
+        cache=init_cache(config, test.batch, capacity, activation_dtype(params)),
+        active=jnp.ones(test.batch, bool),
+        seen=jnp.zeros((test.batch, 0), bool),
+        step=jnp.zeros((), jnp.int32),
+    )
+    stops = padded_stops(())
+    depth = jnp.full(test.batch, test.depth, jnp.int32)
+
+    def run() -> Any:
+        nonlocal state
+        state, logprobs = state._replace(cache=state.cache._replace(lengths=depth + 0)), None
+        for start in range(0, test.tokens, STEPS):
+            limit = min(STEPS, test.tokens - start)
+            state, _, logprobs = decode_many(params, state, None, stops, {}, limit, config)
+        return logprobs
+
+    program = decode_many.lower(params, state, None, stops, {}, STEPS, config)
+    return run, _temp_bytes([program])
+
+
+def _temp_bytes(programs: list[jax.stages.Lowered]) -> int | None:
+    """The most that any of these programs, which run one after the other, needs at a time."""
+    analyses = [program.compile().memory_analysis() for program in programs]
+    sizes = [each.temp_size_in_bytes for each in analyses if each is not None]
+    return max(sizes) if len(sizes) == len(programs) else None
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start

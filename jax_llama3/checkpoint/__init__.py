@@ -1,0 +1,1 @@
+"""The converted folder on disk: loaded, saved, verified."""

@@ -1,0 +1,37 @@
+"""Weights in another dtype, and the refusal of what is not a finite number."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..runtime.memory import own_arrays
+
+
+def cast(name: str, array: np.ndarray, dtype: Any, room: np.ndarray | None = None) -> np.ndarray:
+    """The array in another dtype, rounded to nearest even; a number that is not finite is refused.
+
+    `room` is where it is written; by default memory is made for it.
+    """
+    result = array
+    if array.dtype != jnp.dtype(dtype):
+        wanted = jax.ShapeDtypeStruct(array.shape, jnp.dtype(dtype))
+        result = own_arrays([wanted])[0] if room is None else room
+        with np.errstate(all="ignore"):
+            np.copyto(result, array, casting="unsafe")
+    if not _is_finite(result):
+        if _is_finite(array):
+            raise ValueError(f"tensor {name} overflows {jnp.dtype(dtype)}; choose another dtype")
+        raise ValueError(f"tensor {name} holds NaN or infinity; the source is damaged")
+    return result
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    if not array.size or array.dtype.kind in "iu":
+        return True
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    # As integers infinity and NaN are the largest of each sign: no temporary array is needed.
+    infinity, size = array.dtype.type(np.inf), array.dtype.itemsize
+    bounds = ((f"i{size}", infinity), (f"u{size}", -infinity))
+    return all(array.view(kind).max() < np.array(bound).view(kind) for kind, bound in bounds)

@@ -1,0 +1,37 @@
+"""Every byte of a converted folder against its manifest."""
+
+import os
+from pathlib import Path
+
+from ..runtime.progress import progress
+from .format import EXPORT, abstract_stored, expected_leaves, read_config, read_tokenizer
+from .manifest import MANIFEST, describe_tensor, hash_file, read_manifest
+from .shards import open_shards
+
+
+def verify(path: str | os.PathLike) -> dict:
+    """Re-read every byte of a converted folder against its manifest, which is returned.
+
+    The first difference raises ValueError.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    present = {entry.name for entry in folder.iterdir()} - {MANIFEST}
+    if present != set(manifest["files"]):
+        names = ", ".join(sorted(present ^ set(manifest["files"])))
+        raise ValueError(f"{folder}: files missing or not in the manifest: {names}")
+    with progress(sum(entry["bytes"] for entry in manifest["files"].values()), "checking") as bar:
+        for name, entry in manifest["files"].items():
+            if hash_file(folder / name, bar) != entry["sha256"]:
+                raise ValueError(f"{folder / name} is damaged: its sha256 is not the manifest's")
+    if EXPORT in manifest:
+        return manifest
+    config = read_config(folder)
+    files = open_shards(folder, manifest)
+    tensors = manifest["tensors"]
+    for name, leaf in expected_leaves(abstract_stored(config, tensors), tensors):
+        found = {**describe_tensor(files[tensors[name]["file"]].get_tensor(name))}
+        if found != {key: tensors[name][key] for key in found} or found["shape"] != [*leaf.shape]:
+            raise ValueError(f"{folder}: tensor {name} is not the one in the manifest")
+    read_tokenizer(folder, manifest)
+    return manifest

@@ -1,0 +1,59 @@
+"""How likely given tokens are: their log-probabilities under the model."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ..model.cache import Cache, init_cache
+from ..model.config import Config
+from ..model.network import bucket, check_tokens, forward
+from ..model.params import Params
+from ..model.quantization import activation_dtype
+
+_CHUNK = 256  # positions whose logits over the whole vocabulary exist at one time
+
+
+def score_tokens(params: Params, tokens: Sequence[int], config: Config) -> list[float]:
+    """log p(tokens[i] | tokens[:i]) for i = 1 .. len - 1, in nats, from float32 logits."""
+    if len(tokens) == 0:
+        raise ValueError("there is no token to score")
+    check_tokens(np.asarray(tokens), config)
+    if len(tokens) > config.max_seq_len:
+        raise ValueError(
+            f"the text has {len(tokens)} tokens and the model's context {config.max_seq_len}"
+        )
+    inputs, targets = np.asarray(tokens[:-1]), np.asarray(tokens[1:])
+    cache = init_cache(config, 1, bucket(len(tokens)), activation_dtype(params))
+    logprobs: list[float] = []
+    for start in range(0, len(inputs), _CHUNK):
+        new = min(_CHUNK, len(inputs) - start)
+        padded = np.zeros((2, 1, bucket(new)), np.int32)
+        padded[0, 0, :new] = inputs[start : start + new]
+        padded[1, 0, :new] = targets[start : start + new]
+        values, cache = _score_chunk(params, padded[0], padded[1], cache, np.int32(new), config)
+        logprobs += np.asarray(values)[0, :new].tolist()
+    if np.isnan(logprobs).any():
+        raise ValueError(
+            "the model's logits are NaN: its weights are damaged or overflow their dtype"
+        )
+    return logprobs
+
+
+@partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def _score_chunk(
+    params: Params,
+    tokens: Int[Array, "1 T"],
+    targets: Int[Array, "1 T"],
+    cache: Cache,
+    new: Int[Array, ""],
+    config: Config,
+) -> tuple[Float[Array, "1 T"], Cache]:
+    logits, filled = forward(params, tokens, config, cache)
+    assert filled is not None
+    logprobs = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
+    return chosen, filled._replace(lengths=cache.lengths + new)

@@ -1,0 +1,1 @@
+"""Faster forms of the few operations in `model.ops`, never needed for a result."""

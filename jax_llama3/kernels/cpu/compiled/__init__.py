@@ -1,0 +1,1 @@
+"""What numba compiles. Imported only where numba is installed."""

@@ -1,0 +1,1 @@
+"""The network as mathematics. It imports no other room."""

@@ -1,0 +1,1 @@
+"""The process: what XLA compiles, memory, garbage, progress. No JAX program of ours."""
