@@ -134,48 +134,6 @@ def test_the_library_never_imports_the_converter_or_torch(path: Path) -> None:
     assert not names & {"convert", "torch", "transformers", "gguf"}
 
 
-IMPORT = {"config", "params", "checkpoint", "command"}
-
-
-def imported(path: Path) -> set[str]:
-    """Modules of jax_llama3 that a file imports, relatively or by name."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if (
-            isinstance(node, ast.ImportFrom)
-            and node.level == 1
-            and path.parent.name == "jax_llama3"
-        ):
-            names |= {node.module} if node.module else {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jax_llama3"):
-            names.add((node.module or "").partition(".")[2] or "__init__")
-        elif isinstance(node, ast.Import):
-            names |= {a.name.partition(".")[2] for a in node.names if a.name[:10] == "jax_llama3"}
-    return names
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "jax_llama3").glob("*.py")), ids=lambda p: p.stem)
-def test_a_module_imports_only_from_lower_ranks(path: Path) -> None:
-    for name in imported(path):
-        assert RANKS[name] < RANKS[path.stem], f"{path.stem} imports {name}"
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "convert").glob("*.py")), ids=lambda p: p.stem)
-def test_the_converter_knows_only_the_contract(path: Path) -> None:
-    # To run our model beside another, one module needs the whole library.
-    assert path.stem == "compare" or imported(path) <= CONVERT_MAY_IMPORT
-
-
-def test_the_library_never_imports_the_converter_or_torch() -> None:
-    for path in (ROOT / "jax_llama3").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            for name in names:
-                assert name.partition(".")[0] not in ("convert", "torch", "transformers", "gguf")
-
-
 IMPORT = """
 import sys
 opened = []
