@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import safetensors.numpy
 import torch
-from reference import TINY, replace, sharp_params, state_dict
+from random_models import TINY, replace, sharp_params
+from transformers_reference import state_dict
 
 from jax_llama3 import Config, Params, RopeScaling
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from checkpoints import META
-from reference import LLAMA_3_2, replace
+from random_models import LLAMA_3_2, replace
 
 from jax_llama3 import Layer, Model
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from concurrency import check_threads
 from queries import draw, exact
-from reference import TINY, sharp_params
+from random_models import TINY, sharp_params
 
 from jax_llama3 import decode, init_cache, prefill
 from jax_llama3.kernels.cpu.decode_attention import attend_one, has_attention_kernel

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import TINY, replace, sharp_params
+from random_models import TINY, replace, sharp_params
 from test_convert import run
 
 from jax_llama3 import Model, abstract_params, count_params, init_params, quantize, save

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import TINY, replace, sharp_params
+from random_models import TINY, replace, sharp_params
 from test_tokenizer import rank_file
 
 from jax_llama3 import Model, generate, load, save

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from reference import TINY, replace, sharp_params
+from random_models import TINY, replace, sharp_params
 from test_convert import run
 from test_tokenizer import rank_file
 

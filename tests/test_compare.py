@@ -12,9 +12,10 @@ import safetensors.numpy
 import torch
 from checkpoints import META, META_PARAMS, hf_tensors, write_folder, write_gguf, write_meta
 from plants import PLANTS, Plant, in_layers, interleaved
-from reference import TINY, replace, sharp_params, transformers_config
+from random_models import TINY, replace, sharp_params
 from test_convert import divisors, run
 from test_tokenizer import rank_file
+from transformers_reference import transformers_config
 
 from convert.__main__ import main
 from convert.compare.comparison import compare, report

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from checkpoints import PARAMS, PLAIN, V4, bits, hf_tensors, write_folder, write_gguf, write_sharded
-from reference import sharp_params
+from random_models import sharp_params
 
 from convert.formats.gguf.file import open_gguf
 from convert.to_jax import to_jax

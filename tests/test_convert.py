@@ -24,15 +24,9 @@ from checkpoints import (
     write_gguf,
     write_sharded,
 )
-from reference import (
-    LLAMA_3_1,
-    TINY,
-    replace,
-    sharp_params,
-    transformers_logits,
-    transformers_model,
-)
+from random_models import LLAMA_3_1, TINY, replace, sharp_params
 from test_tokenizer import generation, rank_file, sentencepiece_like
+from transformers_reference import transformers_logits, transformers_model
 
 from convert.__main__ import main
 from convert.formats.huggingface.folder import parse_config

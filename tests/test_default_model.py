@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from reference import ATOL, state_dict, transformers_logits
+from random_models import ATOL
 from transformers import GgufConfig, LlamaForCausalLM
+from transformers_reference import state_dict, transformers_logits
 
 from convert.fetch.models import PACKAGES, download
 from jax_llama3 import Model, apply_chat_template, forward, generate

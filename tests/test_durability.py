@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import PARAMS, V4, bits, hf_tensors, write_folder
-from reference import TINY, sharp_params
+from random_models import TINY, sharp_params
 
 import jax_llama3.checkpoint.stream
 from convert.__main__ import main

@@ -25,9 +25,10 @@ from checkpoints import (
     write_gguf,
     write_meta,
 )
-from reference import TINY, replace, sharp_params, transformers_logits
+from random_models import TINY, replace, sharp_params
 from test_durability import full_from
 from test_tokenizer import rank_file, sentencepiece_like
+from transformers_reference import transformers_logits
 
 from convert.export import to_hf, to_meta
 from convert.to_jax import to_jax

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from reference import TINY, replace, sharp_params
+from random_models import TINY, replace, sharp_params
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from jax_llama3 import Completion, Model, Sampler, forward, generate, score, stream_generate

@@ -23,7 +23,7 @@ from checkpoints import (
     write_gguf,
     write_meta,
 )
-from reference import sharp_params
+from random_models import sharp_params
 
 from convert.fetch.hub import _choose, is_hub_name
 from jax_llama3 import load

@@ -21,7 +21,7 @@ from checkpoints import (
     write_gguf,
     write_meta,
 )
-from reference import TINY, replace, sharp_params
+from random_models import TINY, replace, sharp_params
 from torch.serialization import skip_data
 
 from convert.__main__ import main

@@ -12,7 +12,7 @@ import pytest
 from concurrency import check_threads
 from processors import FEWER, run_with_features
 from products import check_derivatives, check_shards, check_sums, draw
-from reference import TINY, sharp_params
+from random_models import TINY, sharp_params
 
 from jax_llama3 import init_cache, prefill
 from jax_llama3.kernels.cpu.gemm import has_matrix_kernel, matrix_products

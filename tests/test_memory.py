@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
-from reference import TINY, replace
+from random_models import TINY, replace
 
 from jax_llama3 import Cache, Params, abstract_params, init_cache
 from jax_llama3.bench.presets import preset

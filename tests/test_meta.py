@@ -19,7 +19,7 @@ from checkpoints import (
     write_folder,
     write_meta,
 )
-from reference import replace, sharp_params
+from random_models import replace, sharp_params
 from test_tokenizer import rank_file
 
 from convert.formats.meta.config import ffn_dim, params_values, parse_params

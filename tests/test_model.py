@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import TINY, replace, sharp_params
+from random_models import TINY, replace, sharp_params
 
 from jax_llama3 import Cache, Params, decode, forward, init_cache, prefill
 from jax_llama3.model.attention import attention, causal_mask

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import TINY, replace
+from random_models import TINY, replace
 
 from jax_llama3 import Config, RopeScaling, abstract_params, count_params, init_params
 from jax_llama3.cli.info import cache_bytes_per_token

@@ -15,19 +15,10 @@ from checkpoints import meta_tensors
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from meta_reference import join_world, meta_logits, meta_model
-from reference import (
-    ATOL,
-    LLAMA_3_1,
-    LLAMA_3_2,
-    TINY,
-    replace,
-    sharp_params,
-    transformers_config,
-    transformers_logits,
-    transformers_model,
-)
+from random_models import ATOL, LLAMA_3_1, LLAMA_3_2, TINY, replace, sharp_params
 from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers_reference import transformers_config, transformers_logits, transformers_model
 
 from convert.baselines.__main__ import cache_argument
 from jax_llama3 import Config, Params, RopeScaling, decode, forward, init_cache, prefill

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from reference import TINY, replace
+from random_models import TINY, replace
 
 from jax_llama3.bench.baselines import peer
 from jax_llama3.model.config import Config, RopeScaling, config_to_dict

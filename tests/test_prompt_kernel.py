@@ -11,7 +11,7 @@ import pytest
 from concurrency import check_threads
 from processors import FEWER, run_with_features
 from queries import draw, exact, mixed, wide
-from reference import TINY, sharp_params
+from random_models import TINY, sharp_params
 
 from jax_llama3 import init_cache, prefill
 from jax_llama3.kernels.cpu.prefill_attention import attend_many, has_prompt_kernel

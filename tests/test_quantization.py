@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import META, PARAMS, V4, bits, hf_tensors, write_folder, write_gguf, write_meta
-from reference import TINY, replace, sharp_params
+from random_models import TINY, replace, sharp_params
 from test_convert import run
 from test_default_model import divergence, jitted, texts
 from test_linear import SPECS

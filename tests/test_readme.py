@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 from checkpoints import META, write_meta
-from reference import sharp_params
+from random_models import sharp_params
 from test_convert import run
 
 from convert.__main__ import main as convert_main

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import TINY, replace, sharp_params
+from random_models import TINY, replace, sharp_params
 
 from jax_llama3 import RopeScaling, forward, init_cache
 from jax_llama3.model.rope import apply_rope, rope_frequencies, rope_tables

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from concurrency import check_threads
 from products import check_derivatives, check_shards, check_sums, draw, exact
-from reference import TINY, sharp_params
+from random_models import TINY, sharp_params
 
 from jax_llama3 import decode, init_cache, prefill
 from jax_llama3.kernels.cpu.gemv import has_row_kernel, row_products

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from queries import draw
-from reference import TINY, sharp_params
+from random_models import TINY, sharp_params
 
 from jax_llama3 import Params, decode, forward, init_cache, prefill
 from jax_llama3.model.attention import used_attention

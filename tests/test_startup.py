@@ -14,7 +14,7 @@ import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import TINY, replace, sharp_params
+from random_models import TINY, replace, sharp_params
 from safetensors.numpy import save_file
 
 from jax_llama3 import Model, Sampler, generate, load, save
