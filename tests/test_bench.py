@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import run
 from random_models import TINY, replace, sharp_params
-from test_convert import run
 
 from jax_llama3 import Model, abstract_params, count_params, init_params, quantize, save
 from jax_llama3.bench.baselines import peer

@@ -24,6 +24,7 @@ from checkpoints import (
     write_gguf,
     write_sharded,
 )
+from commands import run
 from random_models import LLAMA_3_1, TINY, replace, sharp_params
 from test_tokenizer import generation, rank_file, sentencepiece_like
 from transformers_reference import transformers_logits, transformers_model
@@ -516,14 +517,6 @@ def test_a_failing_rename_puts_the_old_model_back(
 def test_the_scaling_of_a_v5_file_is_read() -> None:
     assert parse_config(V5).rope_scaling == LLAMA_3_1
     assert parse_config(V5) == parse_config(V4) == TINY
-
-
-def run(command: Callable[[list[str]], int], arguments: list[str]) -> int | str | None:
-    """The exit status; argparse raises it, commands return it."""
-    try:
-        return command(arguments)
-    except SystemExit as stopped:
-        return stopped.code
 
 
 @pytest.mark.parametrize(

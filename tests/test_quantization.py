@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import META, PARAMS, V4, bits, hf_tensors, write_folder, write_gguf, write_meta
+from commands import run
+from divergence import divergence, jitted, texts
 from random_models import TINY, replace, sharp_params
-from test_convert import run
-from test_default_model import divergence, jitted, texts
-from test_linear import SPECS
-from test_memory import DEFAULT_SHAPE
+from shapes import DEFAULT_SHAPE, SPECS
 
 from convert.__main__ import main
 from convert.fetch.models import fetch
@@ -287,7 +286,10 @@ SOURCES = {
 }
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+KINDS = ["huggingface", "gguf", pytest.param("meta", marks=pytest.mark.reference)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("block_bytes", [1 << 10, 4 << 20])
 def test_a_quantised_folder_is_quantize_of_the_plain_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, block_bytes: int

@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 import pytest
 from checkpoints import META, write_meta
+from commands import run
 from random_models import sharp_params
-from test_convert import run
 
 from convert.__main__ import main as convert_main
 from jax_llama3.cli.main import main as library_main
