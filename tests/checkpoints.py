@@ -6,7 +6,6 @@ from pathlib import Path
 import gguf
 import jax
 import numpy as np
-import pytest
 import safetensors.numpy
 from random_models import TINY, replace, sharp_params
 
@@ -154,6 +153,21 @@ def write_gguf(
     return path
 
 
+def divisors(config: Config) -> np.ndarray:
+    """What a GGUF file says of Llama 3.1's scaling: by how much each pair turns slower."""
+    values = []
+    for pair in range(config.head_dim // 2):
+        wavelength = 2 * np.pi * config.rope_theta ** (2 * pair / config.head_dim)
+        if wavelength < 8192 / 4:
+            values.append(1.0)
+        elif wavelength > 8192:
+            values.append(config.rope_scaling.factor)
+        else:
+            smooth = (8192 / wavelength - 1) / 3
+            values.append(1 / ((1 - smooth) / config.rope_scaling.factor + smooth))
+    return np.array(values, np.float32)
+
+
 PLAIN = replace(TINY, rope_scaling=None)
 PARAMS = sharp_params(11, TINY)
 
@@ -239,8 +253,9 @@ def write_meta(
     values: dict | None = None,
     dtype: str = "float32",
 ) -> Path:
-    """A folder of .pth files, which torch alone writes; without it the test is skipped."""
-    torch = pytest.importorskip("torch")
+    """A folder of .pth files, which torch alone writes: a test that asks for one is a `reference`."""
+    import torch
+
     folder.mkdir(parents=True)
     (folder / "params.json").write_text(json.dumps(META_PARAMS if values is None else values))
     for rank, part in enumerate(meta_shards(params, config, shards)):

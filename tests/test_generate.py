@@ -151,7 +151,9 @@ def test_no_token_of_a_prompt_is_lost_at_the_borders_of_chunks(length: int) -> N
 
 @pytest.mark.reference
 def test_the_penalty_counts_prompt_and_new_tokens_and_leaves_logprobs_alone() -> None:
-    torch, transformers = (pytest.importorskip(name) for name in ("torch", "transformers"))
+    import torch
+    import transformers
+
     penalty = transformers.RepetitionPenaltyLogitsProcessor(1.7)
     completion = run(PROMPTS[:1], sampler=Sampler(repetition_penalty=1.7))[0]
     ids = list(PROMPTS[0])
