@@ -264,6 +264,7 @@ def test_generation_and_scores_take_a_quantised_model() -> None:
     np.testing.assert_allclose(*scores, rtol=0, atol=1e-4)
 
 
+@pytest.mark.xla_pin
 @pytest.mark.parametrize(("dtype", "n_layers"), [(jnp.float32, 4), (jnp.bfloat16, 30)])
 def test_a_quantised_decode_step_makes_no_wide_copy_of_its_weights(
     dtype: object, n_layers: int
