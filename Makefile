@@ -7,15 +7,21 @@ BIN := $(VENV)/bin
 # The version the tests are run with; installed first, so that nothing else chooses a build.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test course lint clean
+.PHONY: demo test slow course lint clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m convert fetch smollm2-135m-instruct
 	$(BIN)/python -m jax_llama3 generate -p "What is the capital of France?"
 
+# What a contributor runs.
 test: $(VENV)/test
 	$(BIN)/python -m convert fetch smollm2-135m-instruct
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist worksteal
+
+# Planted bugs, lessons with faults and rebuilt, killed conversions, other systems.
+slow: $(VENV)/test
+	$(BIN)/python -m convert fetch smollm2-135m-instruct
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal
 
 course: $(VENV)/test
 	$(BIN)/python -m convert fetch smollm2-135m-instruct
@@ -31,10 +37,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo: $(BIN)/python pyproject.toml
+	@echo "Installing jax_llama3 and jax into $(VENV); pip says nothing for about a minute."
 	$(BIN)/python -m pip install --quiet --editable ".[cpu]" "gguf>=0.17"
 	touch $@
 
 $(VENV)/test: $(BIN)/python pyproject.toml
+	@echo "Installing jax_llama3, torch and the tests' other references into $(VENV); pip says nothing for some minutes."
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[convert,compare,cpu,plot,course,test]"
 	# Meta's own model, to compare with. Most of what it asks for is not needed to run it.

@@ -7,11 +7,9 @@ import gguf
 import jax
 import numpy as np
 import safetensors.numpy
-import torch
 from random_models import TINY, replace, sharp_params
-from transformers_reference import state_dict
 
-from jax_llama3 import Config, Params, RopeScaling
+from jax_llama3 import Config, Layer, Params, RopeScaling
 
 V4 = {
     "architectures": ["LlamaForCausalLM"],
@@ -54,7 +52,28 @@ def write_folder(folder: Path, config: dict, tensors: dict[str, np.ndarray]) -> 
 
 
 def hf_tensors(params: Params) -> dict[str, np.ndarray]:
-    return {name: tensor.numpy() for name, tensor in state_dict(params).items()}
+    """The weights under transformers' names, every matrix of two axes."""
+    tensors = {"model.embed_tokens.weight": params.embedding, "model.norm.weight": params.norm}
+    if params.output is not None:
+        tensors["lm_head.weight"] = params.output
+    for index, layer in enumerate(params.layers):
+        tensors |= {f"model.layers.{index}.{name}": a for name, a in hf_layer(layer).items()}
+    return {name: np.array(tensor) for name, tensor in tensors.items()}
+
+
+def hf_layer(layer: Layer) -> dict[str, jax.Array]:
+    dim = layer.attn_norm.size
+    return {
+        "input_layernorm.weight": layer.attn_norm,
+        "post_attention_layernorm.weight": layer.ffn_norm,
+        "self_attn.q_proj.weight": layer.wq.reshape(-1, dim),
+        "self_attn.k_proj.weight": layer.wk.reshape(-1, dim),
+        "self_attn.v_proj.weight": layer.wv.reshape(-1, dim),
+        "self_attn.o_proj.weight": layer.wo.reshape(dim, -1),
+        "mlp.gate_proj.weight": layer.w_gate,
+        "mlp.up_proj.weight": layer.w_up,
+        "mlp.down_proj.weight": layer.w_down,
+    }
 
 
 def write_sharded(folder: Path, config: dict, tensors: dict[str, np.ndarray]) -> Path:
@@ -134,6 +153,21 @@ def write_gguf(
     return path
 
 
+def divisors(config: Config) -> np.ndarray:
+    """What a GGUF file says of Llama 3.1's scaling: by how much each pair turns slower."""
+    values = []
+    for pair in range(config.head_dim // 2):
+        wavelength = 2 * np.pi * config.rope_theta ** (2 * pair / config.head_dim)
+        if wavelength < 8192 / 4:
+            values.append(1.0)
+        elif wavelength > 8192:
+            values.append(config.rope_scaling.factor)
+        else:
+            smooth = (8192 / wavelength - 1) / 3
+            values.append(1 / ((1 - smooth) / config.rope_scaling.factor + smooth))
+    return np.array(values, np.float32)
+
+
 PLAIN = replace(TINY, rope_scaling=None)
 PARAMS = sharp_params(11, TINY)
 
@@ -177,35 +211,36 @@ META_PARAMS = {
 }
 
 
-def meta_tensors(params: Params, config: Config) -> dict[str, torch.Tensor]:
+def meta_tensors(params: Params, config: Config) -> dict[str, np.ndarray]:
     """The whole tensors under Meta's names, q and k rows interleaved."""
     tensors = {}
-    for name, tensor in state_dict(params).items():
+    for name, tensor in hf_tensors(params).items():
         if name.endswith("q_proj.weight"):
-            tensor = torch.tensor(interleaved(tensor.numpy(), config.n_heads))
+            tensor = interleaved(tensor, config.n_heads)
         if name.endswith("k_proj.weight"):
-            tensor = torch.tensor(interleaved(tensor.numpy(), config.n_kv_heads))
+            tensor = interleaved(tensor, config.n_kv_heads)
         for old, new in META_NAMES.items():
             name = name.replace(old, new)
         tensors[name] = tensor
-    tensors.setdefault("output.weight", tensors["tok_embeddings.weight"].clone())
+    tensors.setdefault("output.weight", tensors["tok_embeddings.weight"])
     return tensors
 
 
-def meta_shards(params: Params, config: Config, shards: int) -> list[dict[str, torch.Tensor]]:
+def meta_shards(params: Params, config: Config, shards: int) -> list[dict[str, np.ndarray]]:
     """What each of Meta's model-parallel ranks would save."""
-    parts: list[dict[str, torch.Tensor]] = [{} for _ in range(shards)]
+    parts: list[dict[str, np.ndarray]] = [{} for _ in range(shards)]
     for name, tensor in meta_tensors(params, config).items():
         for rank in range(shards):
             if tensor.ndim == 1:
                 piece = tensor
             elif name.endswith((".wo.weight", ".w2.weight")):
-                piece = tensor.chunk(shards, dim=1)[rank]
+                piece = np.split(tensor, shards, axis=1)[rank]
             elif name.endswith((".wk.weight", ".wv.weight")) and shards > config.n_kv_heads:
-                piece = tensor.chunk(config.n_kv_heads)[rank * config.n_kv_heads // shards]
+                kv_heads = np.split(tensor, config.n_kv_heads)
+                piece = kv_heads[rank * config.n_kv_heads // shards]
             else:
-                piece = tensor.chunk(shards)[rank]
-            parts[rank][name] = piece.clone()
+                piece = np.split(tensor, shards)[rank]
+            parts[rank][name] = piece.copy()
     return parts
 
 
@@ -216,11 +251,14 @@ def write_meta(
     *,
     shards: int = 1,
     values: dict | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: str = "float32",
 ) -> Path:
+    """A folder of .pth files, which torch alone writes: a test that asks for one is a `reference`."""
+    import torch
+
     folder.mkdir(parents=True)
     (folder / "params.json").write_text(json.dumps(META_PARAMS if values is None else values))
     for rank, part in enumerate(meta_shards(params, config, shards)):
-        part = {name: tensor.to(dtype) for name, tensor in part.items()}
-        torch.save(part, folder / f"consolidated.{rank:02}.pth")
+        saved = {name: torch.tensor(t).to(getattr(torch, dtype)) for name, t in part.items()}
+        torch.save(saved, folder / f"consolidated.{rank:02}.pth")
     return folder

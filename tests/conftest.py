@@ -1,6 +1,7 @@
 """What every test runs under: checked shapes, strict promotion, two CPU devices, no leaked tracers."""
 
 import os
+from importlib.util import find_spec
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
@@ -25,6 +26,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def default_model() -> Model:
     """The default model in float32, fetched if this machine does not have it yet."""
     return load(fetch("smollm2-135m-instruct"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Without the references there is nothing to compare with."""
+    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
+    if missing and item.get_closest_marker("reference"):
+        pytest.skip(f"needs {' and '.join(missing)}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -31,7 +31,7 @@ def join_world(rank: int, world: int, store: str | Path) -> None:
 
 
 def meta_model(
-    tensors: dict[str, torch.Tensor], config: Config, batch: int, capacity: int
+    tensors: dict[str, np.ndarray], config: Config, batch: int, capacity: int
 ) -> meta.Transformer:
     """Meta's model of whole tensors under Meta's names."""
     assert config.dim == config.n_heads * config.head_dim, "Meta's model knows no other head_dim"
@@ -50,7 +50,8 @@ def meta_model(
         max_seq_len=capacity,
     )
     model = meta.Transformer(args)
-    missing, unexpected = model.load_state_dict(tensors, strict=True)
+    weights = {name: torch.tensor(tensor) for name, tensor in tensors.items()}
+    missing, unexpected = model.load_state_dict(weights, strict=True)
     assert not missing
     assert not unexpected
     if config.rope_scaling is not None:

@@ -123,6 +123,19 @@ def run(tests: list[str], mutation: Mutation | None) -> str:
     return " ".join(str(watch.failures[0]).split()) if watch.failures else ""
 
 
+def run_apart(tests: list[str], mutation: Mutation | None) -> str:
+    """What `run` says, in a process that has the libraries and nothing else of this one."""
+    with _pool(1) as pool:
+        return pool.submit(run, tests, mutation).result()
+
+
+def _pool(size: int) -> ProcessPoolExecutor:
+    """Processes of one task each, forked from a server that lives as long as this process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return ProcessPoolExecutor(size, context, max_tasks_per_child=1)
+
+
 def _is_refusal(failure: BaseException, folder: str) -> bool:
     """Whether the code itself refused something, not a library that could not run the bug."""
     place = traceback.extract_tb(failure.__traceback__)[-1].filename
@@ -151,10 +164,8 @@ def main(words: list[str]) -> int:
     def is_chosen(name: str) -> bool:
         return not words or any(word in name for word in words)
 
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
     wrong = []
-    with ProcessPoolExecutor(_AT_A_TIME, context, max_tasks_per_child=1) as pool:
+    with _pool(_AT_A_TIME) as pool:
 
         def tell(name: str, line: str, outcome: Future, *, fails: bool) -> None:
             if outcome.exception() is None and bool(outcome.result()) == fails:

@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import math
-import shutil
 import statistics
 from pathlib import Path
 
@@ -13,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import run
 from random_models import TINY, replace, sharp_params
-from test_convert import run
 
 from jax_llama3 import Model, abstract_params, count_params, init_params, quantize, save
-from jax_llama3.bench.baselines import peer
 from jax_llama3.bench.cost import forward_flops, weight_bytes
 from jax_llama3.bench.first_token import _seconds
 from jax_llama3.bench.presets import preset, preset_names
@@ -200,6 +198,8 @@ def test_a_process_without_a_first_token_says_why(tmp_path: Path) -> None:
         _seconds(tmp_path / "nothing", "float32")
 
 
+@pytest.mark.slow
+@pytest.mark.reference
 def test_a_peer_times_itself_in_turn(folder: str, capsys: pytest.CaptureFixture) -> None:
     words = ["-p", "8", "-n", "3", "-r", "2", "-o", "json", "--against", "transformers"]
     rows = json.loads(bench(capsys, "--model", folder, *words))
@@ -214,6 +214,8 @@ def test_a_peer_times_itself_in_turn(folder: str, capsys: pytest.CaptureFixture)
         )
 
 
+@pytest.mark.slow
+@pytest.mark.reference
 def test_a_peer_of_int8_weights_is_counted_in_its_own_bytes(
     folder: str, capsys: pytest.CaptureFixture
 ) -> None:
@@ -225,28 +227,3 @@ def test_a_peer_of_int8_weights_is_counted_in_its_own_bytes(
     small = weight_bytes(jax.eval_shape(quantize, abstract_params(TINY, jnp.float32)))
     for row, size in ((ours, small), (theirs, plain)):
         assert row["gb_s"] == pytest.approx(size * row["avg_ts"] / 1e9)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
-def test_a_peer_compiled_by_torch_decodes_from_any_depth() -> None:
-    with peer("torch.compile", TINY, "float32", 64) as (system, run):
-        assert system.startswith("torch.compile, transformers ")
-        for test, tokens, depth in (("tg", 3, 0), ("tg", 3, 20), ("pp", 4, 5)):
-            assert run(test=test, tokens=tokens, depth=depth, batch=2) > 0
-
-
-def test_a_peer_that_fails_says_why() -> None:
-    with peer("transformers", TINY, "float32", 64) as (_, seconds):
-        assert seconds(test="tg", tokens=2, depth=3, batch=2) > 0
-        with pytest.raises(ValueError, match="transformers: TypeError"):
-            seconds(test="tg", tokens="x", depth=0, batch=1)
-        assert seconds(test="pp", tokens=2, depth=0, batch=1) > 0  # it goes on
-
-
-def test_llama_cpp_is_a_peer_where_it_is_installed() -> None:
-    pytest.importorskip("llama_cpp")
-    config = replace(TINY, dim=64, n_heads=4, n_kv_heads=2, ffn_dim=96)
-    with peer("llama.cpp", config, "bfloat16", 64) as (system, seconds):
-        assert "llama-cpp-python" in system
-        assert seconds(test="pp", tokens=9, depth=0, batch=1) > 0
-        assert seconds(test="tg", tokens=2, depth=3, batch=1) > 0

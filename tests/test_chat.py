@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from test_tokenizer import generation, rank_file, sentencepiece_like
+from tokenizer_files import generation, rank_file, sentencepiece_like
 from tokenizers import Tokenizer as JsonTokenizer
 
 from jax_llama3.text.chat import chat_tokens
@@ -77,6 +77,7 @@ DETAILS = [
 ]
 
 
+@pytest.mark.reference
 @pytest.mark.parametrize("template", DETAILS)
 def test_a_template_is_rendered_as_transformers_does(meta: Tokenizer, template: str) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -126,16 +127,17 @@ def test_what_is_no_conversation_is_refused(meta: Tokenizer, messages: list) -> 
         chat_tokens(meta, messages)
 
 
+@pytest.mark.reference
 @pytest.mark.parametrize("scheme", ["never", "first", "always"])
 @pytest.mark.parametrize("text", ["a<end>a a<end>a", "<end>a<end> a"])
 def test_sentencepiece_templates_equal_transformers(scheme: str, text: str) -> None:
-    from transformers import PreTrainedTokenizerFast
+    import transformers
 
     data = sentencepiece_like().replace(
         b'"prepend_scheme":"never"', f'"prepend_scheme":"{scheme}"'.encode()
     )
     assert scheme.encode() in data
     tokenizer = tokenizer_from_files({JSON: data, GENERATION: generation()})
-    theirs = PreTrainedTokenizerFast(tokenizer_object=JsonTokenizer.from_buffer(data))
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=JsonTokenizer.from_buffer(data))
     ids = chat_tokens(with_template(tokenizer, text), DIALOG)
     assert ids == theirs(text, add_special_tokens=False)["input_ids"]

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+from commands import run
 from random_models import TINY, replace, sharp_params
-from test_convert import run
-from test_tokenizer import rank_file
+from tokenizer_files import rank_file
 
 from jax_llama3 import Model, generate, save, score
 from jax_llama3.cli.main import main

@@ -9,12 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch
-from checkpoints import META, META_PARAMS, hf_tensors, write_folder, write_gguf, write_meta
+
+for name in ("torch", "transformers", "llama_models"):
+    pytest.importorskip(name)
+from checkpoints import (
+    META,
+    META_PARAMS,
+    divisors,
+    hf_tensors,
+    write_folder,
+    write_gguf,
+    write_meta,
+)
+from commands import run
 from plants import PLANTS, Plant, in_layers, interleaved
 from random_models import TINY, replace, sharp_params
-from test_convert import divisors, run
-from test_tokenizer import rank_file
+from tokenizer_files import rank_file
 from transformers_reference import transformers_config
 
 from convert.__main__ import main
@@ -27,6 +37,7 @@ from jax_llama3 import Config, Model, Params, save
 from jax_llama3.runtime.home import default_folder
 from jax_llama3.text.tokenizer import MODEL, tokenizer_from_files
 
+pytestmark = pytest.mark.reference
 PARAMS = sharp_params(21, META)
 BLOCK = (
     "attn.q attn.k attn.v attn.pattern attn.z attn.out resid_mid mlp.gate mlp.up mlp.out resid_post"
@@ -75,7 +86,7 @@ FORMATS = {
     ),
     "meta, two shards": lambda path: write_meta(path, PARAMS, shards=2),
     "meta, four shards": lambda path: write_meta(path, PARAMS, shards=4),
-    "meta, bfloat16": lambda path: write_meta(path, PARAMS, dtype=torch.bfloat16),
+    "meta, bfloat16": lambda path: write_meta(path, PARAMS, dtype="bfloat16"),
     "meta, unscaled": lambda path: write_meta(
         path, PARAMS, values={**META_PARAMS, "use_scaled_rope": False}
     ),

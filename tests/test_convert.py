@@ -12,26 +12,26 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 from checkpoints import (
     PARAMS,
     PLAIN,
     V4,
     V5,
     bits,
+    divisors,
     hf_tensors,
     write_folder,
     write_gguf,
     write_sharded,
 )
+from commands import run
 from random_models import LLAMA_3_1, TINY, replace, sharp_params
-from test_tokenizer import generation, rank_file, sentencepiece_like
-from transformers_reference import transformers_logits, transformers_model
+from tokenizer_files import generation, rank_file, sentencepiece_like
 
 from convert.__main__ import main
 from convert.formats.huggingface.folder import parse_config
 from convert.to_jax import to_jax
-from jax_llama3 import Config, RopeScaling, forward, load
+from jax_llama3 import RopeScaling, load
 from jax_llama3.checkpoint.folder import OLD
 from jax_llama3.checkpoint.manifest import PARTIAL, read_manifest
 from jax_llama3.checkpoint.verification import verify
@@ -51,38 +51,12 @@ def test_huggingface_folders_give_the_tree_bit_for_bit(
     verify(tmp_path / "out")
 
 
-def test_what_transformers_saves_converts_and_computes_the_same(tmp_path: Path) -> None:
-    reference = transformers_model(PARAMS, TINY)
-    reference.save_pretrained(tmp_path / "in", max_shard_size="60KB")
-    assert len(list((tmp_path / "in").glob("*.safetensors"))) > 1
-    to_jax(tmp_path / "in", tmp_path / "out")
-    model = load(tmp_path / "out")
-    tokens = np.arange(100)[None]
-    logits, _ = forward(model.params, tokens, model.config)
-    np.testing.assert_allclose(logits, transformers_logits(reference, tokens), rtol=0, atol=1e-3)
-
-
 def test_gguf_gives_the_same_tree(tmp_path: Path) -> None:
     params = sharp_params(11, PLAIN)
     to_jax(write_gguf(tmp_path / "in.gguf", PLAIN, params), tmp_path / "out")
     model = load(tmp_path / "out")
     assert model.config == PLAIN
     assert bits(model.params) == bits(params)
-
-
-def divisors(config: Config) -> np.ndarray:
-    """What a GGUF file says of Llama 3.1's scaling: by how much each pair turns slower."""
-    values = []
-    for pair in range(config.head_dim // 2):
-        wavelength = 2 * np.pi * config.rope_theta ** (2 * pair / config.head_dim)
-        if wavelength < 8192 / 4:
-            values.append(1.0)
-        elif wavelength > 8192:
-            values.append(config.rope_scaling.factor)
-        else:
-            smooth = (8192 / wavelength - 1) / 3
-            values.append(1 / ((1 - smooth) / config.rope_scaling.factor + smooth))
-    return np.array(values, np.float32)
 
 
 def test_what_a_gguf_file_may_leave_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,13 +110,13 @@ def test_tied_models_store_the_embedding_once(tmp_path: Path, given: str) -> Non
         assert bits(model.params) == bits(params)
 
 
-def test_bfloat16_equals_torch_rounding_and_keep_keeps(tmp_path: Path) -> None:
+def test_bfloat16_is_rounded_to_the_nearest_and_keep_keeps(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
     to_jax(source, tmp_path / "bf16", dtype="bfloat16")
     half = load(tmp_path / "bf16").params
     for ours, theirs in zip(jax.tree.leaves(half), jax.tree.leaves(PARAMS), strict=True):
-        expected = torch.tensor(np.asarray(theirs)).bfloat16().view(torch.int16).numpy()
-        np.testing.assert_array_equal(np.asarray(ours).view(np.int16), expected)
+        expected = np.asarray(theirs).astype(ml_dtypes.bfloat16)
+        np.testing.assert_array_equal(np.asarray(ours).view(np.int16), expected.view(np.int16))
     tensors = {k: v.astype(ml_dtypes.bfloat16) for k, v in hf_tensors(PARAMS).items()}
     to_jax(write_folder(tmp_path / "in16", V4, tensors), tmp_path / "kept")
     assert bits(load(tmp_path / "kept").params) == bits(half)
@@ -198,22 +172,6 @@ def test_configs_that_are_not_understood_are_refused(change: dict, message: str)
 def test_a_missing_key_is_named(key: str) -> None:
     with pytest.raises(ValueError, match=key):
         parse_config({name: value for name, value in V4.items() if name != key})
-
-
-def test_defaults_of_absent_keys_are_those_of_transformers() -> None:
-    from transformers import LlamaConfig
-
-    absent = ("num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta", "rope_scaling")
-    absent += ("max_position_embeddings", "tie_word_embeddings")
-    config = parse_config({key: value for key, value in V4.items() if key not in absent})
-    theirs = LlamaConfig(hidden_size=48, num_attention_heads=6)
-    assert config.n_kv_heads == theirs.num_key_value_heads
-    assert config.head_dim == theirs.head_dim
-    assert config.norm_eps == theirs.rms_norm_eps
-    assert config.rope_theta == theirs.rope_parameters["rope_theta"]
-    assert config.rope_scaling is None
-    assert config.max_seq_len == theirs.max_position_embeddings
-    assert config.tie_embeddings == theirs.tie_word_embeddings
 
 
 def broken(name: str, value: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -516,14 +474,6 @@ def test_a_failing_rename_puts_the_old_model_back(
 def test_the_scaling_of_a_v5_file_is_read() -> None:
     assert parse_config(V5).rope_scaling == LLAMA_3_1
     assert parse_config(V5) == parse_config(V4) == TINY
-
-
-def run(command: Callable[[list[str]], int], arguments: list[str]) -> int | str | None:
-    """The exit status; argparse raises it, commands return it."""
-    try:
-        return command(arguments)
-    except SystemExit as stopped:
-        return stopped.code
 
 
 @pytest.mark.parametrize(

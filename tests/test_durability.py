@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import PARAMS, V4, bits, hf_tensors, write_folder
+from disks import full_from
 from random_models import TINY, sharp_params
 
 import jax_llama3.checkpoint.stream
@@ -55,6 +56,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, convert: Callable, shard: int) ->
             convert()
 
 
+@pytest.mark.slow
 def test_killed_at_every_step_and_repeated_the_end_is_the_same(
     tmp_path: Path, source: Path
 ) -> None:
@@ -208,21 +210,6 @@ def test_a_source_that_changes_meanwhile_is_refused(
     with pytest.raises(ValueError, match=r"model\.safetensors changed while it was converted"):
         to_jax(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
-
-
-def no_room(*_: object) -> int:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def full_from(call: int, real: Callable) -> Callable:
-    count = 0
-
-    def limited(*arguments: object) -> object:
-        nonlocal count
-        count += 1
-        return no_room() if count > call else real(*arguments)
-
-    return limited
 
 
 FULL = {

@@ -6,9 +6,7 @@ import time
 import jax
 import numpy as np
 import pytest
-import torch
 from random_models import TINY, replace, sharp_params
-from transformers import RepetitionPenaltyLogitsProcessor
 
 from jax_llama3 import Completion, Model, Sampler, forward, generate, score, stream_generate
 from jax_llama3.decoding.generation import _read, generate_tokens
@@ -151,8 +149,12 @@ def test_no_token_of_a_prompt_is_lost_at_the_borders_of_chunks(length: int) -> N
     np.testing.assert_allclose(completion.logprobs, [expected.max()], atol=1e-4)
 
 
+@pytest.mark.reference
 def test_the_penalty_counts_prompt_and_new_tokens_and_leaves_logprobs_alone() -> None:
-    penalty = RepetitionPenaltyLogitsProcessor(1.7)
+    import torch
+    import transformers
+
+    penalty = transformers.RepetitionPenaltyLogitsProcessor(1.7)
     completion = run(PROMPTS[:1], sampler=Sampler(repetition_penalty=1.7))[0]
     ids = list(PROMPTS[0])
     tokens = np.array([ids + completion.tokens])

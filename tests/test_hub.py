@@ -107,7 +107,9 @@ def test_a_name_is_brought_and_converted(tmp_path: Path, hub: tuple) -> None:
     handler, environment = hub
     folder = write_folder(tmp_path / "hf", V4, hf_tensors(PARAMS))
     (folder / "pytorch_model.bin").write_bytes(b"not needed")
-    write_meta(folder / "original", sharp_params(1, META))
+    (folder / "original").mkdir()
+    for name in ("params.json", "consolidated.00.pth"):
+        (folder / "original" / name).write_bytes(b"not needed")
     handler.repositories["some-lab/Tiny.Llama-1"] = folder
     done = run(environment, "to-jax", "some-lab/Tiny.Llama-1", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
@@ -131,7 +133,10 @@ def test_a_name_is_brought_and_converted(tmp_path: Path, hub: tuple) -> None:
     assert "holds another model" in other.stderr
 
 
-@pytest.mark.parametrize("kind", ["original", "meta", "gguf"])
+@pytest.mark.parametrize(
+    "kind",
+    [*(pytest.param(k, marks=pytest.mark.reference) for k in ("original", "meta")), "gguf"],
+)
 def test_other_formats_on_the_hub(tmp_path: Path, hub: tuple, kind: str) -> None:
     handler, environment = hub
     params = sharp_params(1, PLAIN if kind == "gguf" else META)

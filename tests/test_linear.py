@@ -4,14 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shapes import SPECS
 
 from jax_llama3.model.linear import linear
-
-SPECS = {
-    "BTD,NHD->BTNH": ((2, 3, 8), (5, 4, 8)),
-    "BTD,FD->BTF": ((1, 1, 8), (7, 8)),
-    "BTNH,DNH->BTD": ((1, 2, 5, 4), (6, 5, 4)),
-}
 
 
 @pytest.mark.parametrize(("spec", "shapes"), SPECS.items(), ids=SPECS.keys())

@@ -6,26 +6,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
-from random_models import TINY, replace
+from random_models import replace
+from shapes import DEFAULT_SHAPE
 
 from jax_llama3 import Cache, Params, abstract_params, init_cache
 from jax_llama3.bench.presets import preset
 from jax_llama3.decoding.generation import State, decode_many, padded_stops
 from jax_llama3.model.network import _decode, decode_step
-
-DEFAULT_SHAPE = replace(
-    TINY,
-    vocab_size=49152,
-    dim=576,
-    n_layers=4,  # of 30: what is allocated does not grow with the depth
-    n_heads=9,
-    n_kv_heads=3,
-    head_dim=64,
-    ffn_dim=1536,
-    rope_scaling=None,
-    tie_embeddings=True,
-)
-
 
 LLAMA_3_2_1B = replace(preset("llama3.2-1b"), n_layers=2)  # of 16
 

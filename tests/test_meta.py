@@ -8,26 +8,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
 from checkpoints import (
     META,
     META_PARAMS,
     V4,
     bits,
     hf_tensors,
-    meta_shards,
     write_folder,
     write_meta,
 )
 from random_models import replace, sharp_params
-from test_tokenizer import rank_file
+from tokenizer_files import rank_file
 
-from convert.formats.meta.config import ffn_dim, params_values, parse_params
 from convert.to_jax import to_jax
 from jax_llama3 import RopeScaling, load
 from jax_llama3.checkpoint.manifest import read_manifest
 from jax_llama3.checkpoint.verification import verify
 
+pytestmark = pytest.mark.reference
 PARAMS = sharp_params(3, META)
 
 
@@ -76,7 +76,7 @@ def test_rows_of_q_and_k_are_reordered_and_of_v_are_not(tmp_path: Path) -> None:
 
 
 def test_bfloat16_parts_are_kept(tmp_path: Path) -> None:
-    folder = write_meta(tmp_path / "in", PARAMS, shards=2, dtype=torch.bfloat16)
+    folder = write_meta(tmp_path / "in", PARAMS, shards=2, dtype="bfloat16")
     to_jax(folder, tmp_path / "out")
     up = load(tmp_path / "out").params.layers[0].w_up
     expected = torch.tensor(np.asarray(PARAMS.layers[0].w_up)).bfloat16().view(torch.int16)
@@ -107,52 +107,6 @@ def test_the_original_folder_of_the_hub_is_metas(tmp_path: Path) -> None:
 
 
 # --- params.json ---
-
-
-def test_feed_forward_widths_are_those_of_the_family() -> None:
-    assert ffn_dim(4096, 1.3, 1024) == 14336
-    assert ffn_dim(8192, 1.3, 4096) == 28672
-    assert ffn_dim(16384, 1.2, 4096) == 53248
-    assert ffn_dim(2048, 1.5, 256) == 8192
-    assert ffn_dim(3072, 1.0, 256) == 8192
-    assert ffn_dim(64, 0.556, 1) == 94  # 94.52: cut, not rounded
-    for dim, width in (
-        (4096, 14336),
-        (8192, 28672),
-        (16384, 53248),
-        (2048, 8192),
-        (64, 88),
-        (2, 1),
-    ):
-        config = replace(META, dim=dim, n_heads=1, n_kv_heads=1, head_dim=dim, ffn_dim=width)
-        values = params_values(config)
-        assert parse_params(values, None)[0] == config
-
-
-@pytest.mark.parametrize(
-    ("changes", "given", "factor"),
-    [
-        ({}, None, 8.0),
-        ({"dim": 2048, "n_layers": 16}, None, 32.0),
-        ({"dim": 3072, "n_layers": 28}, None, 32.0),
-        ({"dim": 4096, "n_layers": 32}, None, 8.0),
-        ({"use_scaled_rope": False}, None, None),
-        ({"dim": 2048, "n_layers": 16}, 8.0, 8.0),
-        ({}, 32.0, 32.0),
-        ({}, 1.0, None),
-        ({"use_scaled_rope": False}, 8.0, 8.0),
-    ],
-)
-def test_rope_scaling_is_inferred_or_given(
-    changes: dict, given: float | None, factor: float | None
-) -> None:
-    config, decisions = parse_params({**META_PARAMS, **changes}, given)
-    scaling = None if factor is None else RopeScaling(factor, 1.0, 4.0, 8192)
-    assert config.rope_scaling == scaling
-    assert config.max_seq_len == (8192 if factor is None else 131072)
-    assert "RoPE" in decisions[0]
-    if factor is not None:
-        assert f"{factor:g}" in decisions[0]
 
 
 def test_the_chosen_scaling_is_in_the_manifest(tmp_path: Path) -> None:
@@ -380,19 +334,3 @@ def test_a_tokenizer_goes_along_and_must_fit(tmp_path: Path) -> None:
     (folder / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>")  # SentencePiece's
     with pytest.raises(ValueError, match=r"tokenizer\.model"):
         to_jax(folder, tmp_path / "bad")
-
-
-def test_parts_are_what_metas_ranks_hold() -> None:
-    """The writer of these tests against the text of the format, by hand."""
-    shards = meta_shards(PARAMS, META, 4)
-    assert shards[0]["layers.0.attention.wq.weight"].shape == (16, 64)
-    assert shards[0]["layers.0.attention.wk.weight"].shape == (16, 64)
-    assert shards[0]["layers.0.attention.wo.weight"].shape == (64, 16)
-    assert shards[0]["layers.0.feed_forward.w2.weight"].shape == (64, 22)
-    assert shards[0]["tok_embeddings.weight"].shape == (26, 64)
-    assert torch.equal(
-        shards[0]["layers.0.attention.wk.weight"], shards[1]["layers.0.attention.wk.weight"]
-    )
-    assert not torch.equal(
-        shards[1]["layers.0.attention.wk.weight"], shards[2]["layers.0.attention.wk.weight"]
-    )

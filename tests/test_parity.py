@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from checkpoints import meta_tensors
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("llama_models")
+from checkpoints import meta_tensors
 from meta_reference import join_world, meta_logits, meta_model
 from random_models import ATOL, LLAMA_3_1, LLAMA_3_2, TINY, replace, sharp_params
 from transformers import DynamicCache
@@ -23,6 +25,8 @@ from transformers_reference import transformers_config, transformers_logits, tra
 from convert.baselines.__main__ import cache_argument
 from jax_llama3 import Config, Params, RopeScaling, decode, forward, init_cache, prefill
 from jax_llama3.model.rope import rope_frequencies
+
+pytestmark = pytest.mark.reference
 
 # The original context is 64 positions in some, so that sequences run beyond it; in others it is
 # that of the published models.

@@ -15,10 +15,13 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
 
 from convert.formats.meta.pth import _check_opcodes, open_pth
 from convert.source import hash_files, source_file
+
+pytestmark = pytest.mark.reference
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import META, PARAMS, V4, bits, hf_tensors, write_folder, write_gguf, write_meta
+from commands import run
+from divergence import divergence, jitted, texts
 from random_models import TINY, replace, sharp_params
-from test_convert import run
-from test_default_model import divergence, jitted, texts
-from test_linear import SPECS
-from test_memory import DEFAULT_SHAPE
+from shapes import DEFAULT_SHAPE, SPECS
 
 from convert.__main__ import main
 from convert.fetch.models import fetch
@@ -265,6 +264,7 @@ def test_generation_and_scores_take_a_quantised_model() -> None:
     np.testing.assert_allclose(*scores, rtol=0, atol=1e-4)
 
 
+@pytest.mark.xla_pin
 @pytest.mark.parametrize(("dtype", "n_layers"), [(jnp.float32, 4), (jnp.bfloat16, 30)])
 def test_a_quantised_decode_step_makes_no_wide_copy_of_its_weights(
     dtype: object, n_layers: int
@@ -287,7 +287,10 @@ SOURCES = {
 }
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+KINDS = ["huggingface", "gguf", pytest.param("meta", marks=pytest.mark.reference)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("block_bytes", [1 << 10, 4 << 20])
 def test_a_quantised_folder_is_quantize_of_the_plain_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, block_bytes: int

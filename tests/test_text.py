@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from random_models import TINY, replace, sharp_params
-from test_tokenizer import rank_file
+from tokenizer_files import rank_file
 
 from jax_llama3 import Model, Sampler, forward, generate, score, stream_generate
 from jax_llama3.text.completion import Row

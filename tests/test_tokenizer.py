@@ -1,13 +1,11 @@
 """Text to ids and back: golden ids, every byte, special names typed by users, whole characters."""
 
-import base64
 import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer as JsonTokenizer
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizer_files import generation, rank_file, sentencepiece_like
 
 from jax_llama3 import Model
 from jax_llama3.text.tokenizer import (
@@ -18,13 +16,6 @@ from jax_llama3.text.tokenizer import (
     Tokenizer,
     tokenizer_from_files,
 )
-
-RANKS = [bytes([byte]) for byte in range(256)] + [b"he", b"ll", b"hell", b"hello", b" hello"]
-RANKS += ["你".encode()[:2], "你".encode()]
-
-
-def rank_file(tokens: list[bytes] = RANKS) -> bytes:
-    return b"\n".join(base64.b64encode(t) + b" %d" % i for i, t in enumerate(tokens)) + b"\n"
 
 
 @pytest.fixture(scope="module")
@@ -115,24 +106,6 @@ def test_a_damaged_rank_file_is_refused(data: bytes, message: str) -> None:
 def test_a_lone_surrogate_is_refused(meta: Tokenizer) -> None:
     with pytest.raises(ValueError, match="not valid Unicode"):
         meta.encode("a\ud800")
-
-
-def sentencepiece_like() -> bytes:
-    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "\u2581a"]
-    vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    model = models.BPE(vocab=vocabulary, merges=[("\u2581", "a")], byte_fallback=True)
-    tokenizer = JsonTokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    tokenizer.add_special_tokens(["<end>"])
-    return tokenizer.to_str().encode()
-
-
-def generation(**changes: object) -> bytes:
-    values = {"bos_id": None, "eos_id": 260, "add_bos": False, "stop_ids": [260]}
-    return json.dumps({**values, **changes}).encode()
 
 
 def test_sentencepiece_kind_with_byte_fallback() -> None:

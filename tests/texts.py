@@ -337,3 +337,7 @@ def random_texts(count: int, seed: int = 0) -> list[str]:
         texts[families[turn % len(families)](rng)] = None
         turn += 1
     return list(texts)
+
+
+def is_newest(text: str) -> bool:
+    return any(first <= ord(char) <= last for char in text for first, last in NEWEST)

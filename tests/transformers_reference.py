@@ -1,8 +1,8 @@
 """transformers' logits for a tree of ours."""
 
-import jax
 import numpy as np
 import torch
+from checkpoints import hf_tensors
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from jax_llama3 import Config, Params
@@ -10,32 +10,7 @@ from jax_llama3 import Config, Params
 
 def state_dict(params: Params) -> dict[str, torch.Tensor]:
     """The weights under transformers' names."""
-
-    def flat(array: jax.Array, rows: int) -> torch.Tensor:
-        return torch.tensor(np.asarray(array).reshape(rows, -1))
-
-    tensors = {
-        "model.embed_tokens.weight": torch.tensor(np.asarray(params.embedding)),
-        "model.norm.weight": torch.tensor(np.asarray(params.norm)),
-    }
-    if params.output is not None:
-        tensors["lm_head.weight"] = torch.tensor(np.asarray(params.output))
-    for index, layer in enumerate(params.layers):
-        prefix = f"model.layers.{index}."
-        heads = layer.wq.shape[0] * layer.wq.shape[1]
-        kv_heads = layer.wk.shape[0] * layer.wk.shape[1]
-        tensors |= {
-            prefix + "input_layernorm.weight": torch.tensor(np.asarray(layer.attn_norm)),
-            prefix + "post_attention_layernorm.weight": torch.tensor(np.asarray(layer.ffn_norm)),
-            prefix + "self_attn.q_proj.weight": flat(layer.wq, heads),
-            prefix + "self_attn.k_proj.weight": flat(layer.wk, kv_heads),
-            prefix + "self_attn.v_proj.weight": flat(layer.wv, kv_heads),
-            prefix + "self_attn.o_proj.weight": flat(layer.wo, layer.wo.shape[0]),
-            prefix + "mlp.gate_proj.weight": flat(layer.w_gate, layer.w_gate.shape[0]),
-            prefix + "mlp.up_proj.weight": flat(layer.w_up, layer.w_up.shape[0]),
-            prefix + "mlp.down_proj.weight": flat(layer.w_down, layer.w_down.shape[0]),
-        }
-    return tensors
+    return {name: torch.tensor(tensor) for name, tensor in hf_tensors(params).items()}
 
 
 def transformers_config(config: Config) -> LlamaConfig:

@@ -1,7 +1,8 @@
-"""Other systems as child processes: what they answer, refuse and leave behind."""
+"""Other systems as child processes: what they answer, how they are timed, refuse and leave behind."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ def test_a_system_that_is_not_known_is_named() -> None:
         pass
 
 
+@pytest.mark.slow
 def test_malformed_requests_are_answered_with_one_line_each() -> None:
     lines = "no json\n[]\n{}\n"
     done = subprocess.run(
@@ -46,12 +48,14 @@ def test_malformed_requests_are_answered_with_one_line_each() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "dtype"), [(SMALL, "float32"), (SCALED, "bfloat16")], ids=["plain", "scaled"]
 )
 def test_llama_cpp_takes_the_file_of_random_weights(config: Config, dtype: str) -> None:
     pytest.importorskip("llama_cpp")
-    with peer("llama.cpp", config, dtype, 64) as (_, seconds):
+    with peer("llama.cpp", config, dtype, 64) as (system, seconds):
+        assert "llama-cpp-python" in system
         assert seconds(test="pp", tokens=9, depth=0, batch=1) > 0
         assert seconds(test="tg", tokens=2, depth=3, batch=1) > 0
         with pytest.raises(ValueError, match="65 tokens do not fit a cache of 64"):
@@ -72,6 +76,7 @@ def test_a_process_that_dies_is_said_with_its_status(monkeypatch: pytest.MonkeyP
         pass
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_ended_while_it_writes_leaves_no_file(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     large = replace(SMALL, vocab_size=32000, dim=1024, n_heads=16, head_dim=64, ffn_dim=4096)
@@ -92,3 +97,23 @@ def test_a_peer_that_is_ended_while_it_writes_leaves_no_file(tmp_path: Path) -> 
     process.terminate()
     process.communicate(timeout=60)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.reference
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
+def test_a_peer_compiled_by_torch_decodes_from_any_depth() -> None:
+    with peer("torch.compile", TINY, "float32", 64) as (system, run):
+        assert system.startswith("torch.compile, transformers ")
+        for test, tokens, depth in (("tg", 3, 0), ("tg", 3, 20), ("pp", 4, 5)):
+            assert run(test=test, tokens=tokens, depth=depth, batch=2) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.reference
+def test_a_peer_that_fails_says_why() -> None:
+    with peer("transformers", TINY, "float32", 64) as (_, seconds):
+        assert seconds(test="tg", tokens=2, depth=3, batch=2) > 0
+        with pytest.raises(ValueError, match="transformers: TypeError"):
+            seconds(test="tg", tokens="x", depth=0, batch=1)
+        assert seconds(test="pp", tokens=2, depth=0, batch=1) > 0  # it goes on
