@@ -15,8 +15,8 @@ from tokenizers import Tokenizer as JsonTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from convert.fetch.models import PACKAGES
+from convert.formats.gguf.vocabulary import gguf_texts
 from convert.formats.huggingface.tokenizer import huggingface_files
-from convert.formats.vocabulary import gguf_texts
 from jax_llama3 import Model, apply_chat_template
 from jax_llama3.text.chat import chat_tokens
 from jax_llama3.text.tokenizer import JSON, MODEL, Tokenizer, byte_level, tokenizer_from_files

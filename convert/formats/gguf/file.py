@@ -10,8 +10,8 @@ from jax_llama3.model.config import Config, RopeScaling
 
 from ...source import Source, TensorInfo, source_file
 from ..safetensors_rows import hint
-from ..vocabulary import gguf_texts
 from .header import GgufHeader, GgufTensor, read_header
+from .vocabulary import gguf_texts
 
 _ROPE_FREQS = "rope_freqs.weight"
 _USED = frozenset(
