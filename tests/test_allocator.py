@@ -9,7 +9,7 @@ import pytest
 # Faults of the second of two blocks, each freed once it was written.
 FAULTS = """
 import ctypes, resource, sys
-from jax_llama3.allocator import keep_freed_memory
+from jax_llama3.runtime.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 libc, nbytes = ctypes.CDLL(None), 64 << 20

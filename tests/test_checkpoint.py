@@ -12,7 +12,7 @@ from random_models import TINY, replace, sharp_params
 from test_tokenizer import rank_file
 
 from jax_llama3 import Model, generate, load, save
-from jax_llama3.checkpoint.format import cast
+from jax_llama3.checkpoint.casting import cast
 from jax_llama3.checkpoint.verification import verify
 from jax_llama3.text.tokenizer import MODEL, tokenizer_from_files
 
