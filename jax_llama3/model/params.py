@@ -36,6 +36,34 @@ class Params(NamedTuple):
     output: Float[Array, "V D"] | None
 
 
+# The axes of every weight, in the dimension letters of the core.
+AXES: dict[str, str] = {
+    "embedding": "VD",
+    "attn_norm": "D",
+    "wq": "NHD",
+    "wk": "KHD",
+    "wv": "KHD",
+    "wo": "DNH",
+    "ffn_norm": "D",
+    "w_gate": "FD",
+    "w_up": "FD",
+    "w_down": "DF",
+    "norm": "D",
+    "output": "VD",
+}
+
+
+def contracted_axes(name: str) -> int:
+    """How many trailing axes of a weight a product sums over; 0 for a norm.
+
+    `name` may have a path before it, such as "layers.3.wo".
+    """
+    axes = AXES[name.rpartition(".")[2]]
+    if len(axes) == 1:
+        return 0
+    return 2 if axes.endswith("NH") else 1
+
+
 def abstract_params(config: Config, dtype: Any) -> Params:
     """The tree of `jax.ShapeDtypeStruct` that a model of this config has."""
 

@@ -47,7 +47,7 @@ def open_jax(folder: Path) -> tuple[Source, Tokenizer | None]:
     if found != {name: leaf.shape for name, leaf in leaves.items()} or set(stored) != set(found):
         raise ValueError(f"{folder}: its tensors are not those of its config")
     read_whole = row_reader({name: folder / entry["file"] for name, entry in stored.items()})
-    flat = {n: flat_shape(n.removesuffix(".values"), shape) for n, shape in found.items()}
+    flat = {name: _flat_shape(name, shape) for name, shape in found.items()}
     heights = {name: flat[name][0] // shape[0] for name, shape in found.items()}
 
     def read(name: str, start: int, stop: int) -> np.ndarray:
@@ -68,3 +68,10 @@ def open_jax(folder: Path) -> tuple[Source, Tokenizer | None]:
         decisions=[],
     )
     return source, read_tokenizer(folder, manifest)
+
+
+def _flat_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """`flat_shape`, for int8 values too; a scale stays as it is."""
+    if name.endswith(".scale"):
+        return shape
+    return flat_shape(name.removesuffix(".values"), shape)
