@@ -7,6 +7,7 @@ from pathlib import Path
 from jax_llama3.checkpoint.folder import check_output
 from jax_llama3.checkpoint.verification import verify
 from jax_llama3.cli.errors import OneLineParser, run_command
+from jax_llama3.runtime.picture import check_picture
 
 from .export import to_hf, to_meta
 from .fetch.hub import download, is_hub_name
@@ -149,10 +150,10 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     # Loaded for this command alone: with it come JAX's compiler and a model's worth of memory.
-    from .compare.comparison import check_picture, compare, plot, report
+    from .compare import PICTURES, compare, plot, report
 
     if options.plot is not None:
-        check_picture(options.plot)
+        check_picture(options.plot, PICTURES)
     with found(options.source) as path:
         comparison = compare(
             path, options.folder, text=options.text, rope_factor=options.rope_factor

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jax_llama3.checkpoint.format import EXPORT
+from jax_llama3.checkpoint.format import is_export
 from jax_llama3.checkpoint.manifest import read_manifest
 from jax_llama3.model.config import config_to_dict
 
@@ -42,7 +42,7 @@ def inspect(path: Path, rope_factor: float | None = None) -> str:
 
 def _is_ours(path: Path) -> bool:
     try:
-        return EXPORT not in read_manifest(path)
+        return not is_export(read_manifest(path))
     except (OSError, ValueError):
         return False
 

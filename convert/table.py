@@ -11,7 +11,7 @@ import numpy as np
 from jax_llama3.checkpoint.casting import cast
 from jax_llama3.checkpoint.stream import AHEAD, BLOCK_BYTES, READ_BACK_BYTES, Tensor
 from jax_llama3.model.config import Config
-from jax_llama3.model.params import abstract_params, named_leaves
+from jax_llama3.model.params import AXES, abstract_params, contracted_axes, named_leaves
 from jax_llama3.model.quantization import quantize_array
 
 from .layout import Layout, half_split, interleaved, unchanged
@@ -167,7 +167,7 @@ def _quantized(source: Source, rule: Rule, shape: tuple[int, ...]) -> list[Tenso
         for rows in _rows(source, rule, np.dtype(np.float32)):
             yield getattr(quantize_array(rows, 1, np), field)
 
-    channels = shape[:1] if rule.ours.endswith("wo") else shape[:-1]
+    channels = shape[: -contracted_axes(rule.ours)]
     return [
         Tensor(f"{rule.ours}.values", shape, np.dtype(np.int8), partial(blocks, "values")),
         Tensor(f"{rule.ours}.scale", channels, np.dtype(np.float32), partial(blocks, "scale")),
@@ -214,17 +214,19 @@ def buffer_bytes(source: Source, tensors: list[Tensor]) -> int:
 
 
 def flat_shape(ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The two-dimensional shape that other formats give a matrix whose heads we split out."""
-    if len(shape) < 3:
+    """The shape that other formats give a weight: of a matrix (out, in), a norm's as it is.
+
+    Our wq [N H D] is (N H, D) there, our wo [D N H] is (D, N H).
+    """
+    contracted = contracted_axes(ours)
+    if not contracted:
         return shape
-    if ours.endswith("wo"):
-        return shape[0], shape[1] * shape[2]
-    return shape[0] * shape[1], shape[2]
+    return math.prod(shape[:-contracted]), math.prod(shape[-contracted:])
 
 
 def _unit(ours: str, head_dim: int) -> int:
-    """How many rows belong together."""
-    return head_dim if ours.endswith(("wq", "wk", "wv")) else 1
+    """How many rows belong together: those of one head where the rows are heads."""
+    return head_dim if AXES[ours.rpartition(".")[2]].endswith("HD") else 1
 
 
 def _spans(info: TensorInfo, first: int, last: int, unit: int) -> Iterator[tuple[int, int]]:

@@ -259,8 +259,14 @@ def test_the_command_prints_the_table_draws_it_and_fails_where_they_diverge(
 
 REFUSED = {
     "another shape": (lambda out: compare_with(out, replace(META, n_layers=1)), "n_layers"),
-    "no picture": (lambda out: ["--plot", str(out / "x.txt")], "a picture is a .png"),
-    "no folder for it": (lambda out: ["--plot", str(out / "no" / "x.png")], "in a folder"),
+    "no picture": (
+        lambda out: ["--plot", str(out / "x.txt")],
+        "x.txt does not end in .png or .svg or .pdf",
+    ),
+    "no folder for it": (
+        lambda out: ["--plot", str(out / "no" / "x.png")],
+        "no is no folder; make it first",
+    ),
     "a text without a tokenizer": (lambda out: ["--text", "hello"], "no tokenizer"),
     "no such folder": (lambda out: ["nowhere"], "nowhere"),
 }

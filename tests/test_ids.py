@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from texts import FAMILIES, SPECIAL_NAMES, is_newest
 
 from convert.fetch.models import PACKAGES
-from convert.formats.vocabulary import gguf_texts
+from convert.formats.gguf.vocabulary import gguf_texts
 from jax_llama3 import Model, apply_chat_template
 from jax_llama3.text.tokenizer import Tokenizer, byte_level, tokenizer_from_files
 

@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers_reference import transformers_config, transformers_logits, transformers_model
 
-from convert.baselines.__main__ import cache_argument
+from convert.baselines.pytorch import cache_argument
 from jax_llama3 import Config, Params, RopeScaling, decode, forward, init_cache, prefill
 from jax_llama3.model.rope import rope_frequencies
 

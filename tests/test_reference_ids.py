@@ -17,8 +17,8 @@ from texts import SPECIAL_NAMES, is_newest
 from tokenizers import Tokenizer as JsonTokenizer
 from transformers import PreTrainedTokenizerFast
 
+from convert.formats.gguf.vocabulary import gguf_texts
 from convert.formats.huggingface.tokenizer import huggingface_files
-from convert.formats.vocabulary import gguf_texts
 from jax_llama3 import Model, apply_chat_template
 from jax_llama3.text.chat import chat_tokens
 from jax_llama3.text.tokenizer import JSON, MODEL, Tokenizer, tokenizer_from_files

@@ -5,7 +5,6 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,19 @@ from jax_llama3.model.params import abstract_params, named_leaves
 
 from ..formats.gguf.file import rope_divisors
 from ..table import NAMES, flat_shape
+from . import Run
 
 _PART = 512  # prompt tokens per call, as ours
 _DIVISORS = "rope_freqs.weight"
 
 
-def llama_cpp_runner(
-    config: Config, dtype: str, capacity: int
-) -> tuple[str, Callable[[str, int, int, int], float]]:
-    """Its name and version, and a function that times one test."""
+def llama_cpp_runner(config: Config, dtype: str, capacity: int) -> tuple[str, Run]:
+    """The system's name with its version, and a function that times one test."""
     try:
         import llama_cpp  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ImportError("llama.cpp needs: pip install llama-cpp-python") from None
-    model, context = _load(llama_cpp, config, dtype, capacity)
+    context = _load(llama_cpp, config, dtype, capacity)
     memory: Any = llama_cpp.llama_get_memory(context)
 
     def decode(tokens: int) -> None:
@@ -55,19 +53,19 @@ def llama_cpp_runner(
             np.ctypeslib.as_array(logits, (config.vocab_size,)).argmax()
         return time.perf_counter() - start
 
-    del model
     version = importlib.metadata.version("llama-cpp-python")
     return f"llama.cpp (llama-cpp-python {version})", run
 
 
-def _load(llama_cpp: Any, config: Config, dtype: str, capacity: int) -> tuple[Any, Any]:
+def _load(llama_cpp: Any, config: Config, dtype: str, capacity: int) -> Any:
+    """A context of a model of random weights, from a file that lives no longer than this call."""
     threads = len(os.sched_getaffinity(0))
     llama_cpp.llama_backend_init()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
         _write(path, config, dtype)
-        # It is read from the disk then, as anybody's is: its pages in memory are larger than those of
-        # a file that was just written, and llama.cpp, which maps it, is 3 to 4 % faster.
+        # llama.cpp maps the file. Read from the disk, as a user's file is, it lies in larger pages of
+        # memory than a file that was just written, and llama.cpp is 3 to 4 % faster.
         sync(path)
         forget(path)
         options = llama_cpp.llama_model_default_params()
@@ -82,7 +80,7 @@ def _load(llama_cpp: Any, config: Config, dtype: str, capacity: int) -> tuple[An
     context = llama_cpp.llama_init_from_model(model, settings)
     if not context:
         raise RuntimeError("llama.cpp made no context")
-    return model, context
+    return context
 
 
 def _write(path: Path, config: Config, dtype: str) -> None:
@@ -122,7 +120,7 @@ def _write(path: Path, config: Config, dtype: str) -> None:
 
 
 def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Of every tensor of the file, in its order."""
+    """The shape of every tensor of the file, in the file's order."""
     shapes: dict[str, tuple[int, ...]] = {}
     if config.rope_scaling is not None:
         shapes[_DIVISORS] = (config.head_dim // 2,)

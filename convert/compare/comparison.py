@@ -3,22 +3,21 @@
 import dataclasses
 import logging
 import math
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jax import Array
 
-from jax_llama3.checkpoint.casting import cast
-from jax_llama3.checkpoint.format import EXPORT, holds_quantized, read_config, read_tokenizer
+from jax_llama3.checkpoint.casting import check_finite
+from jax_llama3.checkpoint.format import read_config, read_model_manifest, read_tokenizer
 from jax_llama3.checkpoint.loading import load
-from jax_llama3.checkpoint.manifest import read_manifest
 from jax_llama3.model.config import Config
 from jax_llama3.model.network import forward
 from jax_llama3.model.params import Params, named_leaves
 from jax_llama3.runtime.progress import progress
 
+from ..formats.jax.folder import refuse_quantized
 from ..source import hash_files
 from ..table import plan, resolve_tie
 from ..to_jax import open_source
@@ -38,7 +37,7 @@ _ROUNDOFF = 2.0**-24  # of float32
 _COLUMNS = (
     "attn.q attn.k attn.v attn.pattern attn.z attn.out resid_mid mlp.gate mlp.up mlp.out resid_post"
 ).split()
-_PICTURES = (".png", ".svg", ".pdf")
+PICTURES = (".png", ".svg", ".pdf")
 _ENDS = ("embed", "final_norm", "logits")
 
 
@@ -87,11 +86,8 @@ def compare(
     source = open_source(path, rope_factor)
     plan(resolve_tie(source), None)  # what to-jax would refuse is refused here
     hashes = hash_files(source.files)
-    manifest = read_manifest(folder)
-    if EXPORT in manifest:
-        raise ValueError(f"{folder} is in the {manifest[EXPORT]} format; name a converted model")
-    if holds_quantized(manifest["tensors"]):
-        raise ValueError(f"{folder} is quantised; convert the source again without --quantize")
+    manifest = read_model_manifest(folder, "name a converted model")
+    refuse_quantized(folder, manifest["tensors"])
     config = read_config(folder)
     notes = _differences(path, source.config, folder, config)
     if hashes != manifest["source"].get("files", hashes):
@@ -101,7 +97,7 @@ def compare(
     recording = record(path, source, tokens, dtypes)
     params = load(folder, dtype=np.float32).params
     for name, leaf in named_leaves(params):
-        cast(name, np.asarray(leaf), np.float32)  # for its refusal of what is not finite
+        check_finite(name, np.asarray(leaf))
     errors, logits = _errors(params, tokens, config, recording.activations)
     return Comparison(
         program=recording.program,
@@ -245,11 +241,3 @@ def plot(comparison: Comparison, file: Path) -> None:
     axes.set_title(f"{comparison.program}: {verdict}")
     figure.colorbar(image).set_label(f"log10 of the relative error; the limit is {limit:.1f}")
     figure.savefig(file, dpi=150)
-
-
-def check_picture(file: Path) -> None:
-    """Refuse, before the work is done, a picture that could not be written."""
-    if find_spec("matplotlib") is None:
-        raise ImportError("a picture needs the package matplotlib: pip install 'jax_llama3[plot]'")
-    if file.suffix not in _PICTURES or not file.parent.is_dir() or file.is_dir():
-        raise ValueError(f"{file}: a picture is a {', '.join(_PICTURES)} file in a folder")

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jax_llama3.checkpoint.casting import check_finite
 from jax_llama3.checkpoint.manifest import read_json
-from jax_llama3.model.config import Config, RopeScaling
+from jax_llama3.model.config import Config, RopeScaling, llama3_scaling
 from jax_llama3.runtime.progress import progress
 
 from ..source import Source
@@ -56,7 +57,7 @@ _META = {
     "final_norm": ("norm", "output"),
     "logits": ("output", "output"),
 }
-_META_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)  # what Meta's code holds as constants
+_META_SCALING = llama3_scaling(8.0)  # what Meta's code holds as constants
 
 
 def record(path: Path, source: Source, tokens: np.ndarray, dtypes: dict[str, str]) -> Recording:
@@ -225,8 +226,7 @@ def _round(model: Any, kind: str, config: Config, dtypes: dict[str, str]) -> Non
     wanted = {rule.theirs: dtypes[rule.ours] for rule in rules(kind, config) if rule.ours in dtypes}
     wanted.setdefault(NAMES[kind]["output"], dtypes["embedding"])
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise ValueError(f"tensor {name} holds NaN or infinity; the source is damaged")
+        check_finite(name, parameter.detach().numpy())
         narrow = getattr(torch, wanted[name])
         parameter.data = parameter.data.to(narrow).to(torch.float32)
 

@@ -1,6 +1,6 @@
 """The published shapes of the family by name, to measure any of them without its weights."""
 
-from ..model.config import Config, RopeScaling
+from ..model.config import Config, llama3_scaling
 
 
 def preset(name: str) -> Config:
@@ -18,8 +18,8 @@ def preset_names() -> list[str]:
 
 def _presets() -> dict[str, Config]:
     llama3 = {"max_seq_len": 8192}
-    llama3_1 = {"max_seq_len": 131072, "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 8192)}
-    llama3_2 = {"max_seq_len": 131072, "rope_scaling": RopeScaling(32.0, 1.0, 4.0, 8192)}
+    llama3_1 = {"max_seq_len": 131072, "rope_scaling": llama3_scaling(8.0)}
+    llama3_2 = {"max_seq_len": 131072, "rope_scaling": llama3_scaling(32.0)}
     return {
         "smollm2-135m": Config(
             vocab_size=49152,

@@ -100,20 +100,6 @@ def _ratio(row: Row) -> str:
     return f"{row.ratio:.2f} ({row.ratio_min:.2f} to {row.ratio_max:.2f})"
 
 
-def check_picture(path: Path) -> None:
-    """Refuse a picture that could not be drawn at the end, before anything is timed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ValueError(
-            "--plot needs matplotlib; install it with: pip install 'jax_llama3[plot]'"
-        ) from None
-    if path.suffix != ".png":
-        raise ValueError(f"{path} does not end in .png")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is no folder; make it first")
-
-
 def plot(rows: list[Row], peak: float, title: str, path: Path) -> None:
     """Left the roofline: every row against the two ceilings; right decoding against the depth.
 

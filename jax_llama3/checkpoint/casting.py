@@ -21,17 +21,23 @@ def cast(name: str, array: np.ndarray, dtype: Any, room: np.ndarray | None = Non
         with np.errstate(all="ignore"):
             np.copyto(result, array, casting="unsafe")
     if not _is_finite(result):
-        if _is_finite(array):
-            raise ValueError(f"tensor {name} overflows {jnp.dtype(dtype)}; choose another dtype")
-        raise ValueError(f"tensor {name} holds NaN or infinity; the source is damaged")
+        check_finite(name, array)
+        raise ValueError(f"tensor {name} overflows {jnp.dtype(dtype)}; choose another dtype")
     return result
+
+
+def check_finite(name: str, array: np.ndarray) -> None:
+    """Raise ValueError, which names the tensor, if one of its numbers is NaN or infinity."""
+    if not _is_finite(array):
+        raise ValueError(f"tensor {name} holds NaN or infinity; the source is damaged")
 
 
 def _is_finite(array: np.ndarray) -> bool:
     if not array.size or array.dtype.kind in "iu":
         return True
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    # As integers infinity and NaN are the largest of each sign: no temporary array is needed.
+    # Seen as integers, infinity and NaN are the largest numbers of each sign. So two maxima find
+    # them, and no temporary array is needed.
     infinity, size = array.dtype.type(np.inf), array.dtype.itemsize
     bounds = ((f"i{size}", infinity), (f"u{size}", -infinity))
     return all(array.view(kind).max() < np.array(bound).view(kind) for kind, bound in bounds)

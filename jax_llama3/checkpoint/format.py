@@ -10,7 +10,7 @@ from ..model.config import Config, config_from_dict
 from ..model.params import Params, abstract_params, named_leaves
 from ..model.quantization import quantize
 from ..text.tokenizer import GENERATION, JSON, MODEL, TEMPLATE, Tokenizer, tokenizer_from_files
-from .manifest import CONFIG, FORMAT, read_json
+from .manifest import CONFIG, FORMAT, read_json, read_manifest
 
 EXPORT = "export"  # in a manifest: the folder holds another format, named here
 DTYPES = ("float32", "bfloat16", "float16")
@@ -23,6 +23,19 @@ class Model(NamedTuple):
     config: Config
     params: Params
     tokenizer: Tokenizer | None
+
+
+def is_export(manifest: dict) -> bool:
+    """Whether a folder was written in another format, for other programs: it is no model of ours."""
+    return EXPORT in manifest
+
+
+def read_model_manifest(folder: Path, advice: str = "convert it with to-jax first") -> dict:
+    """The manifest of a model; a folder in another format raises ValueError, which ends in `advice`."""
+    manifest = read_manifest(folder)
+    if is_export(manifest):
+        raise ValueError(f"{folder} is in the {manifest[EXPORT]} format already; {advice}")
+    return manifest
 
 
 def read_config(folder: Path) -> Config:

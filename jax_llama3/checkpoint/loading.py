@@ -20,14 +20,14 @@ from ..runtime.progress import progress
 from .casting import cast
 from .format import (
     DTYPES,
-    EXPORT,
     Model,
     abstract_stored,
     expected_leaves,
     read_config,
+    read_model_manifest,
     read_tokenizer,
 )
-from .manifest import MANIFEST, read_manifest
+from .manifest import MANIFEST
 from .shards import Place, find_tensors, map_file, mapped_run, runs
 
 _MAPPED_BYTES = 1 << 20  # a smaller tensor is copied, so that it no longer depends on its file
@@ -60,11 +60,7 @@ def open_model(
     if dtype is not None and jnp.dtype(dtype).name not in DTYPES:
         raise ValueError(f"dtype {jnp.dtype(dtype)} is not supported, only {', '.join(DTYPES)}")
     folder = Path(path)
-    manifest = read_manifest(folder)
-    if EXPORT in manifest:
-        raise ValueError(
-            f"{folder} is in the {manifest[EXPORT]} format; convert it with to-jax first"
-        )
+    manifest = read_model_manifest(folder)
     config = read_config(folder)
     params, places = _find_weights(folder, config, manifest, dtype)
     pool = ThreadPoolExecutor(_READERS)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from ..runtime.progress import progress
-from .format import EXPORT, abstract_stored, expected_leaves, read_config, read_tokenizer
+from .format import abstract_stored, expected_leaves, is_export, read_config, read_tokenizer
 from .manifest import MANIFEST, describe_tensor, hash_file, read_manifest
 from .shards import open_shards
 
@@ -24,7 +24,7 @@ def verify(path: str | os.PathLike) -> dict:
         for name, entry in manifest["files"].items():
             if hash_file(folder / name, bar) != entry["sha256"]:
                 raise ValueError(f"{folder / name} is damaged: its sha256 is not the manifest's")
-    if EXPORT in manifest:
+    if is_export(manifest):
         return manifest
     config = read_config(folder)
     files = open_shards(folder, manifest)

@@ -16,7 +16,7 @@ from ..bench.baselines import peer
 from ..bench.first_token import time_first_token
 from ..bench.limits import peak_flops
 from ..bench.presets import preset, preset_names
-from ..bench.report import FORMATS, check_picture, environment, plot, report
+from ..bench.report import FORMATS, environment, plot, report
 from ..bench.timing import Peer, Row, Test, bench, check_tests
 from ..checkpoint.format import Model, read_config
 from ..checkpoint.loading import load
@@ -27,6 +27,7 @@ from ..model.config import Config
 from ..model.params import Params, count_params, init_params
 from ..model.quantization import activation_dtype, is_quantized, quantize
 from ..runtime.memory import move_to_huge_pages
+from ..runtime.picture import check_picture
 from ..runtime.progress import progress
 from .default_model import model_folder
 

@@ -24,6 +24,11 @@ class RopeScaling:
             )
 
 
+def llama3_scaling(factor: float | int) -> RopeScaling:
+    """The scaling of the Llama 3 family: its factor is 8 in Llama 3.1 and 3.3, 32 in Llama 3.2."""
+    return RopeScaling(factor, 1.0, 4.0, 8192)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Architecture only: no batch, dtype, mesh or sampling. Bad values raise ValueError."""

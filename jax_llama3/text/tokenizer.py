@@ -13,7 +13,7 @@ MODEL, JSON = "tokenizer.model", "tokenizer.json"
 GENERATION, TEMPLATE = "generation.json", "chat_template.jinja"
 
 # Meta's split pattern and the places of its special tokens, counted from the last ordinary id.
-_PATTERN = (
+LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -47,7 +47,7 @@ class MetaVocabulary:
         self.special = {names[place]: len(ranks) + place for place in range(_N_SPECIAL)}
         self.size = len(ranks) + _N_SPECIAL
         self._encoding = tiktoken.Encoding(
-            "llama3", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=self.special
+            "llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=self.special
         )
 
     def encode(self, text: str, *, start: bool = True) -> list[int]:

@@ -6,12 +6,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from jax_llama3.model.config import Config, RopeScaling
+from jax_llama3.model.config import Config, RopeScaling, llama3_scaling
 
 from ...source import Source, TensorInfo, source_file
 from ..safetensors_rows import hint
-from ..vocabulary import gguf_texts
 from .header import GgufHeader, GgufTensor, read_header
+from .vocabulary import gguf_texts
 
 _ROPE_FREQS = "rope_freqs.weight"
 _USED = frozenset(
@@ -32,7 +32,6 @@ _USED = frozenset(
     ]
 )
 _PLAIN = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-_LLAMA_3_1 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_seq_len": 8192}
 
 
 def open_gguf(path: Path) -> Source:
@@ -118,7 +117,7 @@ def _parse_config(fields: dict, places: dict[str, GgufTensor]) -> Config:
 def _with_scaling(config: Config, divisors: np.ndarray) -> Config:
     """The config with that scaling of the family which divides the frequencies by `divisors`."""
     for factor in (8.0, 32.0):
-        scaling = RopeScaling(factor, **_LLAMA_3_1)
+        scaling = llama3_scaling(factor)
         expected = rope_divisors(config, scaling)
         if divisors.shape == expected.shape and np.allclose(divisors, expected, rtol=1e-5, atol=0):
             return dataclasses.replace(config, rope_scaling=scaling)

@@ -7,8 +7,8 @@ from jax_llama3.model.config import Config
 
 from ...source import Source, TensorInfo, check_plain, source_file
 from ..safetensors_rows import check_header, open_safetensors, row_reader
-from ..vocabulary import huggingface_texts
 from .config import parse_config
+from .tokenizer import huggingface_texts
 
 _OTHER_FORMATS = ("pytorch_model*.bin", "consolidated*", "*.gguf", "*.pth")
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -1,12 +1,22 @@
-"""Our tokenizer as the files that transformers reads."""
+"""Hugging Face's tokenizer files: as those that jax_llama3 keeps, and made of those."""
 
 import json
+from pathlib import Path
 from typing import Any
 
-from jax_llama3.checkpoint.manifest import json_bytes
-from jax_llama3.text.tokenizer import JSON, MetaVocabulary, Tokenizer, byte_level
+from jax_llama3.checkpoint.manifest import json_bytes, read_json
+from jax_llama3.text.tokenizer import (
+    GENERATION,
+    JSON,
+    MODEL,
+    TEMPLATE,
+    MetaVocabulary,
+    Tokenizer,
+    byte_level,
+    tokenizer_from_files,
+)
 
-from ..vocabulary import pre_tokenizer
+from ..tokenizer import byte_level_bpe, generation_bytes
 
 # Meta's format as `jax_llama3.text.chat` writes it, for tokenizers that bring no template of their own.
 _LLAMA3_TEMPLATE = (
@@ -19,6 +29,97 @@ _LLAMA3_TEMPLATE = (
     "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
     "{% endif %}"
 )
+
+
+def huggingface_texts(folder: Path, config_values: dict) -> tuple[dict[str, bytes], list[Path]]:
+    """Our tokenizer files from a Hugging Face folder, and the paths they come from."""
+    try:
+        return _huggingface_texts(folder, config_values)
+    except (AttributeError, TypeError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder}: a tokenizer file is damaged: {error}") from None
+
+
+def _huggingface_texts(folder: Path, config_values: dict) -> tuple[dict[str, bytes], list[Path]]:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return _meta_texts(folder / MODEL)
+    settings = _optional_json(folder / "tokenizer_config.json")
+    generation = _optional_json(folder / "generation_config.json")
+    data = path.read_bytes()
+    tokenizer = _read_tokenizer(path, data)
+    bos_id = _special_id(tokenizer, settings.get("bos_token"), config_values.get("bos_token_id"))
+    stops = generation.get("eos_token_id", config_values.get("eos_token_id"))
+    stop_ids = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+    if not all(type(token) is int for token in stop_ids):
+        raise ValueError(f"{folder}: eos_token_id {stops!r} is not a list of ids")
+    eos_id = _special_id(tokenizer, settings.get("eos_token"), stop_ids[0] if stop_ids else None)
+    if eos_id is not None and eos_id not in stop_ids:
+        stop_ids.append(eos_id)
+    texts = {
+        JSON: data,
+        GENERATION: generation_bytes(
+            bos_id=bos_id,
+            eos_id=eos_id,
+            add_bos=_adds_bos(tokenizer, settings, bos_id),
+            stop_ids=stop_ids,
+        ),
+    }
+    if template := _chat_template(folder, settings):
+        texts[TEMPLATE] = template.encode()
+    names = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", TEMPLATE)
+    return texts, [folder / name for name in names if (folder / name).is_file()]
+
+
+def _meta_texts(path: Path) -> tuple[dict[str, bytes], list[Path]]:
+    """Meta's tokenizer.model, if the folder has that one; SentencePiece's has the same name."""
+    try:
+        texts = {MODEL: path.read_bytes()}
+        tokenizer_from_files(texts)
+    except (FileNotFoundError, ValueError):
+        return {}, []
+    return texts, [path]
+
+
+def _read_tokenizer(path: Path, data: bytes) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_buffer(data)
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _adds_bos(tokenizer: Any, settings: dict, bos_id: int | None) -> bool:
+    """Whether the tokenizer puts the beginning-of-text token before plain text."""
+    if isinstance(settings.get("add_bos_token"), bool):
+        return settings["add_bos_token"]
+    return bos_id is not None and tokenizer.encode("a").ids[:1] == [bos_id]
+
+
+def _special_id(tokenizer: Any, token: Any, fallback: Any) -> int | None:
+    if isinstance(token, dict):
+        token = token.get("content")
+    found = tokenizer.token_to_id(token) if isinstance(token, str) else None
+    if found is not None:
+        return found
+    return fallback if isinstance(fallback, int) else None
+
+
+def _chat_template(folder: Path, settings: dict) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several named ones
+        named = {entry.get("name"): entry.get("template") for entry in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _optional_json(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    return read_json(path)
 
 
 def huggingface_files(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, bytes]:
@@ -81,7 +182,7 @@ def _from_ranks(vocabulary: Any) -> Any:
     tiktoken merges whichever neighbours make the token of lowest rank; so every pair of tokens that
     makes a token is a merge, in the order of what they make.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from tokenizers import AddedToken
 
     assert isinstance(vocabulary, MetaVocabulary)
     printable = {byte: character for character, byte in byte_level().items()}
@@ -97,9 +198,7 @@ def _from_ranks(vocabulary: Any) -> Any:
         ]
         merges += [(text[:cut], text[cut:]) for _, _, cut in sorted(pairs)]
     vocab = {text: rank for rank, text in enumerate(texts)}
-    fast = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
-    fast.pre_tokenizer = pre_tokenizer("llama3")
-    fast.decoder = decoders.ByteLevel()
+    fast = byte_level_bpe(vocab, merges, "llama3")
     special = sorted(vocabulary.special, key=lambda name: vocabulary.special[name])
     fast.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in special])
     return fast

@@ -5,13 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from jax_llama3.checkpoint.format import (
-    EXPORT,
     abstract_stored,
     holds_quantized,
     read_config,
+    read_model_manifest,
     read_tokenizer,
 )
-from jax_llama3.checkpoint.manifest import read_manifest
 from jax_llama3.checkpoint.shards import open_shards
 from jax_llama3.model.params import named_leaves
 from jax_llama3.text.tokenizer import Tokenizer
@@ -24,16 +23,19 @@ from ..safetensors_rows import row_reader
 def open_unquantized(folder: Path) -> tuple[Source, Tokenizer | None]:
     """`open_jax` for what goes to another format: int8 matrices are refused."""
     source, tokenizer = open_jax(folder)
-    if holds_quantized(source.tensors):
-        raise ValueError(f"{folder} is quantised; convert the source again without --quantize")
+    refuse_quantized(folder, source.tensors)
     return source, tokenizer
+
+
+def refuse_quantized(folder: Path, tensors: dict) -> None:
+    """Raise ValueError if the tensors of a converted folder are those of a quantised model."""
+    if holds_quantized(tensors):
+        raise ValueError(f"{folder} is quantised; convert the source again without --quantize")
 
 
 def open_jax(folder: Path) -> tuple[Source, Tokenizer | None]:
     """The source, whose tensors have our names and two-dimensional shapes, and the tokenizer."""
-    manifest = read_manifest(folder)
-    if EXPORT in manifest:
-        raise ValueError(f"{folder} is in the {manifest[EXPORT]} format already")
+    manifest = read_model_manifest(folder, "name a converted model")
     config = read_config(folder)
     stored = manifest["tensors"]
     leaves = dict(named_leaves(abstract_stored(config, stored)))
@@ -45,7 +47,7 @@ def open_jax(folder: Path) -> tuple[Source, Tokenizer | None]:
     if found != {name: leaf.shape for name, leaf in leaves.items()} or set(stored) != set(found):
         raise ValueError(f"{folder}: its tensors are not those of its config")
     read_whole = row_reader({name: folder / entry["file"] for name, entry in stored.items()})
-    flat = {n: flat_shape(n.removesuffix(".values"), shape) for n, shape in found.items()}
+    flat = {name: _flat_shape(name, shape) for name, shape in found.items()}
     heights = {name: flat[name][0] // shape[0] for name, shape in found.items()}
 
     def read(name: str, start: int, stop: int) -> np.ndarray:
@@ -66,3 +68,10 @@ def open_jax(folder: Path) -> tuple[Source, Tokenizer | None]:
         decisions=[],
     )
     return source, read_tokenizer(folder, manifest)
+
+
+def _flat_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """`flat_shape`, for int8 values too; a scale stays as it is."""
+    if name.endswith(".scale"):
+        return shape
+    return flat_shape(name.removesuffix(".values"), shape)

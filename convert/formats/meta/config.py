@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jax_llama3.model.config import Config, RopeScaling
+from jax_llama3.model.config import Config, RopeScaling, llama3_scaling
 
 _USED = frozenset(
     """dim n_layers n_heads n_kv_heads vocab_size multiple_of ffn_dim_multiplier norm_eps rope_theta
@@ -11,7 +11,6 @@ _USED = frozenset(
 _WITHOUT_EFFECT = frozenset(["max_batch_size", "max_seq_len"])  # sizes of Meta's own cache
 # Llama 3.2 1B and 3B: (dim, n_layers). params.json does not say that their factor is not 8.
 _FACTOR_32 = {(2048, 16), (3072, 28)}
-_LLAMA_3_1 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_seq_len": 8192}
 _CONTEXT, _SCALED_CONTEXT = 8192, 131072
 # What Meta's own models use: multiplier and multiple.
 _KNOWN_FFN = ((1.3, 1024), (1.3, 4096), (1.2, 4096), (1.5, 256), (1.0, 256), (None, 256))
@@ -116,10 +115,10 @@ def _scaling(
     dim: int, n_layers: int, scaled: bool, rope_factor: float | None
 ) -> tuple[RopeScaling | None, str]:
     if rope_factor is not None:
-        scaling = None if rope_factor == 1 else RopeScaling(rope_factor, **_LLAMA_3_1)
+        scaling = None if rope_factor == 1 else llama3_scaling(rope_factor)
         return scaling, f"RoPE factor {rope_factor:g}, as given"
     if not scaled:
         return None, "no RoPE scaling: use_scaled_rope is not set"
     factor = 32.0 if (dim, n_layers) in _FACTOR_32 else 8.0
     note = f"RoPE factor {factor:g}, inferred from use_scaled_rope, dim and n_layers"
-    return RopeScaling(factor, **_LLAMA_3_1), note
+    return llama3_scaling(factor), note

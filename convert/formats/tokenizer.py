@@ -1,0 +1,48 @@
+"""What the tokenizers of several formats are made of: byte-level BPE, and our generation.json."""
+
+import json
+from typing import Any
+
+from jax_llama3.text.tokenizer import LLAMA3_PATTERN
+
+_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")  # GGUF's names of Llama 3's pre-tokenizer
+
+
+def generation_bytes(
+    *, bos_id: int | None, eos_id: int | None, add_bos: bool, stop_ids: list[int]
+) -> bytes:
+    """The generation.json that `tokenizer_from_files` reads."""
+    values = {"bos_id": bos_id, "eos_id": eos_id, "add_bos": add_bos, "stop_ids": stop_ids}
+    return (json.dumps(values) + "\n").encode()
+
+
+def byte_level_bpe(vocab: dict[str, int], merges: list[tuple[str, str]], pre: str) -> Any:
+    """A `tokenizers.Tokenizer` without special tokens.
+
+    `pre` is the pre-tokenizer's name in GGUF files; one that is not known raises ValueError.
+    """
+    from tokenizers import Tokenizer, decoders, models
+
+    # Llama 3 takes a word that is a token whole, even where the merges alone would not reach it.
+    whole_words = pre in _LLAMA3
+    model = models.BPE(vocab=vocab, merges=merges, ignore_merges=whole_words)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = _pre_tokenizer(pre)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _pre_tokenizer(pre: str) -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    if pre == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        return pre_tokenizers.Sequence([digits, byte_level])
+    if pre in ("gpt-2", "default"):
+        return byte_level
+    if pre in _LLAMA3:
+        split = pre_tokenizers.Split(Regex(LLAMA3_PATTERN), behavior="isolated")
+        plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return pre_tokenizers.Sequence([split, plain])
+    raise ValueError(f"its pre-tokenizer {pre!r} is not supported")
