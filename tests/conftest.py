@@ -17,6 +17,9 @@ import pytest
 
 from convert.fetch.models import fetch
 from jax_llama3 import Model, load
+from jax_llama3.kernels.cpu.ops import NUMBA, XLA
+from jax_llama3.kernels.cpu.registration import has_kernels
+from jax_llama3.model.ops import PLAIN, Ops
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -26,6 +29,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def default_model() -> Model:
     """The default model in float32, fetched if this machine does not have it yet."""
     return load(fetch("smollm2-135m-instruct"))
+
+
+@pytest.fixture(scope="session", params=["plain", "fast"])
+def ops(request: pytest.FixtureRequest) -> Ops | None:
+    """The operations that logits are computed with: the plain ones, or those chosen for this machine."""
+    return PLAIN if request.param == "plain" else None
+
+
+@pytest.fixture(scope="session", params=["plain", "xla", "numba"])
+def form(request: pytest.FixtureRequest) -> Ops:
+    """Every form that the operations have on a CPU."""
+    if request.param == "numba" and not has_kernels():
+        pytest.skip("no numba")
+    return {"plain": PLAIN, "xla": XLA, "numba": NUMBA}[request.param]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -15,7 +15,7 @@ TEXTS = (
     "jax_llama3/model/network.py",
     "tests/test_model.py",
 )
-jitted = jax.jit(forward, static_argnames="config")
+jitted = jax.jit(forward, static_argnames=("config", "ops"))
 
 
 def texts(model: Model) -> np.ndarray:

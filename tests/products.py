@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from jax_llama3.kernels.cpu.ops import NUMBA
 from jax_llama3.model.linear import linear
 
 
@@ -31,7 +32,7 @@ def check_sums(found: jax.Array, x: jax.Array, weight: jax.Array) -> None:
 
 def check_derivatives(x: jax.Array, weight: jax.Array) -> None:
     """Gradients and batches of float32 x [B T D] and weight [F D] are those of the product."""
-    product = partial(linear, "BTD,FD->BTF")
+    product = partial(linear, "BTD,FD->BTF", products=NUMBA.products)
 
     def loss(x: jax.Array, weight: jax.Array) -> jax.Array:
         return jnp.sum(product(x, weight) ** 2)
@@ -50,7 +51,7 @@ def check_shards(rows: int, dtype: object) -> None:
     """In `shard_map` the product varies by device where x or the weight does."""
     mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
     x, weight = draw((rows, 64), dtype), draw((32, 64), dtype, 1)
-    product = partial(linear, "MC,OC->MO", dtype=jnp.float32)
+    product = partial(linear, "MC,OC->MO", dtype=jnp.float32, products=NUMBA.products)
     for each, places, place in (
         ((jnp.concatenate([x, x]), weight), (P("x"), P()), P("x")),
         ((x, weight), (P(), P("x")), P(None, "x")),

@@ -4,26 +4,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_llama3.model.quantization import Slots, dequantize, quantize_array
+from jax_llama3.model.quantization import KV, dequantize, quantize_array
 
 
-def draw(shape: tuple[int, ...], seed: int, dtype: object = jnp.float32) -> Slots:
+def draw(shape: tuple[int, ...], seed: int, dtype: object = jnp.float32) -> KV:
     values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32) * 2
     if dtype == jnp.int8:
         return quantize_array(jnp.asarray(values), 1)
     return jnp.asarray(values).astype(dtype)
 
 
-def wide(slots: Slots) -> np.ndarray:
-    return np.asarray(dequantize(slots, jnp.float32), np.float64)
+def wide(kv: KV) -> np.ndarray:
+    return np.asarray(dequantize(kv, jnp.float32), np.float64)
 
 
-def exact(q: jax.Array, k: Slots, v: Slots, positions: object) -> np.ndarray:
+def exact(q: jax.Array, k: KV, v: KV, positions: object) -> np.ndarray:
     """Of each query alone, over the slots up to its position."""
     return mixed(q, k, wide(v), positions)
 
 
-def mixed(q: jax.Array, k: Slots, values: np.ndarray, positions: object) -> np.ndarray:
+def mixed(q: jax.Array, k: KV, values: np.ndarray, positions: object) -> np.ndarray:
     """The values [B S K H] by the weights of each query."""
     wide_q, wide_k = wide(q), wide(k)
     out = np.zeros(q.shape)

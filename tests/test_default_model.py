@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from jax_llama3 import Model, apply_chat_template, forward, generate
+from jax_llama3.model.ops import Ops
 
 
 @pytest.mark.real
-def test_golden_values(default_model: Model) -> None:
+def test_golden_values(default_model: Model, ops: Ops | None) -> None:
     tokenizer = default_model.tokenizer
     ids = tokenizer.encode("The capital of France is", bos=True)
     assert ids == [504, 3575, 282, 4649, 314]
-    logits, _ = forward(default_model.params, np.array([ids]), default_model.config)
+    logits, _ = forward(default_model.params, np.array([ids]), default_model.config, ops=ops)
     probabilities = np.exp(np.asarray(logits[0, -1]) - np.asarray(logits[0, -1]).max())
     probabilities /= probabilities.sum()
     assert probabilities.argmax() == 7042

@@ -17,7 +17,8 @@ from transformers_reference import state_dict, transformers_logits
 
 from convert.fetch.models import PACKAGES, download
 from jax_llama3 import Model, generate
-from jax_llama3.model.network import bucket
+from jax_llama3.decoding.programs import bucket
+from jax_llama3.model.ops import Ops
 
 pytestmark = [pytest.mark.real, pytest.mark.reference]
 
@@ -80,6 +81,7 @@ def test_default_model_equals_transformers(
     reference: torch.nn.Module,
     prompt: str,
     record_property: Callable[[str, object], None],
+    ops: Ops | None,
 ) -> None:
     completion = generate(default_model, prompt, max_new_tokens=16)
     ids = default_model.tokenizer.encode(prompt, bos=True)
@@ -87,7 +89,7 @@ def test_default_model_equals_transformers(
     expected = transformers_logits(reference, tokens)
     # What follows a position does not change it: padding keeps the compiled shapes few.
     padded = np.pad(tokens, ((0, 0), (0, bucket(tokens.shape[1]) - tokens.shape[1])))
-    logits, _ = jitted(default_model.params, padded, default_model.config)
+    logits, _ = jitted(default_model.params, padded, default_model.config, ops=ops)
     difference = float(np.abs(logits[:, : tokens.shape[1]] - expected).max())
     record_property("logits against transformers, default model", float(difference))
     assert difference <= ATOL
@@ -99,13 +101,14 @@ def test_bfloat16_is_at_least_as_close_to_float32_as_transformers_own(
     default_model: Model,
     reference: torch.nn.Module,
     record_property: Callable[[str, object], None],
+    ops: Ops | None,
 ) -> None:
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), default_model.params)
     theirs_narrow = copy.deepcopy(reference).to(torch.bfloat16)
     ours, theirs = [], []
     for batch in texts(default_model):
         exact = transformers_logits(reference, batch)
-        logits, _ = jitted(narrow, batch, default_model.config)
+        logits, _ = jitted(narrow, batch, default_model.config, ops=ops)
         ours.append(divergence(exact, np.asarray(logits)))
         theirs.append(divergence(exact, transformers_logits(theirs_narrow, batch)))
     for name, values in (("our", ours), ("transformers'", theirs)):

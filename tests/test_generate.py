@@ -8,9 +8,21 @@ import numpy as np
 import pytest
 from random_models import TINY, replace, sharp_params
 
-from jax_llama3 import Completion, Model, Sampler, forward, generate, score, stream_generate
-from jax_llama3.decoding.generation import _read, generate_tokens
-from jax_llama3.decoding.sampling import knobs, sample_knobs
+from jax_llama3 import (
+    Cache,
+    Completion,
+    Model,
+    Sampler,
+    forward,
+    generate,
+    init_cache,
+    prefill,
+    score,
+    stream_generate,
+)
+from jax_llama3.decoding import generation
+from jax_llama3.decoding.generation import Request, check_request, generate_tokens
+from jax_llama3.decoding.sampling import active_settings, choose_tokens
 from jax_llama3.runtime.compilation import count_compilations
 
 MODEL = Model(TINY, sharp_params(7, TINY), None)
@@ -20,6 +32,12 @@ HOT = Sampler(temperature=1.5, top_k=60, top_p=0.95)
 
 def run(prompts: list, **options: object) -> list[Completion]:
     return generate(MODEL, prompts, **{"max_new_tokens": 20, "stop": (), **options})
+
+
+def ids_of(request: Request, cache: Cache | None = None) -> list[list[list[int]]]:
+    """What each call of the device added to each row."""
+    request = check_request(request, TINY, cache)
+    return [new.tokens for new, _ in generate_tokens(MODEL.params, request, TINY, cache=cache)]
 
 
 def test_greedy_generation_is_the_argmax_of_forward() -> None:
@@ -42,10 +60,10 @@ def test_sampled_tokens_are_those_of_sample_with_the_rows_own_keys() -> None:
     tokens = np.array([PROMPTS[row] + completion.tokens])
     logits = forward(MODEL.params, tokens, TINY)[0][0, len(PROMPTS[row]) - 1 : -1]
     key = jax.random.fold_in(jax.random.key(3), row)
-    draw = jax.jit(sample_knobs)
+    draw = jax.jit(choose_tokens)
     for step, token in enumerate(completion.tokens):
         keys = jax.random.fold_in(key, step)[None]
-        assert draw(keys, logits[step : step + 1], knobs(HOT)).tolist() == [token]
+        assert draw(keys, logits[step : step + 1], active_settings(HOT)).tolist() == [token]
 
 
 @pytest.mark.parametrize("sampler", [Sampler(), HOT, Sampler(repetition_penalty=1.5)])
@@ -80,16 +98,10 @@ def test_a_stop_id_ends_its_row_alone_and_is_the_last_token() -> None:
 
 
 def test_a_stopped_row_adds_nothing_while_the_others_go_on() -> None:
-    options = {"sampler": HOT, "seed": 0}
-    free = run(PROMPTS, max_new_tokens=40, **options)
+    free = run(PROMPTS, max_new_tokens=40, sampler=HOT, seed=0)
     stop = free[1].tokens[4]
-    chunks = [
-        chunk.tokens
-        for chunk, _ in generate_tokens(
-            MODEL.params, PROMPTS, TINY, max_new_tokens=40, stop_ids=[stop], **options
-        )
-    ]
-    rows = [[token for chunk in chunks for token in chunk[row]] for row in range(len(PROMPTS))]
+    steps = ids_of(Request(PROMPTS, 40, HOT, stop_ids=(stop,)))
+    rows = [[token for step in steps for token in step[row]] for row in range(len(PROMPTS))]
     for row, before in zip(rows, free, strict=True):
         end = before.tokens.index(stop) + 1 if stop in before.tokens else 40
         assert row == before.tokens[:end]
@@ -98,18 +110,8 @@ def test_a_stopped_row_adds_nothing_while_the_others_go_on() -> None:
 
 def test_all_rows_stopping_early_ends_the_loop() -> None:
     first = [completion.tokens[0] for completion in run(PROMPTS)]
-    chunks = list(
-        generate_tokens(
-            MODEL.params,
-            PROMPTS,
-            TINY,
-            max_new_tokens=400,
-            sampler=Sampler(),
-            seed=0,
-            stop_ids=sorted(set(first)),
-        )
-    )
-    assert [chunk.tokens for chunk, _ in chunks] == [[[token] for token in first]]
+    steps = ids_of(Request(PROMPTS, 400, stop_ids=tuple(sorted(set(first)))))
+    assert steps == [[[token] for token in first]]
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -169,10 +171,45 @@ def test_the_penalty_counts_prompt_and_new_tokens_and_leaves_logprobs_alone() ->
     assert completion.tokens != run(PROMPTS[:1])[0].tokens
 
 
-def test_a_narrow_model_has_a_narrow_cache() -> None:
+def test_a_narrow_model_has_a_narrow_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), MODEL.params)
-    _, cache = _read(params, PROMPTS, 64, TINY)
+    made, init = [], generation.init_cache
+
+    def watched(*arguments: object) -> Cache:
+        made.append(init(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(generation, "_empty_cache", watched)
+    generate(MODEL._replace(params=params), PROMPTS, max_new_tokens=1, stop=())
+    (cache,) = made
     assert {leaf.dtype.name for leaf in (*cache.k, *cache.v)} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), HOT])
+def test_generation_goes_on_from_a_filled_cache(sampler: Sampler) -> None:
+    lengths = np.array([2, 25, 1])
+    tokens = np.zeros((3, 25), np.int32)
+    for row, prompt in enumerate(PROMPTS[:2] + [[77, 3]]):
+        tokens[row, : lengths[row]] = prompt[: lengths[row]]
+    whole = [*PROMPTS[:2], [77, 3]]
+    rest = [prompt[length:] for prompt, length in zip(whole, lengths, strict=True)]
+    # 15 more tokens of a prompt and 8 new ones, of which the last needs no place.
+    cache = init_cache(TINY, 3, 25 + 15 + 8 - 1, np.float32)
+    _, cache = prefill(MODEL.params, tokens, lengths, cache, TINY)
+    steps = ids_of(Request(rest, 8, sampler, seed=4), cache)
+    rows = [[token for step in steps for token in step[row]] for row in range(3)]
+    expected = run(whole, max_new_tokens=8, sampler=sampler, seed=4)
+    assert rows == [completion.tokens for completion in expected]
+
+
+def test_a_cache_without_the_room_is_refused() -> None:
+    cache = init_cache(TINY, 1, 20, np.float32)._replace(lengths=np.array([10], np.int32))
+    check_request(Request([[1] * 5], 6), TINY, cache)
+    with pytest.raises(ValueError, match="row 0 needs 21 cache slots and the cache has 20"):
+        check_request(Request([[1] * 5], 7), TINY, cache)
+    long = init_cache(TINY, 1, 1000, np.float32)._replace(lengths=np.array([500], np.int32))
+    with pytest.raises(ValueError, match="5 tokens after 500 cached ones; .* at most 7"):
+        check_request(Request([[1] * 5], 8), TINY, long)
 
 
 def test_the_context_can_be_filled_to_the_last_slot() -> None:
@@ -231,10 +268,10 @@ REFUSED = {
 
 def test_a_fractional_seed_is_refused() -> None:
     # Unwrapped: the tests' checker of types would refuse it first.
-    refusing = inspect.unwrap(generate_tokens)
-    options = {"max_new_tokens": 1, "sampler": Sampler(), "stop_ids": ()}
+    refusing = inspect.unwrap(check_request)
+    request = Request([[1]], 1)._replace(seed=1.5)
     with pytest.raises(ValueError, match=r"seed must be a whole number .* not 1\.5"):
-        refusing(MODEL.params, [[1]], MODEL.config, seed=1.5, **options)
+        refusing(request, MODEL.config)
 
 
 @pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED.keys())

@@ -24,6 +24,7 @@ from transformers_reference import transformers_config, transformers_logits, tra
 
 from convert.baselines.pytorch import cache_argument
 from jax_llama3 import Config, Params, RopeScaling, decode, forward, init_cache, prefill
+from jax_llama3.model.ops import Ops
 from jax_llama3.model.rope import rope_frequencies
 
 pytestmark = pytest.mark.reference
@@ -159,12 +160,12 @@ def agree(record_property: Callable[[str, object], None]) -> Agree:
     return check
 
 
-jitted = jax.jit(forward, static_argnames="config")
+jitted = jax.jit(forward, static_argnames=("config", "ops"))
 
 
-@partial(jax.jit, static_argnames="config")
+@partial(jax.jit, static_argnames=("config", "ops"))
 def whole(
-    params: Params, tokens: np.ndarray, config: Config
+    params: Params, tokens: np.ndarray, config: Config, ops: Ops | None
 ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
     """Logits, and each layer's scores: their count, and their variance."""
     spreads = []
@@ -175,7 +176,7 @@ def whole(
             spreads.append((seen.sum(), jnp.var(array, where=seen)))
         return array
 
-    return forward(params, tokens, config, tap=tap)[0], spreads
+    return forward(params, tokens, config, tap=tap, ops=ops)[0], spreads
 
 
 def references(params: Params, model: Case, tokens: np.ndarray) -> dict[str, np.ndarray]:
@@ -188,7 +189,7 @@ def references(params: Params, model: Case, tokens: np.ndarray) -> dict[str, np.
 
 
 def cached(
-    params: Params, model: Case, tokens: np.ndarray
+    params: Params, model: Case, tokens: np.ndarray, ops: Ops | None
 ) -> Iterator[tuple[np.ndarray, jax.Array]]:
     """Two ragged prefills and decoding to the end; yields each row's position and its logits."""
     config, batch, length = model
@@ -202,24 +203,28 @@ def cached(
         if new.min() > 0:
             # What stands behind a row's own tokens is padding, and anything.
             index = np.minimum(at[:, None] + np.arange(new.max()), length - 1)
-            logits, cache = prefill(params, tokens[rows[:, None], index], new, cache, config)
+            logits, cache = prefill(
+                params, tokens[rows[:, None], index], new, cache, config, ops=ops
+            )
             at = at + new
             yield at - 1, logits
     while at.max() < length:
-        logits, cache = decode(params, tokens[rows, at], cache, config)
+        logits, cache = decode(params, tokens[rows, at], cache, config, ops=ops)
         at = at + 1
         yield at - 1, logits
 
 
-def check(model: Case, agree: Agree) -> tuple[np.ndarray, list[tuple[jax.Array, jax.Array]]]:
+def check(
+    model: Case, agree: Agree, ops: Ops | None
+) -> tuple[np.ndarray, list[tuple[jax.Array, jax.Array]]]:
     params = sharp_params(model.length, model.config)
     rng = np.random.default_rng(model.length)
     tokens = rng.integers(0, model.config.vocab_size, (model.batch, model.length), np.int32)
-    logits, spreads = whole(params, tokens, model.config)
+    logits, spreads = whole(params, tokens, model.config, ops=ops)
     theirs = references(params, model, tokens)
     for name, expected in theirs.items():
         agree(f"{name}, forward", logits, expected)
-    for positions, part in cached(params, model, tokens):
+    for positions, part in cached(params, model, tokens, ops=ops):
         for name, expected in theirs.items():
             agree(f"{name}, cached", part, expected[np.arange(model.batch), positions])
     return np.asarray(logits), spreads
@@ -227,8 +232,8 @@ def check(model: Case, agree: Agree) -> tuple[np.ndarray, list[tuple[jax.Array, 
 
 @pytest.mark.usefixtures("world")
 @pytest.mark.parametrize("model", GRID.values(), ids=GRID.keys())
-def test_both_references_agree_on_the_grid(model: Case, agree: Agree) -> None:
-    logits, spreads = check(model, agree)
+def test_both_references_agree_on_the_grid(model: Case, agree: Agree, ops: Ops | None) -> None:
+    logits, spreads = check(model, agree, ops=ops)
     # The tolerance means something: logits vary by about 1, and no head looks everywhere alike.
     if logits.size > 1000:
         assert 0.5 < logits.std() < 3
@@ -260,8 +265,8 @@ FAMILY = {
 
 @pytest.mark.usefixtures("world")
 @pytest.mark.parametrize("model", FAMILY.values(), ids=FAMILY.keys())
-def test_the_family_in_miniature(model: Case, agree: Agree) -> None:
-    check(model, agree)
+def test_the_family_in_miniature(model: Case, agree: Agree, ops: Ops | None) -> None:
+    check(model, agree, ops=ops)
 
 
 @st.composite
@@ -298,8 +303,8 @@ def cases(draw: st.DrawFn) -> Case:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(model=cases())
-def test_both_references_agree_on_any_model(model: Case, agree: Agree) -> None:
-    check(model, agree)
+def test_both_references_agree_on_any_model(model: Case, agree: Agree, ops: Ops | None) -> None:
+    check(model, agree, ops=ops)
 
 
 PUBLISHED = [
@@ -319,7 +324,7 @@ def test_the_frequencies_of_the_published_models_are_transformers_to_the_bit(
     np.testing.assert_array_equal(rope_frequencies(config), theirs)
 
 
-def test_logits_beyond_8192_positions_of_a_published_scaling() -> None:
+def test_logits_beyond_8192_positions_of_a_published_scaling(ops: Ops | None) -> None:
     config = replace(
         TINY,
         n_heads=2,
@@ -336,7 +341,7 @@ def test_logits_beyond_8192_positions_of_a_published_scaling() -> None:
     theirs = {cache_argument(model): DynamicCache(config=model.config)}  # filled in place
     for start in range(0, tokens.size, 1024):
         chunk = tokens[:, start : start + 1024]
-        logits, ours = jitted(params, chunk, config, ours)
+        logits, ours = jitted(params, chunk, config, ours, ops=ops)
         with torch.inference_mode():
             result = model(torch.tensor(chunk, dtype=torch.int64), **theirs)
         assert np.abs(logits - result.logits.numpy()).max() <= ATOL
@@ -352,10 +357,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize("change", WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_config_fails_parity(change: dict) -> None:
+def test_a_wrong_config_fails_parity(change: dict, ops: Ops | None) -> None:
     config = replace(TINY, rope_scaling=LLAMA_3_2)
     params = sharp_params(1, config)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, 300), np.int32)
     expected = transformers_logits(transformers_model(params, config), tokens)
-    wrong, _ = whole(params, tokens, replace(config, **change))
+    wrong, _ = whole(params, tokens, replace(config, **change), ops=ops)
     assert np.abs(np.asarray(wrong) - expected).max() > 10 * ATOL

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -35,11 +36,14 @@ from jax_llama3 import (
 from jax_llama3.checkpoint.manifest import read_manifest
 from jax_llama3.checkpoint.verification import verify
 from jax_llama3.cli.info import describe
+from jax_llama3.decoding.programs import choose_ops, decode_compiled
 from jax_llama3.decoding.scoring import score_tokens
-from jax_llama3.model.linear import _dot, _sums_by_block, linear
-from jax_llama3.model.network import _decode
+from jax_llama3.kernels.cpu.products import sums_by_block
+from jax_llama3.model.linear import dot, linear
+from jax_llama3.model.ops import Ops
 from jax_llama3.model.params import named_leaves
 from jax_llama3.model.quantization import dequantize, quantize_array
+from jax_llama3.model.taps import no_tap
 
 TIED = replace(TINY, tie_embeddings=True)
 INT8 = quantize(PARAMS)
@@ -130,18 +134,23 @@ def test_quantize_works_on_shapes_and_under_jit_and_only_once() -> None:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("block_bytes", [1, 3 * 4 * 8, 2 << 20])
 def test_the_product_equals_that_of_the_dequantised_weight(
-    monkeypatch: pytest.MonkeyPatch, spec: str, shapes: tuple, dtype: object, block_bytes: int
+    monkeypatch: pytest.MonkeyPatch,
+    spec: str,
+    shapes: tuple,
+    dtype: object,
+    block_bytes: int,
+    form: Ops,
 ) -> None:
-    monkeypatch.setattr("jax_llama3.model.linear._BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("jax_llama3.kernels.cpu.products._BLOCK_BYTES", block_bytes)
     x, weight = (jax.random.normal(jax.random.key(i), s, dtype) for i, s in enumerate(shapes))
     contracted = 2 if spec == "BTNH,DNH->BTD" else 1
     small = quantize_array(weight, contracted)
     exact = np.asarray(dequantize(small, jnp.float32))
     expected = np.einsum(spec, np.asarray(x, np.float32), exact)
-    wide = linear(spec, x, small, jnp.float32)
+    wide = linear(spec, x, small, jnp.float32, products=form.products)
     assert wide.dtype == jnp.float32
     np.testing.assert_allclose(wide, expected, rtol=1e-5, atol=1e-5)
-    same = linear(spec, x, small)
+    same = linear(spec, x, small, products=form.products)
     assert same.dtype == dtype
     np.testing.assert_array_equal(same, wide.astype(dtype))
 
@@ -151,47 +160,54 @@ def test_blocks_and_the_plain_form_give_the_same_sums(rows: int) -> None:
     values = np.random.default_rng(1).integers(-127, 128, (3001, 512), np.int8)
     for dtype in (jnp.float32, jnp.bfloat16):
         x = jax.random.normal(jax.random.key(0), (rows, 512), dtype)
-        plain = _dot(x, jnp.asarray(values).astype(dtype))
-        blocks = jax.jit(_sums_by_block)(x, jnp.asarray(values))
+        plain = dot(x, jnp.asarray(values).astype(dtype))
+        blocks = jax.jit(sums_by_block)(x, jnp.asarray(values))
         np.testing.assert_allclose(plain, blocks, rtol=1e-5, atol=2e-2)
 
 
-def test_the_product_has_a_gradient_and_a_batch_axis() -> None:
+def test_the_product_has_a_gradient_and_a_batch_axis(form: Ops) -> None:
+    product = partial(linear, "BTD,FD->BTF", products=form.products)
     weight = quantize_array(jax.random.normal(jax.random.key(1), (7, 8)), 1)
     x = jax.random.normal(jax.random.key(0), (3, 1, 1, 8))
-    outer = jax.vmap(lambda x: linear("BTD,FD->BTF", x, weight))(x)
-    np.testing.assert_allclose(outer, linear("BTD,FD->BTF", x[:, 0], weight)[:, None], rtol=1e-5)
-    gradient = jax.grad(lambda x: linear("BTD,FD->BTF", x, weight).sum())(x[0])
+    outer = jax.vmap(lambda x: product(x, weight))(x)
+    np.testing.assert_allclose(outer, product(x[:, 0], weight)[:, None], rtol=1e-5)
+    gradient = jax.grad(lambda x: product(x, weight).sum())(x[0])
     expected = np.asarray(dequantize(weight, jnp.float32)).sum(0)
     np.testing.assert_allclose(gradient[0, 0], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", [TINY, TIED], ids=["untied", "tied"])
-def test_a_quantised_model_is_the_model_of_the_dequantised_weights(config: object) -> None:
+def test_a_quantised_model_is_the_model_of_the_dequantised_weights(
+    config: object, ops: Ops | None
+) -> None:
     small = quantize(sharp_params(5, config))
-    logits, _ = forward(small, TOKENS, config)
-    expected, _ = forward(dequantized(small), TOKENS, config)
+    logits, _ = forward(small, TOKENS, config, ops=ops)
+    expected, _ = forward(dequantized(small), TOKENS, config, ops=ops)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
 
 
-def decoded(params: Params, tokens: np.ndarray, dtype: object, capacity: int = 40) -> np.ndarray:
+def decoded(
+    params: Params, tokens: np.ndarray, dtype: object, capacity: int = 40, *, ops: Ops | None
+) -> np.ndarray:
     """Logits from the fifth token on, of a prefill of five and a decode of each other one."""
     cache = init_cache(TINY, len(tokens), capacity, dtype)
     lengths = np.full(len(tokens), 5, np.int32)
-    logits, cache = prefill(params, tokens[:, :5], lengths, cache, TINY)
+    logits, cache = prefill(params, tokens[:, :5], lengths, cache, TINY, ops=ops)
     steps = [logits]
     for index in range(5, tokens.shape[1]):
-        logits, cache = decode(params, tokens[:, index], cache, TINY)
+        logits, cache = decode(params, tokens[:, index], cache, TINY, ops=ops)
         steps.append(logits)
     return np.stack(steps, axis=1)
 
 
-def test_prefill_and_decode_equal_one_forward() -> None:
-    whole, _ = forward(INT8, TOKENS, TINY)
-    np.testing.assert_allclose(decoded(INT8, TOKENS, jnp.float32), whole[:, 4:], rtol=0, atol=1e-4)
+def test_prefill_and_decode_equal_one_forward(ops: Ops | None) -> None:
+    whole, _ = forward(INT8, TOKENS, TINY, ops=ops)
+    np.testing.assert_allclose(
+        decoded(INT8, TOKENS, jnp.float32, ops=ops), whole[:, 4:], rtol=0, atol=1e-4
+    )
 
 
-def test_activations_have_the_dtype_of_the_norms() -> None:
+def test_activations_have_the_dtype_of_the_norms(ops: Ops | None) -> None:
     narrow = quantize(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS))
     assert {leaf.dtype for leaf in jax.tree.leaves(narrow)} == {
         jnp.dtype(name) for name in ("int8", "float32", "bfloat16")
@@ -202,7 +218,7 @@ def test_activations_have_the_dtype_of_the_norms() -> None:
         seen[name] = array.dtype
         return array
 
-    logits, _ = forward(narrow, TOKENS, TINY, tap=tap)
+    logits, _ = forward(narrow, TOKENS, TINY, tap=tap, ops=ops)
     assert logits.dtype == jnp.float32
     wide = ("scores", "pattern", "logits")
     assert {dtype for name, dtype in seen.items() if not name.endswith(wide)} == {
@@ -210,7 +226,7 @@ def test_activations_have_the_dtype_of_the_norms() -> None:
     }
 
 
-def test_the_cache_holds_what_the_taps_saw_rounded_per_token_and_head() -> None:
+def test_the_cache_holds_what_the_taps_saw_rounded_per_token_and_head(ops: Ops | None) -> None:
     seen = {}
 
     def tap(name: str, array: jax.Array) -> jax.Array:
@@ -220,7 +236,7 @@ def test_the_cache_holds_what_the_taps_saw_rounded_per_token_and_head() -> None:
     cache = init_cache(TINY, 3, 32, jnp.int8)
     assert cache.k[0].values.shape == (3, 32, 2, 16)
     assert cache.k[0].scale.shape == (3, 32, 2)
-    _, cache = forward(PARAMS, TOKENS, TINY, cache, tap=tap)
+    _, cache = forward(PARAMS, TOKENS, TINY, cache, tap=tap, ops=ops)
     for layer in range(TINY.n_layers):
         for slots, name in ((cache.k, "k"), (cache.v, "v")):
             expected = quantize_array(seen[f"layers.{layer}.attn.{name}"], 1)
@@ -229,38 +245,42 @@ def test_the_cache_holds_what_the_taps_saw_rounded_per_token_and_head() -> None:
                 assert not np.asarray(found[:, 24:]).any()
 
 
-def test_an_int8_cache_changes_little(record_property: Callable[[str, object], None]) -> None:
-    exact = decoded(PARAMS, TOKENS, jnp.float32)
-    other = decoded(PARAMS, TOKENS, jnp.int8)
+def test_an_int8_cache_changes_little(
+    record_property: Callable[[str, object], None], ops: Ops | None
+) -> None:
+    exact = decoded(PARAMS, TOKENS, jnp.float32, ops=ops)
+    other = decoded(PARAMS, TOKENS, jnp.int8, ops=ops)
     error = float(np.abs(other - exact).max())
     record_property("logits of an int8 cache against a float32 one, tiny model", float(error))
     assert 1e-3 < error < 0.15
 
 
 @pytest.mark.parametrize("params", [PARAMS, INT8], ids=["float32", "int8"])
-def test_an_int8_cache_gives_every_row_what_it_has_alone_at_any_capacity(params: Params) -> None:
-    together = decoded(params, TOKENS, jnp.int8)
+def test_an_int8_cache_gives_every_row_what_it_has_alone_at_any_capacity(
+    params: Params, ops: Ops | None
+) -> None:
+    together = decoded(params, TOKENS, jnp.int8, ops=ops)
     for row in range(len(TOKENS)):
         for capacity in (24, 100):
-            alone = decoded(params, TOKENS[row : row + 1], jnp.int8, capacity)
+            alone = decoded(params, TOKENS[row : row + 1], jnp.int8, capacity, ops=ops)
             np.testing.assert_allclose(together[row], alone[0], rtol=0, atol=CACHE_NOISE)
 
 
-def test_more_rows_than_are_written_one_by_one() -> None:
+def test_more_rows_than_are_written_one_by_one(ops: Ops | None) -> None:
     tokens = np.tile(TOKENS, (3, 1))
-    together = decoded(PARAMS, tokens, jnp.int8)
+    together = decoded(PARAMS, tokens, jnp.int8, ops=ops)
     np.testing.assert_allclose(together[:3], together[6:], rtol=0, atol=CACHE_NOISE)
     np.testing.assert_allclose(
-        together[:3], decoded(PARAMS, TOKENS, jnp.int8), rtol=0, atol=CACHE_NOISE
+        together[:3], decoded(PARAMS, TOKENS, jnp.int8, ops=ops), rtol=0, atol=CACHE_NOISE
     )
 
 
-def test_generation_and_scores_take_a_quantised_model() -> None:
+def test_generation_and_scores_take_a_quantised_model(ops: Ops | None) -> None:
     prompt = TOKENS[0].tolist()
     small, plain = (Model(TINY, p, None) for p in (INT8, dequantized(INT8)))
     found = generate(small, prompt, max_new_tokens=8, stop=())
     assert found.tokens == generate(plain, prompt, max_new_tokens=8, stop=()).tokens
-    scores = [score_tokens(model.params, prompt, TINY) for model in (small, plain)]
+    scores = [score_tokens(model.params, prompt, TINY, ops=ops) for model in (small, plain)]
     np.testing.assert_allclose(*scores, rtol=0, atol=1e-4)
 
 
@@ -273,7 +293,8 @@ def test_a_quantised_decode_step_makes_no_wide_copy_of_its_weights(
     params = jax.eval_shape(quantize, abstract_params(config, dtype))
     cache = jax.eval_shape(lambda: init_cache(config, 1, 512, jnp.int8))
     tokens = jax.ShapeDtypeStruct((1,), jnp.int32)
-    step = _decode.lower(params, tokens, cache, config).compile()
+    ops = choose_ops(params, 1, 1)
+    step = decode_compiled.lower(params, tokens, cache, config, no_tap, ops).compile()
     # Widened at once, the matrices of attention are 3.5 MB a layer, the embedding 113 MB.
     assert step.memory_analysis().temp_size_in_bytes < 5e6
 
@@ -406,7 +427,7 @@ def with_norms(params: Params, dtype: object) -> Params:
 
 @pytest.mark.real
 def test_the_default_model_stays_close(
-    default_model: Model, record_property: Callable[[str, object], None]
+    default_model: Model, record_property: Callable[[str, object], None], ops: Ops | None
 ) -> None:
     small = quantize(default_model.params)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(small))
@@ -415,10 +436,13 @@ def test_the_default_model_stays_close(
         "bytes of int8 weights over half of bfloat16's, default model", float(size / half)
     )
     assert 1 < size / half < 1.01
-    exact = [jitted(default_model.params, b, default_model.config)[0] for b in texts(default_model)]
+    exact = [
+        jitted(default_model.params, b, default_model.config, ops=ops)[0]
+        for b in texts(default_model)
+    ]
     for dtype in (jnp.float32, jnp.bfloat16):
         params = with_norms(small, dtype)
-        logits = [jitted(params, b, default_model.config)[0] for b in texts(default_model)]
+        logits = [jitted(params, b, default_model.config, ops=ops)[0] for b in texts(default_model)]
         pairs = zip(exact, logits, strict=True)
         mean = np.mean([divergence(np.asarray(a), np.asarray(b)) for a, b in pairs])
         record_property(
@@ -429,14 +453,14 @@ def test_the_default_model_stays_close(
 
 @pytest.mark.real
 def test_an_int8_cache_of_the_default_model_stays_close(
-    default_model: Model, record_property: Callable[[str, object], None]
+    default_model: Model, record_property: Callable[[str, object], None], ops: Ops | None
 ) -> None:
     config, params = default_model.config, default_model.params
     found = []
     for batch in texts(default_model):
         cache = init_cache(config, len(batch), 64, jnp.int8)
-        exact, _ = jitted(params, batch, config)
-        logits, _ = jitted(params, batch, config, cache)
+        exact, _ = jitted(params, batch, config, ops=ops)
+        logits, _ = jitted(params, batch, config, cache, ops=ops)
         found.append(divergence(np.asarray(exact), np.asarray(logits)))
     record_property("mean KL of an int8 cache to float32", float(np.mean(found)))
     assert np.mean(found) < 0.01

@@ -7,6 +7,7 @@ import pytest
 from random_models import TINY, replace, sharp_params
 
 from jax_llama3 import RopeScaling, forward, init_cache
+from jax_llama3.model.ops import Ops
 from jax_llama3.model.rope import apply_rope, rope_frequencies, rope_tables
 
 
@@ -62,10 +63,10 @@ def test_a_narrow_input_is_rotated_in_float32_and_rounded_once() -> None:
     assert np.mean(np.asarray(apply_rope(x, cos, sin) == rounded)) > 0.99
 
 
-def test_shifting_all_positions_changes_no_logit() -> None:
+def test_shifting_all_positions_changes_no_logit(ops: Ops | None) -> None:
     params = sharp_params(5, TINY)
     tokens = np.arange(20)[None]
-    expected, _ = forward(params, tokens, TINY)
+    expected, _ = forward(params, tokens, TINY, ops=ops)
     seen = {}
 
     def tap(name: str, array: jax.Array) -> jax.Array:
@@ -76,5 +77,5 @@ def test_shifting_all_positions_changes_no_logit() -> None:
         return array
 
     cache = init_cache(TINY, 1, 128, jnp.float32)._replace(lengths=jnp.array([100]))
-    shifted, _ = forward(params, tokens, TINY, cache, tap=tap)
+    shifted, _ = forward(params, tokens, TINY, cache, tap=tap, ops=ops)
     np.testing.assert_allclose(shifted, expected, rtol=0, atol=1e-4)

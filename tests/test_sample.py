@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jax_llama3 import Sampler, sample
-from jax_llama3.decoding.sampling import filter_logits, knobs
+from jax_llama3.decoding.sampling import active_settings, filter_logits
 
 filtered = jax.jit(filter_logits)
 
@@ -15,7 +15,7 @@ LOGITS = jnp.log(PROBABILITIES)[None]
 
 
 def kept(sampler: Sampler, logits: jax.Array = LOGITS) -> list[int]:
-    return np.flatnonzero(np.isfinite(filtered(logits, knobs(sampler))[0])).tolist()
+    return np.flatnonzero(np.isfinite(filtered(logits, active_settings(sampler))[0])).tolist()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from jax_llama3 import Sampler
-from jax_llama3.decoding.sampling import filter_logits, knobs, penalize
+from jax_llama3.decoding.sampling import active_settings, filter_logits, penalize
 
 pytestmark = pytest.mark.reference
 filtered = jax.jit(filter_logits)
@@ -37,7 +37,7 @@ def test_filters_keep_what_transformers_keeps(
     if min_p:
         scores = transformers.MinPLogitsWarper(min_p)(None, scores)
     sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    ours = filtered(jnp.asarray(logits), knobs(sampler))
+    ours = filtered(jnp.asarray(logits), active_settings(sampler))
     np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(scores.numpy()))
     np.testing.assert_allclose(jax.nn.softmax(ours), scores.softmax(-1).numpy(), atol=1e-5)
 

@@ -12,7 +12,7 @@ from queries import draw
 from random_models import TINY, sharp_params
 
 from jax_llama3 import Params, decode, forward, init_cache, prefill
-from jax_llama3.model.attention import used_attention
+from jax_llama3.model.ops import Ops
 from jax_llama3.model.quantization import quantize
 
 # Widths that the kernels take.
@@ -45,16 +45,18 @@ def test_rows_may_be_split_among_devices(function: object, quantized: bool) -> N
 
 @pytest.mark.parametrize("tokens", [1, 16])
 @pytest.mark.parametrize("split", [0, 1, 2, 3])
-def test_attention_varies_by_device_where_any_operand_does(tokens: int, split: int) -> None:
+def test_attention_varies_by_device_where_any_operand_does(
+    tokens: int, split: int, form: Ops
+) -> None:
     q, k, v = draw((2, tokens, 4, 32), 0), draw((2, 40, 2, 32), 1), draw((2, 40, 2, 32), 2)
     operands = [q, k, v, jnp.broadcast_to(jnp.arange(tokens), (2, tokens))]
     places = [P("rows") if index == split else P() for index in range(4)]
     halves = [each[:1] for each in operands]
     halves[split] = operands[split]
     mesh = Mesh(np.array(jax.devices()[:2]), ("rows",))
-    each = jax.shard_map(used_attention, mesh=mesh, in_specs=tuple(places), out_specs=P("rows"))
+    each = jax.shard_map(form.attend, mesh=mesh, in_specs=tuple(places), out_specs=P("rows"))
     found = jax.jit(each)(*halves)
     whole = [
         jnp.broadcast_to(half, full.shape) for half, full in zip(halves, operands, strict=True)
     ]
-    np.testing.assert_allclose(found, used_attention(*whole), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found, form.attend(*whole), rtol=1e-4, atol=1e-5)

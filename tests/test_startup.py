@@ -18,12 +18,12 @@ from random_models import TINY, replace, sharp_params
 from safetensors.numpy import save_file
 
 from jax_llama3 import Model, Sampler, generate, load, save
-from jax_llama3.api import stream_batch
+from jax_llama3.api import TextRequest, prepare, stream
 from jax_llama3.checkpoint.manifest import read_manifest
 from jax_llama3.checkpoint.shards import Place, find_tensors, map_file, mapped_run, runs
 from jax_llama3.checkpoint.verification import verify
 from jax_llama3.runtime.memory import move_to_huge_pages, own_arrays
-from jax_llama3.startup import load_for
+from jax_llama3.startup import starting
 
 LONG = replace(TINY, max_seq_len=2048)
 MODEL = Model(LONG, sharp_params(3, LONG), None)
@@ -33,6 +33,15 @@ MODEL = Model(LONG, sharp_params(3, LONG), None)
 def folder(tmp_path: Path) -> Path:
     save(tmp_path / "model", MODEL)
     return tmp_path / "model"
+
+
+def start(
+    folder: Path, prompts: list[list[int]], dtype: str | None = None, **options: object
+) -> tuple[Model, TextRequest]:
+    """The model that was finished for the prompts, and what is to be generated."""
+    with starting(folder, dtype=dtype) as (abstract, finish):
+        prepared = prepare(abstract, prompts, **options)
+        return finish(prepared.request), prepared
 
 
 def compiled_by(function: object) -> list[str]:
@@ -58,11 +67,10 @@ def test_reading_the_prompts_compiles_nothing_more(folder: Path, dtype: str | No
     jax.clear_caches()
     loaded = []
     options = {"dtype": dtype, "max_new_tokens": 4}
-    during = compiled_by(lambda: loaded.append(load_for(folder, lambda _: prompts, **options)))
+    during = compiled_by(lambda: loaded.append(start(folder, prompts, **options)))
     # One for each width of a chunk, however many layers there are.
     assert max(map(during.count, during)) == 2
-    model, encoded = loaded[0]
-    assert encoded is prompts
+    model, _ = loaded[0]
     again = compiled_by(lambda: loaded.append(generate(model, prompts, max_new_tokens=4)))
     assert not {*during} & {*again}
     assert "jit(decode_many)" in again  # the listener hears what is compiled
@@ -74,9 +82,8 @@ def test_reading_the_prompts_compiles_nothing_more(folder: Path, dtype: str | No
 def test_the_first_token_compiles_nothing_more(folder: Path) -> None:
     sampler = Sampler(temperature=0.7, top_k=5, repetition_penalty=1.2)
     jax.clear_caches()
-    model, prompts = load_for(folder, lambda _: [[1, 2, 3]], max_new_tokens=4, sampler=sampler)
-    pieces = stream_batch(model, prompts, max_new_tokens=1, sampler=sampler)
-    assert compiled_by(lambda: list(pieces)) == []
+    model, prepared = start(folder, [[1, 2, 3]], max_new_tokens=1, sampler=sampler)
+    assert compiled_by(lambda: list(stream(model, prepared))) == []
 
 
 @pytest.mark.parametrize(
@@ -99,15 +106,12 @@ def test_refused_prompts_do_not_wait_for_the_weights(
         time.sleep(1)
         return mapped_run(file, places)
 
-    def encode(_: object) -> list[list[int]]:
-        assert began.wait(60)
-        encoded.set()
-        return prompts
-
     monkeypatch.setattr("jax_llama3.checkpoint.loading.mapped_run", slow)
     monkeypatch.setattr("jax_llama3.checkpoint.shards._RUN_BYTES", 1)  # every tensor alone
-    with pytest.raises(ValueError, match=message):
-        load_for(folder, encode, max_new_tokens=100)
+    with pytest.raises(ValueError, match=message), starting(folder) as (abstract, _):
+        assert began.wait(60)
+        encoded.set()
+        prepare(abstract, prompts, max_new_tokens=100)
     assert 0 < len(started) < 10  # of 21: what the readers had begun, and no more
 
 

@@ -8,7 +8,7 @@ from random_models import TINY, replace, sharp_params
 from tokenizer_files import rank_file
 
 from jax_llama3 import Model, Sampler, forward, generate, score, stream_generate
-from jax_llama3.text.completion import Row
+from jax_llama3.text.completion import GrowingText
 from jax_llama3.text.tokenizer import MODEL, TextStream, tokenizer_from_files
 
 CONFIG = replace(TINY, vocab_size=263 + 256)
@@ -46,14 +46,14 @@ def test_of_two_stop_texts_in_one_token_the_first_in_the_text_counts() -> None:
     hello = TEXT.tokenizer.encode("hello")
     assert len(hello) == 1
     for stops in (["llo", "el"], ["el", "llo"]):
-        row = Row(0, 1, [], stops, TextStream(TEXT.tokenizer))
+        row = GrowingText(0, 1, [], stops, TextStream(TEXT.tokenizer))
         row.push(hello, [0.0])
         assert row.text == "h"
         assert row.finish_reason == "stop"
 
 
 def test_nothing_is_shown_that_a_stop_text_may_begin_with() -> None:
-    row = Row(0, 1, [], ["abc"], TextStream(TEXT.tokenizer))
+    row = GrowingText(0, 1, [], ["abc"], TextStream(TEXT.tokenizer))
     shown = [row.push([token], [0.0]) for token in b"xabab"]
     assert shown == ["x", "", "", "ab", ""]
     assert row.close() == "ab"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_llama3.model import attention as module
+from jax_llama3.kernels.cpu import attention as module
 from jax_llama3.model.quantization import Quantized
 
 
@@ -39,10 +39,10 @@ def test_blocks_give_what_attention_gives_at_once(
         k, v = quantized(k, 3), quantized(v, 4)
     depths = np.arange(batch)[:, None] * 5
     positions = jnp.asarray(depths + np.arange(new), jnp.int32)
-    at_once = module._attend_all(q, k, v, positions)
+    at_once = module.attend_whole(q, k, v, positions)
     assert batch * new * n_heads * capacity * 4 > score_bytes
     monkeypatch.setattr(module, "_SCORE_BYTES", score_bytes)
-    in_blocks = module._attend_blocks(q, k, v, positions)
+    in_blocks = module.attend_blocks(q, k, v, positions)
     np.testing.assert_allclose(in_blocks, at_once, rtol=1e-5, atol=1e-6)
-    loops = str(jax.make_jaxpr(module._attend_blocks)(q, k, v, positions)).count("scan[")
+    loops = str(jax.make_jaxpr(module.attend_blocks)(q, k, v, positions)).count("scan[")
     assert loops == 2

@@ -11,14 +11,16 @@ from concurrency import check_threads
 from queries import draw, exact
 from random_models import TINY, sharp_params
 
-from jax_llama3 import decode, init_cache, prefill
-from jax_llama3.kernels.cpu.decode_attention import attend_one, has_attention_kernel
-from jax_llama3.model.attention import used_attention
-from jax_llama3.model.network import _decode
+from jax_llama3 import init_cache
+from jax_llama3.decoding.programs import choose_ops, decode_compiled
+from jax_llama3.kernels.cpu.decode_attention import decode_attention
+from jax_llama3.kernels.cpu.ops import NUMBA
+from jax_llama3.kernels.cpu.registration import has_kernels
+from jax_llama3.model.taps import no_tap
 
 pytest.importorskip("numba")
-assert has_attention_kernel(jnp.bfloat16, 2)
-jitted = jax.jit(attend_one)
+assert has_kernels()
+jitted = jax.jit(decode_attention)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
@@ -38,7 +40,7 @@ def test_values_are_those_of_double_precision(
     rows = len(positions)
     q = draw((rows, 1, n_heads, width), 0)
     k, v = (draw((rows, 300, kv_heads, width), seed, dtype) for seed in (1, 2))
-    found = jitted(q, k, v, jnp.asarray(positions))
+    found = jitted(q, k, v, jnp.asarray(positions)[:, None])
     np.testing.assert_allclose(
         found, exact(q, k, v, np.array(positions)[:, None]), rtol=1e-5, atol=1e-5
     )
@@ -49,12 +51,12 @@ def test_values_are_those_of_double_precision(
 def test_what_is_not_used_is_not_read_and_what_is_counts(dtype: object, position: int) -> None:
     q = draw((1, 1, 4, 8), 0)
     k, v = (draw((1, 200, 2, 8), seed, dtype) for seed in (1, 2))
-    clean = jitted(q, k, v, jnp.array([position]))
+    clean = jitted(q, k, v, jnp.array([[position]]))
     stale = jnp.arange(200)[None, :, None, None] > position
     stale_k, stale_v = (jnp.where(stale, jnp.nan, each) for each in (k, v))
-    np.testing.assert_array_equal(jitted(q, stale_k, stale_v, jnp.array([position])), clean)
+    np.testing.assert_array_equal(jitted(q, stale_k, stale_v, jnp.array([[position]])), clean)
     spoilt = k.at[0, position, 1].set(jnp.nan)  # of the second key/value head: heads 2 and 3
-    found = np.asarray(jitted(q, spoilt, v, jnp.array([position])))[0, 0]
+    found = np.asarray(jitted(q, spoilt, v, jnp.array([[position]])))[0, 0]
     assert np.isnan(found[2:]).all()
     np.testing.assert_array_equal(found[:2], np.asarray(clean)[0, 0, :2])
 
@@ -63,28 +65,28 @@ def test_scores_far_apart_leave_the_largest_alone() -> None:
     k = jnp.zeros((1, 100, 1, 2)).at[0, :, 0, 0].set(-jnp.arange(100.0) * 1000)
     v = jnp.arange(200.0).reshape(1, 100, 1, 2)
     q = jnp.array([[[[1.0, 0.0], [-1.0, 0.0]]]])
-    found = jitted(q, k, v, jnp.array([99]))
+    found = jitted(q, k, v, jnp.array([[99]]))
     np.testing.assert_array_equal(found[0, 0], [[0.0, 1.0], [198.0, 199.0]])
 
 
 def test_a_position_past_the_capacity_reads_no_further() -> None:
     q, k = draw((1, 1, 2, 4), 0), draw((1, 70, 2, 4), 1)
     np.testing.assert_array_equal(
-        jitted(q, k, k, jnp.array([500])), jitted(q, k, k, jnp.array([69]))
+        jitted(q, k, k, jnp.array([[500]])), jitted(q, k, k, jnp.array([[69]]))
     )
 
 
 def test_keys_and_values_of_different_dtypes_are_left_to_the_plain_form() -> None:
     q, k = draw((1, 1, 2, 4), 0), draw((1, 70, 2, 4), 1, jnp.bfloat16)
     v = draw((1, 70, 2, 4), 2)
-    found = used_attention(q, k, v, jnp.array([[69]]))
+    found = NUMBA.attend(q, k, v, jnp.array([[69]]))
     np.testing.assert_allclose(found, exact(q, k, v, [[69]]), rtol=0.05, atol=0.05)
 
 
 def test_calls_from_many_threads_do_not_disturb_each_other() -> None:
     k = draw((1, 2000, 3, 64), 0, jnp.bfloat16)
     queries = [draw((1, 1, 9, 64), seed) for seed in range(8)]
-    last = jnp.array([1999])
+    last = jnp.array([[1999]])
     check_threads(lambda q: jitted(q, k, k, last), queries)
 
 
@@ -99,48 +101,25 @@ def test_gradients_and_batches_are_those_of_the_plain_form() -> None:
         # The same query twice, so that the plain form for several tokens is taken.
         twice = jnp.concatenate([q, q], axis=1)
         both = jnp.concatenate([positions, positions], axis=1)
-        return used_attention(twice, k, v, both)[:, :1]
+        return NUMBA.attend(twice, k, v, both)[:, :1]
 
-    for form in (used_attention, two):
+    for form in (NUMBA.attend, two):
         assert np.isfinite(loss(q, k, v, form))
-    found = jax.grad(partial(loss, attend=used_attention), argnums=(0, 1, 2))(q, k, v)
+    found = jax.grad(partial(loss, attend=NUMBA.attend), argnums=(0, 1, 2))(q, k, v)
     wanted = jax.grad(partial(loss, attend=two), argnums=(0, 1, 2))(q, k, v)
     for each, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(each, other, rtol=1e-4, atol=1e-5)
-    many = jax.vmap(used_attention, (0, None, None, None))(jnp.stack([q, 2 * q]), k, v, positions)
-    np.testing.assert_allclose(many[1], used_attention(2 * q, k, v, positions), rtol=1e-5)
+    many = jax.vmap(NUMBA.attend, (0, None, None, None))(jnp.stack([q, 2 * q]), k, v, positions)
+    np.testing.assert_allclose(many[1], NUMBA.attend(2 * q, k, v, positions), rtol=1e-5)
 
 
 def test_a_decode_step_has_the_kernel_and_no_branches() -> None:
     params = jax.eval_shape(lambda: sharp_params(0, TINY))
     cache = jax.eval_shape(lambda: init_cache(TINY, 1, 4096, jnp.float32))
     tokens = jax.ShapeDtypeStruct((1,), jnp.int32)
-    text = _decode.lower(params, tokens, cache, TINY).compile().as_text()
-    assert text.count('custom_call_target="jax_llama3_attention"') == TINY.n_layers
+    ops = choose_ops(params, 1, 1)
+    text = decode_compiled.lower(params, tokens, cache, TINY, no_tap, ops).compile().as_text()
+    assert text.count('custom_call_target="jax_llama3_decode_attention"') == TINY.n_layers
     # None for the attention, whatever the capacity; the one there is keeps the sines apart.
     (branches,) = re.findall(r" conditional\(.*", text)
-    assert "jit(_begin)" in branches
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
-def test_decoding_is_the_same_without_the_kernel(
-    dtype: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    params = sharp_params(0, TINY)
-    tokens = np.arange(20)[None] % TINY.vocab_size
-
-    def last_logits() -> np.ndarray:
-        jax.clear_caches()
-        cache = init_cache(TINY, 1, 32, dtype)
-        _, cache = prefill(params, tokens, np.array([20]), cache, TINY)
-        return np.asarray(decode(params, np.array([7]), cache, TINY)[0])
-
-    with_kernel = last_logits()
-    monkeypatch.setattr(
-        "jax_llama3.model.attention.has_attention_kernel", lambda dtype, width: False
-    )
-    without = last_logits()
-    jax.clear_caches()
-    # A bfloat16 cache's weights are rounded by the plain form, not by the kernel.
-    tolerance = 0.05 if dtype == jnp.bfloat16 else 1e-4
-    np.testing.assert_allclose(with_kernel, without, rtol=tolerance, atol=tolerance)
+    assert "jit(embed)" in branches

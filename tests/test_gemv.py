@@ -1,4 +1,4 @@
-"""The row kernel: exact sums for every shape and dtype, from any thread, differentiable."""
+"""The kernel for a few rows: exact sums for every shape and dtype, from any thread, differentiable."""
 
 import jax
 import jax.numpy as jnp
@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 from concurrency import check_threads
 from products import check_derivatives, check_shards, check_sums, draw, exact
-from random_models import TINY, sharp_params
 
-from jax_llama3 import decode, init_cache, prefill
-from jax_llama3.kernels.cpu.gemv import has_row_kernel, row_products
+from jax_llama3.kernels.cpu.gemv import gemv
+from jax_llama3.kernels.cpu.registration import has_kernels
 
 pytest.importorskip("numba")
-assert has_row_kernel(jnp.bfloat16, 2)
-PARAMS = sharp_params(0, TINY)
-jitted = jax.jit(row_products)
+assert has_kernels()
+jitted = jax.jit(gemv)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8, jnp.float32])
@@ -49,25 +47,3 @@ def test_gradients_and_batches_are_those_of_the_product() -> None:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_rows_and_weights_may_be_split_among_devices(dtype: object) -> None:
     check_shards(1, dtype)
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_decoding_is_the_same_without_the_kernel(
-    dtype: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert has_row_kernel(dtype, 48)
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
-    tokens = np.arange(20)[None] % TINY.vocab_size
-
-    def last_logits() -> np.ndarray:
-        jax.clear_caches()
-        cache = init_cache(TINY, 1, 32, dtype)
-        _, cache = prefill(params, tokens, np.array([20]), cache, TINY)
-        return np.asarray(decode(params, np.array([7]), cache, TINY)[0])
-
-    with_kernel = last_logits()
-    monkeypatch.setattr("jax_llama3.model.linear.has_row_kernel", lambda dtype, width: False)
-    tolerance = 1e-5 if dtype == jnp.float32 else 0.05
-    without = last_logits()
-    jax.clear_caches()
-    np.testing.assert_allclose(with_kernel, without, rtol=tolerance, atol=tolerance)

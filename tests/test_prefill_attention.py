@@ -13,18 +13,20 @@ from processors import FEWER, run_with_features
 from queries import draw, exact, mixed, wide
 from random_models import TINY, sharp_params
 
-from jax_llama3 import init_cache, prefill
-from jax_llama3.kernels.cpu.prefill_attention import attend_many, has_prompt_kernel
+from jax_llama3 import init_cache
+from jax_llama3.decoding.programs import choose_ops, lower_with, read_tokens
+from jax_llama3.kernels.cpu.ops import NUMBA
+from jax_llama3.kernels.cpu.prefill_attention import prefill_attention, serves_prefill_attention
 from jax_llama3.kernels.cpu.registration import has_kernels
-from jax_llama3.model.attention import _attend_all, used_attention
-from jax_llama3.model.network import prefill_programs
+from jax_llama3.model.ops import PLAIN
+from jax_llama3.model.taps import no_tap
 
 pytest.importorskip("numba")
 tile_code = pytest.importorskip("jax_llama3.kernels.cpu.compiled.tiles")
 assert has_kernels()
 if not tile_code.HAS_FLOATS:
     pytest.skip("a processor without fused multiply-add", allow_module_level=True)
-jitted = jax.jit(attend_many)
+jitted = jax.jit(prefill_attention)
 BFLOAT16, FLOAT32, INT8 = jnp.bfloat16, jnp.float32, jnp.int8
 
 
@@ -114,7 +116,7 @@ def test_scores_of_minus_infinity_have_no_weight(dtype: object) -> None:
     k = jnp.where(jnp.arange(600)[None, :, None, None] < 300, -1e20, 0.0).astype(dtype)
     k, v = jnp.broadcast_to(k, (1, 600, 1, 32)), jnp.ones((1, 600, 1, 32), dtype)
     np.testing.assert_array_equal(jitted(q, k, v, places([500], 8)), np.ones(q.shape))
-    one = used_attention(q[:, :1], k, v, jnp.array([[500]]))
+    one = NUMBA.attend(q[:, :1], k, v, jnp.array([[500]]))
     np.testing.assert_array_equal(one, np.ones((1, 1, 2, 32)))
 
 
@@ -137,15 +139,15 @@ def test_positions_past_the_capacity_read_no_further() -> None:
 def test_slots_of_other_dtypes_are_left_to_the_plain_form(dtypes: tuple[object, object]) -> None:
     q, positions = draw((1, 16, 2, 32), 0), places([20], 16)
     k, v = (draw((1, 70, 2, 32), seed, dtype) for seed, dtype in enumerate(dtypes))
-    assert not has_prompt_kernel(q, k, v)
-    found = used_attention(q, k, v, positions)
+    assert not serves_prefill_attention(q, k, v)
+    found = NUMBA.attend(q, k, v, positions)
     np.testing.assert_allclose(found, exact(q, k, v, positions), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize(("tokens", "width"), [(7, 32), (16, 48)])
 def test_other_shapes_are_left_to_the_plain_form(tokens: int, width: int) -> None:
     q, k = jnp.zeros((1, tokens, 2, width)), jnp.zeros((1, 70, 2, width))
-    assert not has_prompt_kernel(q, k, k)
+    assert not serves_prefill_attention(q, k, k)
 
 
 def test_calls_from_many_threads_do_not_disturb_each_other() -> None:
@@ -161,35 +163,13 @@ def test_gradients_and_batches_are_those_of_the_plain_form() -> None:
     def loss(q: jax.Array, k: jax.Array, v: jax.Array, attend: object) -> jax.Array:
         return jnp.sum(attend(q, k, v, positions) ** 2)  # type: ignore[operator]
 
-    assert has_prompt_kernel(q, k, v)
-    found = jax.grad(partial(loss, attend=used_attention), argnums=(0, 1, 2))(q, k, v)
-    wanted = jax.grad(partial(loss, attend=_attend_all), argnums=(0, 1, 2))(q, k, v)
+    assert serves_prefill_attention(q, k, v)
+    found = jax.grad(partial(loss, attend=NUMBA.attend), argnums=(0, 1, 2))(q, k, v)
+    wanted = jax.grad(partial(loss, attend=PLAIN.attend), argnums=(0, 1, 2))(q, k, v)
     for each, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(each, other, rtol=1e-4, atol=1e-5)
-    many = jax.vmap(used_attention, (0, None, None, None))(jnp.stack([q, 2 * q]), k, v, positions)
-    np.testing.assert_allclose(many[1], _attend_all(2 * q, k, v, positions), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
-def test_a_prompt_is_the_same_without_the_kernel(
-    dtype: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = replace(TINY, n_heads=4, n_kv_heads=2, head_dim=32)
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), sharp_params(0, config))
-    tokens = np.arange(70)[None] % config.vocab_size
-
-    def last_logits() -> np.ndarray:
-        jax.clear_caches()
-        cache = init_cache(config, 1, 128, dtype)
-        _, cache = prefill(params, tokens[:, :50], np.array([50]), cache, config)
-        return np.asarray(prefill(params, tokens[:, 50:], np.array([20]), cache, config)[0])
-
-    with_kernel = last_logits()
-    monkeypatch.setattr("jax_llama3.model.attention.has_prompt_kernel", lambda q, k, v: False)
-    without = last_logits()
-    jax.clear_caches()
-    tolerance = 1e-4 if dtype == FLOAT32 else 0.05
-    np.testing.assert_allclose(with_kernel, without, rtol=tolerance, atol=tolerance)
+    many = jax.vmap(NUMBA.attend, (0, None, None, None))(jnp.stack([q, 2 * q]), k, v, positions)
+    np.testing.assert_allclose(many[1], PLAIN.attend(2 * q, k, v, positions), rtol=1e-4, atol=1e-5)
 
 
 def test_a_prompt_has_the_kernel_and_no_branches() -> None:
@@ -198,28 +178,33 @@ def test_a_prompt_has_the_kernel_and_no_branches() -> None:
     cache = jax.eval_shape(lambda: init_cache(config, 1, 4096, FLOAT32))
     tokens = jax.ShapeDtypeStruct((1, 64), jnp.int32)
     lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
-    _, block, _ = prefill_programs(params, tokens, lengths, cache, config)
-    compiled = block.compile().as_text()
-    assert compiled.count('custom_call_target="jax_llama3_prompt_attention"') == 1
+    programs: list[jax.stages.Lowered] = []
+    ops = choose_ops(params, 1, 64)
+    run = lower_with(programs.append)
+    read_tokens(params, tokens, lengths, cache, config, no_tap, ops, run)
+    _, layer, _ = programs
+    compiled = layer.compile().as_text()
+    assert compiled.count('custom_call_target="jax_llama3_prefill_attention"') == 1
     assert " conditional(" not in compiled
 
 
 OTHER_PROCESSOR = """
 import jax, jax.numpy as jnp, numpy as np
-from jax_llama3 import tile_code
-from jax_llama3.attention import _attend_all
-from jax_llama3.model import prefill_programs
-from jax_llama3.prompt_kernel import attend_many, has_prompt_kernel
-assert tile_code.LANES == WIDTH and not tile_code.HAS_PAIRS
+from jax_llama3.kernels.cpu.compiled import tiles
+from jax_llama3.kernels.cpu.prefill_attention import prefill_attention, serves_prefill_attention
+from jax_llama3.kernels.cpu.registration import has_kernels
+from jax_llama3.model.ops import PLAIN
+assert has_kernels()
+assert tiles.LANES == WIDTH and not tiles.HAS_PAIRS
 draw = np.random.default_rng(0).standard_normal
 q, k, v = draw((2, 20, 4, 32)), draw((2, 300, 2, 32)), draw((2, 300, 2, 32))
 positions = jnp.arange(20) + jnp.array([[0], [270]])
 for dtype in (jnp.float32, jnp.bfloat16):
     each = [jnp.asarray(array, dtype) for array in (q, k, v)]
-    assert has_prompt_kernel(*each)
-    found = attend_many(*each, positions)
+    assert serves_prefill_attention(*each)
+    found = prefill_attention(*each, positions)
     assert found.dtype == dtype
-    wanted = _attend_all(*[array.astype(jnp.float32) for array in each], positions)
+    wanted = PLAIN.attend(*[array.astype(jnp.float32) for array in each], positions)
     bound = 1e-5 if dtype == jnp.float32 else 2**-8
     np.testing.assert_allclose(found.astype(jnp.float32), wanted, rtol=bound, atol=1e-5)
 """

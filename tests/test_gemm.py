@@ -1,6 +1,5 @@
-"""The matrix kernel: exact sums for every shape and dtype, from any thread, differentiable."""
+"""The kernel for many rows: exact sums for every shape and dtype, from any thread, differentiable."""
 
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -12,20 +11,18 @@ import pytest
 from concurrency import check_threads
 from processors import FEWER, run_with_features
 from products import check_derivatives, check_shards, check_sums, draw
-from random_models import TINY, sharp_params
 
-from jax_llama3 import init_cache, prefill
-from jax_llama3.kernels.cpu.gemm import has_matrix_kernel, matrix_products
+from jax_llama3.kernels.cpu.gemm import gemm, serves_gemm
+from jax_llama3.kernels.cpu.ops import NUMBA
 from jax_llama3.kernels.cpu.registration import has_kernels
 from jax_llama3.model.linear import linear
-from jax_llama3.model.quantization import quantize
 
 pytest.importorskip("numba")
 tile_code = pytest.importorskip("jax_llama3.kernels.cpu.compiled.tiles")
 assert has_kernels()
 if not tile_code.HAS_FLOATS:
     pytest.skip("a processor without fused multiply-add", allow_module_level=True)
-jitted = jax.jit(matrix_products)
+jitted = jax.jit(gemm)
 BFLOAT16, FLOAT32, INT8 = jnp.bfloat16, jnp.float32, jnp.int8
 DTYPES = [
     (BFLOAT16, BFLOAT16),
@@ -101,7 +98,7 @@ def test_gradients_and_batches_are_those_of_the_product() -> None:
         jnp.round(draw((2, 20, 32), FLOAT32) / 10),
         jnp.round(draw((16, 32), FLOAT32, 1) / 10),
     )
-    assert has_matrix_kernel(x.reshape(40, 32), [weight])
+    assert serves_gemm(x.reshape(40, 32), [weight])
     check_derivatives(x, weight)
 
 
@@ -121,42 +118,13 @@ def test_rows_and_weights_may_be_split_among_devices(dtype: object) -> None:
     ],
 )
 def test_other_shapes_and_dtypes_are_left_to_xla(x: jax.Array, weight: jax.Array) -> None:
-    assert not has_matrix_kernel(x, [weight])
-    np.testing.assert_array_equal(
-        linear("MC,OC->MO", x, weight), np.full((len(x), len(weight)), x.shape[1])
-    )
+    assert not serves_gemm(x, [weight])
+    found = linear("MC,OC->MO", x, weight, products=NUMBA.products)
+    np.testing.assert_array_equal(found, np.full((len(x), len(weight)), x.shape[1]))
 
 
 def test_rows_without_numbers_are_left_to_xla() -> None:
-    assert not has_matrix_kernel(jnp.ones((16, 0)), [jnp.ones((16, 0))])
-
-
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
-def test_prefill_is_the_same_without_the_kernel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = dataclasses.replace(TINY, dim=96, ffn_dim=192, vocab_size=128)
-    params = sharp_params(0, config)
-    dtype = jnp.float32 if kind == "float32" else jnp.bfloat16
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    params = quantize(params) if kind == "int8" else params
-    tokens = np.arange(70)[None] % config.vocab_size
-
-    def last_logits() -> np.ndarray:
-        jax.clear_caches()
-        cache = init_cache(config, 1, 128, dtype)
-        return np.asarray(prefill(params, tokens, np.array([70]), cache, config)[0])
-
-    calls = []
-    monkeypatch.setattr(
-        "jax_llama3.model.linear.matrix_products",
-        lambda *each: calls.append(1) or matrix_products(*each),
-    )
-    with_kernel = last_logits()
-    assert calls or tile_code.HAS_TILES
-    monkeypatch.setattr("jax_llama3.model.linear.has_matrix_kernel", lambda x, weights: False)
-    without = last_logits()
-    jax.clear_caches()
-    tolerance = 1e-4 if dtype == jnp.float32 else 0.05
-    np.testing.assert_allclose(with_kernel, without, rtol=tolerance, atol=tolerance)
+    assert not serves_gemm(jnp.ones((16, 0)), [jnp.ones((16, 0))])
 
 
 PROMPTS = """
@@ -180,16 +148,16 @@ def test_a_short_prompt_does_not_wait_for_the_kernel() -> None:
 
 OTHER_PROCESSOR = """
 import jax.numpy as jnp, numpy as np
-from jax_llama3 import tile_code
-from jax_llama3.kernels import has_kernels
-from jax_llama3.matrix_kernel import has_matrix_kernel, matrix_products
+from jax_llama3.kernels.cpu.compiled import tiles
+from jax_llama3.kernels.cpu.registration import has_kernels
+from jax_llama3.kernels.cpu.gemm import serves_gemm, gemm
 assert has_kernels()
-assert tile_code.LANES == WIDTH and not tile_code.HAS_PAIRS
+assert tiles.LANES == WIDTH and not tiles.HAS_PAIRS
 whole = np.random.default_rng(0).integers(-100, 100, (3, 80, 64))
 x = jnp.asarray(whole[0], jnp.bfloat16)
 weights = [jnp.asarray(whole[1], jnp.bfloat16), jnp.asarray(whole[2], jnp.int8), jnp.asarray(whole[2], jnp.float32)]
-assert has_matrix_kernel(x, weights)
-for found, weight in zip(matrix_products(x, tuple(weights)), (whole[1], whole[2], whole[2])):
+assert serves_gemm(x, weights)
+for found, weight in zip(gemm(x, tuple(weights)), (whole[1], whole[2], whole[2])):
     np.testing.assert_array_equal(found, whole[0] @ weight.T)
 """
 
