@@ -8,7 +8,7 @@ import pytest
 from jax_llama3.kernels.cpu import registration as kernels
 
 types = pytest.importorskip("numba").types
-kernel_code = pytest.importorskip("jax_llama3.kernels.cpu.compiled.ffi")
+compiler = pytest.importorskip("jax_llama3.kernels.cpu.compiled.compiler")
 
 
 def successor(number: int) -> int:
@@ -19,21 +19,20 @@ def test_a_change_to_any_source_compiles_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path / "kept"))
-    package = Path(kernel_code.__file__).parent
-    kernel_names = [f"{name}_kernel_code" for name in ("attention", "matrix", "prompt", "row")]
-    sources = ["kernel_code", "number_code", "panel_code", "tile_code", *kernel_names]
-    for name in sources:
-        shutil.copy(package / f"{name}.py", tmp_path)
-    monkeypatch.setattr(kernel_code, "__file__", str(tmp_path / "kernel_code.py"))
+    copied = tmp_path / "sources"
+    shutil.copytree(Path(compiler.__file__).parent, copied, ignore=shutil.ignore_patterns("__*__"))
+    sources = sorted(copied.rglob("*.py"))
+    assert len(sources) > 10
+    monkeypatch.setattr(compiler, "__file__", str(copied / "compiler.py"))
 
     def hits() -> int:
-        function = kernel_code.c_function(types.int64(types.int64))(successor)
+        function = compiler.c_function(types.int64(types.int64))(successor)
         assert function.ctypes(4) == 5
         return function.cache_hits
 
     assert [hits(), hits()] == [0, 1]
-    for name in sources:
-        with (tmp_path / f"{name}.py").open("a") as file:
+    for source in sources:
+        with source.open("a") as file:
             file.write("\n")
         assert [hits(), hits()] == [0, 1]
 

@@ -1,43 +1,43 @@
-"""What `matrix_kernel` compiles: many rows times weights, tile by tile."""
+"""Many rows of x times weights, tile by tile.
+
+The chunks of a job are first panels of x, then blocks of rows of the weights.
+"""
 
 import llvmlite.binding as llvm
 from numba import types
 
+from .compiler import c_function, compiled, symbol_address
 from .ffi import (
     BFLOAT16,
-    JOB_BYTES,
     argument,
-    c_function,
-    compiled,
     data,
     dim,
     dtype_code,
-    free,
-    give,
-    is_question,
+    is_metadata_call,
     itemsize,
-    leave,
-    load,
-    malloc,
     n_results,
     n_threads,
-    new_job,
     result,
-    share,
-    store,
-    symbol_address,
-    take,
-    wait,
-    wait_for,
 )
+from .jobs import (
+    JOB_BYTES,
+    allocate_job,
+    chunk_done,
+    next_chunk,
+    release,
+    start_workers,
+    wait_for_all,
+    wait_for_chunks,
+)
+from .memory import free, load, malloc, store
 from .numbers import widen
 from .panels import pack_rows, panels_at_once
 from .tiles import LANES, TILE_ROWS, multiply_tile
 
-_CHUNK_ROWS = 16  # of weights, that a thread takes at a time: they stay in its cache for all panels
+_CHUNK_ROWS = 16  # of weights, taken by a thread at a time; they stay in its cache for all panels
 _TASK = "jax_llama3_matrix_task"
 
-# The fields of a job, and those of each of the weights, which follow them: offsets in bytes.
+# The fields of a job, and those of an entry for each of the weights, which follow them; offsets in bytes.
 _X, _CODE, _WORDS, _PACKED, _PANELS, _ENTRIES = range(JOB_BYTES, JOB_BYTES + 48, 8)
 _WEIGHT, _WEIGHT_CODE, _OUT, _OUTPUTS, _ENTRY_BYTES = range(0, 40, 8)
 
@@ -46,7 +46,7 @@ _task_address = symbol_address(_TASK)
 
 @compiled
 def _pack(job, panel):
-    """Write the words of LANES rows of x as a panel."""
+    """Write LANES rows of x as a panel."""
     step = 4 * load(job + _WORDS)
     source = load(job + _X) + panel * LANES * step
     target = load(job + _PACKED) + panel * LANES * step
@@ -55,7 +55,7 @@ def _pack(job, panel):
 
 @compiled
 def _multiply(job, entry, start, scratch):
-    """A chunk of rows of one weight, for all of x."""
+    """Multiply all of x by _CHUNK_ROWS rows of one weight, from `start` on."""
     outputs, code, words = load(entry + _OUTPUTS), load(entry + _WEIGHT_CODE), load(job + _WORDS)
     pairs = 1 if load(job + _CODE) == BFLOAT16 else 0
     width = 2 * words if pairs else words
@@ -78,32 +78,33 @@ def _multiply(job, entry, start, scratch):
 
 @compiled
 def _n_chunks(entry):
+    """How many chunks the rows of one weight make."""
     return (load(entry + _OUTPUTS) + _CHUNK_ROWS - 1) // _CHUNK_ROWS
 
 
 @compiled
 def _work(job):
-    """Pack panels, then multiply by chunks of the weights, until none is left."""
+    """Pack panels, then multiply by chunks of the weights, until no chunk is left."""
     panels, scratch = load(job + _PANELS), malloc(4 * _CHUNK_ROWS * load(job + _WORDS))
-    index = take(job)
+    index = next_chunk(job)
     while index >= 0:
         if index < panels:
             _pack(job, index)
         else:
-            wait_for(job, panels)
+            wait_for_chunks(job, panels)
             entry, chunk = job + _ENTRIES, index - panels
             while chunk >= _n_chunks(entry):
                 entry, chunk = entry + _ENTRY_BYTES, chunk - _n_chunks(entry)
             _multiply(job, entry, chunk * _CHUNK_ROWS, scratch)
-        give(job)
-        index = take(job)
+        chunk_done(job)
+        index = next_chunk(job)
     free(scratch)
 
 
 @c_function(types.void(types.int64))
 def _task(job):
     _work(job)
-    leave(job)
+    release(job)
 
 
 llvm.add_symbol(_TASK, _task.address)
@@ -111,9 +112,9 @@ llvm.add_symbol(_TASK, _task.address)
 
 @compiled
 def _new_job(frame):
-    """What the call's buffers hold: x, then the weights; and room for the panels, then the products."""
+    """The job of a call with x and the weights; its results are room for the panels, then the products."""
     x, count = argument(frame, 0), n_results(frame) - 1
-    job = new_job(_ENTRIES + count * _ENTRY_BYTES)
+    job = allocate_job(_ENTRIES + count * _ENTRY_BYTES)
     store(job + _X, data(x))
     store(job + _CODE, dtype_code(x))
     store(job + _WORDS, dim(x, 1) * itemsize(dtype_code(x)) // 4)
@@ -130,15 +131,15 @@ def _new_job(frame):
 
 @c_function(types.int64(types.int64))
 def handler(frame):
-    """An XLA_FFI_Handler: of an XLA_FFI_CallFrame, 0 for success."""
-    if is_question(frame):
+    """An XLA_FFI_Handler: takes an XLA_FFI_CallFrame and returns 0 for success."""
+    if is_metadata_call(frame):
         return 0
     job = _new_job(frame)
     chunks = load(job + _PANELS)
     for index in range(n_results(frame) - 1):
         chunks += _n_chunks(job + _ENTRIES + index * _ENTRY_BYTES)
-    share(frame, _task_address(), job, chunks, n_threads(frame), 0)
+    start_workers(frame, _task_address(), job, chunks, n_threads(frame), 0)
     _work(job)
-    wait(job)
-    leave(job)
+    wait_for_all(job)
+    release(job)
     return 0

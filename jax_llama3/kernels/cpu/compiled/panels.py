@@ -1,28 +1,35 @@
-"""Rows as the panels that `tile_code` multiplies by, for the kernels that go tile by tile."""
+"""Panels: rows in the order in which a tile reads them."""
 
 import numpy as np
 from numba import carray
 
-from .ffi import compiled, floats, pointer
+from .compiler import compiled
+from .memory import floats, pointer
 from .tiles import LANES, transpose_words
 
 
 @compiled
 def panels_at_once(left):
-    """How many of the panels that are left go into the next tile: two are faster than one."""
+    """How many panels go into the next tile.
+
+    At most three do. Four left become two and two, because a tile of one panel is slow.
+    """
     return 2 if left == 4 else min(left, 3)
 
 
 @compiled
 def pack_rows(source, nbytes, target):
-    """LANES rows of so many bytes as a panel; its lanes are the rows."""
+    """Write LANES rows of `nbytes` each as a panel, whose lanes are the rows."""
     for place in range(0, nbytes, 4 * LANES):
         transpose_words(source + place, nbytes, target + LANES * place)
 
 
 @compiled
 def pack_columns(source, width, rows, pairs, target, step):
-    """Rows as panels, `step` bytes apart, each of LANES columns; a word is of two rows, or of one."""
+    """Write rows as panels whose lanes are columns, `step` bytes from one panel to the next.
+
+    A word holds the bfloat16 of two rows if `pairs`, else the float32 of one.
+    """
     for column in range(0, width, LANES):
         for row in range(0, rows, 2 if pairs else 1):
             place = row * width + column

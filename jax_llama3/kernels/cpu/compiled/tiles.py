@@ -1,7 +1,8 @@
-"""The innermost loop of the kernels that go tile by tile, vector by vector.
+"""Tiles: a few rows of weights times a few panels of x, written as LLVM's vectors.
 
-numba alone keeps no tile of sums in registers. A word is 32 bits: two bfloat16, or a float32. A panel is
-the words of LANES rows of x, transposed, so that one vector holds the same word of every row.
+Of a loop in Python numba keeps no tile of sums in registers, so this one is generated. A word is 32
+bits: two bfloat16, or a float32. A panel is the words of LANES rows of x, transposed, so that one vector
+holds the same word of every row.
 """
 
 from itertools import chain
@@ -13,15 +14,15 @@ from numba.core import config
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-# What numba compiles for, which may be less than what the machine has.
+# The features that numba compiles for, which may be fewer than the machine has.
 _known = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
 _features = set(_known.split(","))
-# An older LLVM, of numba before 0.62, names its functions otherwise.
+# The LLVM of numba before 0.62 has other names for the functions that are called here.
 HAS_FLOATS = {"+avx", "+fma"} <= _features and llvm.llvm_version_info >= (20,)
 HAS_PAIRS = "+avx512bf16" in _features  # an instruction for the products of two bfloat16
-HAS_TILES = "+amx-bf16" in _features  # larger ones than those of this kernel
+HAS_TILES = "+amx-bf16" in _features  # instructions for whole tiles, which XLA uses
 LANES = 16 if "+avx512f" in _features else 8
-TILE_ROWS = LANES // 2  # with three panels: 24 sums in 32 registers, or 12 in 16
+TILE_ROWS = LANES // 2  # with three panels 24 sums in 32 registers, or 12 in 16
 
 _INT, _WORD = ir.IntType(64), ir.IntType(32)
 _FLOATS, _WORDS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(_WORD, LANES)
@@ -44,7 +45,7 @@ _PAIRS = ir.VectorType(_BFloat16(), 2 * LANES)
 
 
 def _call(builder, name, *operands):
-    """One of LLVM's own functions that give a vector of floats."""
+    """Call one of LLVM's own functions that return a vector of floats."""
     kind = ir.FunctionType(_FLOATS, [each.type for each in operands])
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
     return builder.call(function, operands)
@@ -69,7 +70,10 @@ def _store(builder, vector, address):
 
 
 def _prefetch(builder, address):
-    """Rows are few pages each, at whose ends a processor stops to read ahead by itself."""
+    """Ask for the rows that come next.
+
+    A processor reads ahead by itself, but not past the end of a page, and a row has only a few pages.
+    """
     byte = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, _WORD, _WORD, _WORD])
     name = "llvm.prefetch.p0"
@@ -78,20 +82,20 @@ def _prefetch(builder, address):
     builder.call(function, [builder.inttoptr(address, byte), *numbers])
 
 
-def _shuffled(builder, first, second, places):
+def _shuffle(builder, first, second, places):
     mask = ir.Constant(ir.VectorType(_WORD, len(places)), places)
     return builder.shuffle_vector(first, second, mask)
 
 
-def _everywhere(builder, word):
+def _broadcast(builder, word):
     """A vector of one word."""
     empty = ir.Constant(_WORDS, ir.Undefined)
     vector = builder.insert_element(empty, word, ir.Constant(_WORD, 0))
-    return _shuffled(builder, vector, empty, [0] * LANES)
+    return _shuffle(builder, vector, empty, [0] * LANES)
 
 
-def _transposed(builder, rows):
-    """n vectors of n words: in each step blocks of `step` words off the diagonal change places."""
+def _transpose(builder, rows):
+    """Transpose n vectors of n words: in each step, blocks of `step` words change places over the diagonal."""
     rows, count, step = list(rows), len(rows), 1
     while step < count:
         upper = [i if i & step == 0 else count + i - step for i in range(count)]
@@ -99,8 +103,8 @@ def _transposed(builder, rows):
         for i in range(count):
             if i & step == 0:
                 first, second = rows[i], rows[i + step]
-                rows[i] = _shuffled(builder, first, second, upper)
-                rows[i + step] = _shuffled(builder, first, second, lower)
+                rows[i] = _shuffle(builder, first, second, upper)
+                rows[i + step] = _shuffle(builder, first, second, lower)
         step *= 2
     return rows
 
@@ -110,7 +114,7 @@ def _addresses(builder, start, step, count):
 
 
 def _sums(builder, add, panels, rows, next_rows, words):
-    """The loop over the words of the rows of weights, with a sum for each of them and each panel."""
+    """The loop over the words of the rows of weights, which keeps a sum for each row and panel."""
     before, body = builder.basic_block, builder.append_basic_block("words")
     after = builder.append_basic_block("summed")
     builder.branch(body)
@@ -124,7 +128,7 @@ def _sums(builder, add, panels, rows, next_rows, words):
     _prefetch(builder, ahead)
     longer = []
     for row, totals in zip(rows, sums, strict=True):
-        weight = _everywhere(builder, _load(builder, builder.add(row, place), _WORD))
+        weight = _broadcast(builder, _load(builder, builder.add(row, place), _WORD))
         pairs = zip(totals, xs, strict=True)
         longer.append([add(builder, total, weight, x) for total, x in pairs])
     after_index = builder.add(index, ir.Constant(_INT, 1))
@@ -138,20 +142,20 @@ def _sums(builder, add, panels, rows, next_rows, words):
 
 
 def _write_columns(builder, sums, out, out_step):
-    """The sums of each lane as a row: a row for every row of x, of all rows of weights."""
+    """Write a row for every row of x, with its sums for all rows of weights: lanes become rows."""
     for number, columns in enumerate(zip(*sums, strict=True)):
         for half in range(0, LANES, TILE_ROWS):
             lanes = list(range(half, half + TILE_ROWS))
-            square = [_shuffled(builder, each, each, lanes) for each in columns]
+            square = [_shuffle(builder, each, each, lanes) for each in columns]
             first = ir.Constant(_INT, LANES * number + half)
             start = builder.add(out, builder.mul(out_step, first))
             targets = _addresses(builder, start, out_step, TILE_ROWS)
-            for found, target in zip(_transposed(builder, square), targets, strict=True):
+            for found, target in zip(_transpose(builder, square), targets, strict=True):
                 _store(builder, found, target)
 
 
 def _write_rows(builder, sums, out, out_step):
-    """The sums as they are: a row for every row of weights, of all rows of x."""
+    """Write a row for every row of weights, with its sums for all rows of x, as they lie in vectors."""
     for totals, row in zip(sums, _addresses(builder, out, out_step, TILE_ROWS), strict=True):
         places = _addresses(builder, row, ir.Constant(_INT, 4 * LANES), len(totals))
         for total, place in zip(totals, places, strict=True):
@@ -159,7 +163,7 @@ def _write_rows(builder, sums, out, out_step):
 
 
 def _tile(write):
-    """The code of a tile, for words of both kinds and 1 to 3 panels, whose sums `write` writes."""
+    """The code of a tile for both kinds of words and 1 to 3 panels; `write` stores its sums."""
 
     def generate(context, builder, signature, arguments):
         pairs, n_panels, panel, panel_step, weight, weight_step, out, out_step, words = arguments
@@ -187,7 +191,7 @@ def _tile(write):
 def multiply_tile(
     typing, pairs, n_panels, panel, panel_step, weight, weight_step, out, out_step, words
 ):
-    """TILE_ROWS rows of weights times the rows of x in 1 to 3 panels; a row of the result is one of x.
+    """Multiply TILE_ROWS rows of weights by 1 to 3 panels of x; a row of the result is one of x.
 
     The words are pairs of bfloat16, or floats; the steps from one row or panel to the next are in bytes.
     """
@@ -204,7 +208,7 @@ def multiply_tile_rows(
 
 @intrinsic
 def transpose_words(typing, source, source_step, target):
-    """LANES words of LANES rows, to where they stand row after row transposed."""
+    """Write LANES words of LANES rows transposed, row after row."""
 
     def generate(context, builder, signature, arguments):
         source, source_step, target = arguments
@@ -212,7 +216,7 @@ def transpose_words(typing, source, source_step, target):
             _load(builder, each, _WORDS) for each in _addresses(builder, source, source_step, LANES)
         ]
         targets = _addresses(builder, target, ir.Constant(_INT, 4 * LANES), LANES)
-        for row, place in zip(_transposed(builder, rows), targets, strict=True):
+        for row, place in zip(_transpose(builder, rows), targets, strict=True):
             _store(builder, row, place)
         return context.get_dummy_value()
 
