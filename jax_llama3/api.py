@@ -7,12 +7,13 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from .checkpoint.format import Model
-from .decoding.generation import Chunk, Timings, generate_tokens
+from .decoding.generation import NewTokens, Request, Timings, check_request, generate_tokens
 from .decoding.sampling import Sampler
 from .decoding.scoring import score_tokens
 from .model.config import Config
+from .runtime.memory import peak_memory
 from .text.chat import Message, chat_tokens
-from .text.completion import Completion, Row, rate
+from .text.completion import Completion, GrowingText
 from .text.tokenizer import TextStream, Tokenizer
 
 Prompt = str | Sequence[int]  # text, or the token ids of one prompt
@@ -25,6 +26,13 @@ class Piece(NamedTuple):
     row: int
     text: str
     completion: Completion | None
+
+
+class TextRequest(NamedTuple):
+    """What is to be generated, and the texts that end a row."""
+
+    request: Request
+    stop_texts: tuple[str, ...]
 
 
 class Score(NamedTuple):
@@ -60,9 +68,8 @@ def generate(  # pyright: ignore[reportInconsistentOverload]
     """
     batch = _is_batch(prompt)
     prompts = list(prompt) if batch else [prompt]
-    pieces = stream_batch(
-        model, prompts, max_new_tokens=max_new_tokens, sampler=sampler, seed=seed, stop=stop
-    )
+    options = {"max_new_tokens": max_new_tokens, "sampler": sampler, "seed": seed, "stop": stop}
+    pieces = stream(model, prepare(model, prompts, **options))
     done = {piece.row: piece.completion for piece in pieces if piece.completion is not None}
     completions = [done[row] for row in range(len(prompts))]
     return completions if batch else completions[0]
@@ -78,12 +85,11 @@ def stream_generate(
     stop: str | Sequence[int | str] | None = None,
 ) -> Iterator[Piece]:
     """`generate` for one prompt, piece by piece; the pieces' texts join to the completion's."""
-    return stream_batch(
-        model, [prompt], max_new_tokens=max_new_tokens, sampler=sampler, seed=seed, stop=stop
-    )
+    options = {"max_new_tokens": max_new_tokens, "sampler": sampler, "seed": seed, "stop": stop}
+    return stream(model, prepare(model, [prompt], **options))
 
 
-def stream_batch(
+def prepare(
     model: Model,
     prompts: Sequence[Prompt],
     *,
@@ -91,36 +97,42 @@ def stream_batch(
     sampler: Sampler | None = None,
     seed: int = 0,
     stop: str | Sequence[int | str] | None = None,
-) -> Iterator[Piece]:
-    """`stream_generate` for several prompts at once; every row ends with its own last piece."""
+) -> TextRequest:
+    """The prompts as ids, and the options of `generate`, all checked; bad ones raise ValueError.
+
+    Of the model only its config and tokenizer are used, so its weights may still be on their way.
+    """
     tokenizer = model.tokenizer
     encoded = [encode_prompt(tokenizer, prompt, row) for row, prompt in enumerate(prompts)]
     if stop is None:
         stop = () if tokenizer is None else tokenizer.stop_ids
     if isinstance(stop, str):
         stop = (stop,)
-    stop_ids = [item for item in stop if not isinstance(item, str)]
-    stop_texts = [item for item in stop if isinstance(item, str)]
+    stop_texts = tuple(item for item in stop if isinstance(item, str))
     if "" in stop_texts:
         raise ValueError("a stop text is empty; it would stop every row at once")
     if stop_texts and tokenizer is None:
         raise ValueError("the model has no tokenizer; a stop text needs one")
     if max_new_tokens is None:
         max_new_tokens = default_new_tokens(encoded, model.config)
-    chunks = generate_tokens(
-        model.params,
+    request = Request(
         encoded,
-        model.config,
-        max_new_tokens=max_new_tokens,
-        sampler=sampler or Sampler(),
-        seed=seed,
-        stop_ids=stop_ids,
+        max_new_tokens,
+        sampler or Sampler(),
+        seed,
+        tuple(item for item in stop if not isinstance(item, str)),
     )
+    return TextRequest(check_request(request, model.config), stop_texts)
+
+
+def stream(model: Model, prepared: TextRequest) -> Iterator[Piece]:
+    """`stream_generate` for all prompts of a request at once; every row ends with its own last piece."""
+    request, stop_texts = prepared
     rows = [
-        Row(index, len(ids), stop_ids, stop_texts, _stream(tokenizer))
-        for index, ids in enumerate(encoded)
+        GrowingText(index, len(ids), request.stop_ids, stop_texts, _text_stream(model.tokenizer))
+        for index, ids in enumerate(request.prompts)
     ]
-    return _pieces(chunks, rows)
+    return _pieces(generate_tokens(model.params, request, model.config), rows)
 
 
 @overload
@@ -173,22 +185,23 @@ def _score(model: Model, text: str) -> Score:
     return Score(tokens, [None, *score_tokens(model.params, tokens, model.config)])
 
 
-def _stream(tokenizer: Tokenizer | None) -> TextStream | None:
+def _text_stream(tokenizer: Tokenizer | None) -> TextStream | None:
     return None if tokenizer is None else TextStream(tokenizer)
 
 
-def _pieces(chunks: Iterator[tuple[Chunk, Timings]], rows: list[Row]) -> Iterator[Piece]:
+def _pieces(
+    steps: Iterator[tuple[NewTokens, Timings]], rows: list[GrowingText]
+) -> Iterator[Piece]:
     prompt_tokens = sum(row.prompt_tokens for row in rows)
     timings = Timings(0.0, 0.0)
 
-    def last(row: Row, text: str) -> Piece:
-        prompt_rate = rate(prompt_tokens, timings.prefill)
-        return Piece(row.index, text + row.close(), row.complete(prompt_rate, timings.decode))
+    def last(row: GrowingText, text: str) -> Piece:
+        return Piece(row.index, text + row.close(), row.complete(prompt_tokens, *timings, peak_memory()))
 
     open_rows = list(rows)
-    for chunk, timings in chunks:  # noqa: B007  `last` reads it
+    for new, timings in steps:  # noqa: B007  `last` reads it
         for row in list(open_rows):
-            text = row.push(chunk.tokens[row.index], chunk.logprobs[row.index])
+            text = row.push(new.tokens[row.index], new.logprobs[row.index])
             if row.finish_reason is not None:
                 open_rows.remove(row)
                 yield last(row, text)

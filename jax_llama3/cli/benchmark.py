@@ -28,12 +28,13 @@ from ..model.params import Params, count_params, init_params
 from ..model.quantization import activation_dtype, is_quantized, quantize
 from ..runtime.memory import move_to_huge_pages
 from ..runtime.progress import progress
+from .default_model import model_folder
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-def add_bench(command: argparse.ArgumentParser, find_model: Callable[[Path | None], Path]) -> None:
-    """Add the options; `find_model` gives the folder of a model, or of the default one."""
+def add_bench(command: argparse.ArgumentParser) -> None:
+    """Add the options and what runs with them."""
     shape = command.add_mutually_exclusive_group()
     shape.add_argument("--model", metavar="DIR", type=Path, help="default: the fetched model")
     shape.add_argument(
@@ -65,7 +66,7 @@ def add_bench(command: argparse.ArgumentParser, find_model: Callable[[Path | Non
         default="",
         help="time these in turn: transformers, llama.cpp",
     )
-    command.set_defaults(run=partial(_run, find_model=find_model))
+    command.set_defaults(run=_run)
 
 
 def _numbers(text: str) -> list[int]:
@@ -75,10 +76,10 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
-def _run(options: argparse.Namespace, find_model: Callable[[Path | None], Path]) -> None:
+def _run(options: argparse.Namespace) -> None:
     if options.plot is not None:
         check_picture(options.plot)
-    folder = None if options.preset else find_model(options.model)
+    folder = None if options.preset else model_folder(options.model)
     config = preset(options.preset) if folder is None else _config(folder)
     tests = _tests(options)
     if tests or options.plot is not None or not options.first_token:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-Knobs = dict[str, Any]  # numbers, or traced numbers inside jit
-_STRETCH = 256  # of the vocabulary
+Settings = dict[str, Any]  # numbers by their names in Sampler, or traced numbers inside jit
+_BLOCK = 256  # tokens of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -44,57 +44,57 @@ def sample(
 
     The repetition penalty is not applied here: it needs the row's history (`penalize`).
     """
-    return _sample(keys, logits, knobs(sampler))
+    return _choose_tokens(keys, logits, active_settings(sampler))
 
 
-def knobs(sampler: Sampler) -> Knobs:
+def active_settings(sampler: Sampler) -> Settings:
     """The settings that are switched on, for jit: their names are static, their values are not.
 
     A program compiled for one temperature then serves all, and a filter that is off costs nothing.
     """
-    on: Knobs = {}
+    active: Settings = {}
     if sampler.repetition_penalty != 1:
-        on["repetition_penalty"] = float(sampler.repetition_penalty)
+        active["repetition_penalty"] = float(sampler.repetition_penalty)
     if sampler.temperature == 0:
-        return on
-    on["temperature"] = float(sampler.temperature)
+        return active
+    active["temperature"] = float(sampler.temperature)
     if sampler.top_k:
-        on["top_k"] = min(int(sampler.top_k), 2**31 - 1)
+        active["top_k"] = min(int(sampler.top_k), 2**31 - 1)
     if sampler.top_p < 1:
-        on["top_p"] = float(sampler.top_p)
+        active["top_p"] = float(sampler.top_p)
     if sampler.min_p > 0:
-        on["min_p"] = float(sampler.min_p)
-    return on
+        active["min_p"] = float(sampler.min_p)
+    return active
 
 
-def sample_knobs(
-    keys: Key[Array, " B"] | None, logits: Float[Array, "B V"], on: Knobs
+def choose_tokens(
+    keys: Key[Array, " B"] | None, logits: Float[Array, "B V"], settings: Settings
 ) -> Int[Array, " B"]:
-    """`sample` with its settings as `knobs` gives them; keys are needed where a temperature is."""
-    if "temperature" not in on:
+    """`sample` with settings as `active_settings` gives them; keys are needed where a temperature is."""
+    if "temperature" not in settings:
         return _likeliest(logits)
     assert keys is not None
-    logits = filter_logits(logits, on)
+    logits = filter_logits(logits, settings)
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
 def _likeliest(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
-    """argmax, the lowest id of equals: first the stretch of the vocabulary, then the place in it.
+    """argmax, the lowest id of equals: first the block of the vocabulary, then the place in it.
 
-    Plain reductions, which XLA's CPU backend vectorises, and only a maximum goes over all logits.
+    These are plain reductions, which XLA's CPU backend vectorises, and only a maximum reads all logits.
     """
     batch, size = logits.shape
-    count = -(-size // _STRETCH)
-    padding = ((0, 0), (0, count * _STRETCH - size))
-    stretches = jnp.pad(logits, padding, constant_values=-jnp.inf)
-    stretches = stretches.reshape(batch, count, _STRETCH)
-    stretch = _first_largest(jnp.max(stretches, axis=-1))
-    inside = jnp.take_along_axis(stretches, stretch[:, None, None], axis=1)[:, 0]
-    return jnp.minimum(stretch * _STRETCH + _first_largest(inside), size - 1)
+    count = -(-size // _BLOCK)
+    padding = ((0, 0), (0, count * _BLOCK - size))
+    blocks = jnp.pad(logits, padding, constant_values=-jnp.inf)
+    blocks = blocks.reshape(batch, count, _BLOCK)
+    block = _first_largest(jnp.max(blocks, axis=-1))
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    return jnp.minimum(block * _BLOCK + _first_largest(inside), size - 1)
 
 
 def _first_largest(x: Float[Array, "B size"]) -> Int[Array, " B"]:
-    # Behind the barrier the maxima before are computed once.
+    # After the barrier the maxima that went in are computed only once.
     x = lax.optimization_barrier(x)
     best = jnp.max(x, axis=-1, keepdims=True)
     ids = lax.broadcasted_iota(jnp.int32, x.shape, 1)
@@ -102,40 +102,40 @@ def _first_largest(x: Float[Array, "B size"]) -> Int[Array, " B"]:
     return jnp.min(jnp.where(x == best, ids, last), axis=-1)
 
 
-_sample = jax.jit(sample_knobs)
+_choose_tokens = jax.jit(choose_tokens)
 
 
-def filter_logits(logits: Float[Array, "B V"], on: Knobs) -> Float[Array, "B V"]:
+def filter_logits(logits: Float[Array, "B V"], settings: Settings) -> Float[Array, "B V"]:
     """Divide by the temperature, then put -inf in place of what the filters take out."""
     # Shifted first, so that a tiny temperature cannot overflow to several equal infinities.
     shifted = logits.astype(jnp.float32) - jnp.max(logits, axis=-1, keepdims=True)
-    logits = shifted / jnp.maximum(on["temperature"], jnp.finfo(jnp.float32).tiny)
-    if "top_k" in on:
-        logits = _keep_top_k(logits, on["top_k"])
-    if "top_p" in on:
-        logits = _keep_top_p(logits, on["top_p"])
-    if "min_p" in on:
+    logits = shifted / jnp.maximum(settings["temperature"], jnp.finfo(jnp.float32).tiny)
+    if "top_k" in settings:
+        logits = _keep_top_k(logits, settings["top_k"])
+    if "top_p" in settings:
+        logits = _keep_top_p(logits, settings["top_p"])
+    if "min_p" in settings:
         # p >= min_p * max(p), with both sides' common normaliser divided out; the maximum is 0.
-        logits = jnp.where(logits >= jnp.log(on["min_p"]), logits, -jnp.inf)
+        logits = jnp.where(logits >= jnp.log(settings["min_p"]), logits, -jnp.inf)
     return logits
 
 
 def _keep_top_k(logits: Float[Array, "B V"], top_k: Any) -> Float[Array, "B V"]:
     """Keep the top_k largest, and what equals the last of them."""
     keys = _sortable(logits)
-    border = _border(keys, jnp.ones_like(logits), top_k)
-    return jnp.where(keys >= border, logits, -jnp.inf)
+    threshold = _threshold(keys, jnp.ones_like(logits), top_k)
+    return jnp.where(keys >= threshold, logits, -jnp.inf)
 
 
 def _keep_top_p(logits: Float[Array, "B V"], top_p: Any) -> Float[Array, "B V"]:
     """Keep the likeliest tokens up to and with the one that carries their sum to top_p (1904.09751).
 
     For probabilities .5 .3 .15 .05 and top_p .6 the sums before each are 0 .5 .8 .95: two are kept.
-    Among equals at the border the lower ids are kept.
+    Among equals at the threshold the lower ids are kept.
     """
     keys, probabilities = _sortable(logits), jax.nn.softmax(logits, axis=-1)
-    border = _border(keys, probabilities, top_p)
-    above, equal = keys > border, keys == border
+    threshold = _threshold(keys, probabilities, top_p)
+    above, equal = keys > threshold, keys == threshold
     mass = jnp.sum(jnp.where(above, probabilities, 0), axis=-1, keepdims=True)
     each = jnp.max(jnp.where(equal, probabilities, 0), axis=-1, keepdims=True)
     places = jnp.maximum(jnp.ceil((top_p - mass) / each), 1).astype(jnp.int32)
@@ -148,7 +148,7 @@ def _sortable(x: Float[Array, "B V"]) -> Int[Array, "B V"]:
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
 
-def _border(keys: Int[Array, "B V"], weights: Float[Array, "B V"], limit: Any) -> Int[Array, "B 1"]:
+def _threshold(keys: Int[Array, "B V"], weights: Float[Array, "B V"], limit: Any) -> Int[Array, "B 1"]:
     """The smallest key whose larger keys weigh less than `limit` together.
 
     32 halvings of the integers find it exactly; XLA's sort on CPU takes thirty times as long.

@@ -5,27 +5,25 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Num
 
 from .config import Config
-from .quantization import Quantized, Slots, quantize_array
+from .quantization import KV, Quantized, quantize_array
 
 _MAX_SLICES = 4  # rows written one by one; beyond, one scatter is cheaper
 
 
 class Cache(NamedTuple):
-    """Slots 0 .. lengths[b] - 1 of row b are filled; what the others hold, if finite, never matters."""
+    """Places 0 .. lengths[b] - 1 of row b are filled; what the others hold, if finite, never matters."""
 
-    k: tuple[Slots, ...]
-    v: tuple[Slots, ...]
+    k: tuple[KV, ...]  # per layer
+    v: tuple[KV, ...]
     lengths: Int[Array, " B"]
 
 
 def init_cache(config: Config, batch: int, capacity: int, dtype: Any) -> Cache:
-    """An empty cache of `capacity` slots for each of `batch` rows.
+    """An empty cache of `capacity` tokens for each of `batch` rows.
 
     With `jnp.int8` keys and values are quantised as they are written, per token and head.
     """
@@ -39,57 +37,43 @@ def init_cache(config: Config, batch: int, capacity: int, dtype: Any) -> Cache:
     return Cache(k, v, jnp.zeros(batch, jnp.int32))
 
 
-def _empty(shape: tuple[int, ...], dtype: Any) -> Slots:
+def _empty(shape: tuple[int, ...], dtype: Any) -> KV:
     if jnp.dtype(dtype) == jnp.int8:
         return Quantized(jnp.zeros(shape, jnp.int8), jnp.zeros(shape[:-1], jnp.float32))
     return jnp.zeros(shape, dtype)
 
 
-def write_cache(slots: Slots, new: Float[Array, "B T K H"], positions: Int[Array, "B T"]) -> Slots:
-    """Put `new` into each row's own slots; of several tokens those past the capacity are dropped."""
-    written = quantize_array(new, 1) if isinstance(slots, Quantized) else new
-    return jax.tree.map(partial(_write, positions), slots, written)
+def capacity(cache: Cache) -> int:
+    """For how many tokens every row has a place."""
+    return cache.k[0].shape[1]
+
+
+def write_cache(kv: KV, new: Float[Array, "B T K H"], positions: Int[Array, "B T"]) -> KV:
+    """Put `new` at each row's own positions; of several tokens those past the capacity are dropped."""
+    written = quantize_array(new, 1) if isinstance(kv, Quantized) else new
+    return jax.tree.map(partial(_write, positions), kv, written)
 
 
 def _write(
-    positions: Int[Array, "B T"], slots: Num[Array, "B S ..."], new: Num[Array, "B T ..."]
+    positions: Int[Array, "B T"], old: Num[Array, "B S ..."], new: Num[Array, "B T ..."]
 ) -> Num[Array, "B S ..."]:
-    new = new.astype(slots.dtype)
+    new = new.astype(old.dtype)
     batch, length = positions.shape
     if length == 1 and batch <= _MAX_SLICES:
         # A slice is written in place; a scatter makes XLA's CPU backend copy the whole cache.
         for row in range(batch):
-            start = (row, positions[row, 0], *[0] * (slots.ndim - 2))
-            slots = _write_slice(slots, new[row : row + 1], start)
-        return slots
+            start = (row, positions[row, 0], *[0] * (old.ndim - 2))
+            old = _write_slice(old, new[row : row + 1], start)
+        return old
     rows = jnp.arange(batch)[:, None]
-    return slots.at[rows, positions].set(new, mode="drop")
+    return old.at[rows, positions].set(new, mode="drop")
 
 
 def _write_slice(
-    slots: Num[Array, "B S ..."], new: Num[Array, "1 1 ..."], start: tuple
+    old: Num[Array, "B S ..."], new: Num[Array, "1 1 ..."], start: tuple
 ) -> Num[Array, "B S ..."]:
-    if slots.dtype.itemsize != 2:
-        return lax.dynamic_update_slice(slots, new, start)
-    # As integers: XLA's CPU backend would widen a whole narrow cache to write one slot of it.
-    bits, new_bits = (lax.bitcast_convert_type(each, jnp.uint16) for each in (slots, new))
-    return lax.bitcast_convert_type(lax.dynamic_update_slice(bits, new_bits, start), slots.dtype)
-
-
-def check_room(cache: Cache, batch: int, new: Any) -> None:
-    """Refuse `new` more tokens (a number, or one per row) where a row has no slots left for them.
-
-    Refuses a batch of another size too. Under a trace lengths cannot be known and are not checked.
-    """
-    if batch != cache.lengths.shape[0]:
-        raise ValueError(f"the batch has {batch} rows and the cache {cache.lengths.shape[0]}")
-    if isinstance(cache.lengths, Tracer) or isinstance(new, Tracer):
-        return
-    capacity = cache.k[0].shape[1]
-    needed = np.asarray(cache.lengths) + np.asarray(new)
-    if needed.max() > capacity:
-        row = int(needed.argmax())
-        raise ValueError(
-            f"row {row} needs {int(needed[row])} cache slots and the cache has {capacity}; "
-            "make it with a larger capacity"
-        )
+    if old.dtype.itemsize != 2:
+        return lax.dynamic_update_slice(old, new, start)
+    # As integers: XLA's CPU backend would widen a whole narrow cache to write one token of it.
+    bits, new_bits = (lax.bitcast_convert_type(each, jnp.uint16) for each in (old, new))
+    return lax.bitcast_convert_type(lax.dynamic_update_slice(bits, new_bits, start), old.dtype)

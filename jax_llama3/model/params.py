@@ -9,6 +9,23 @@ from jaxtyping import Array, Float
 
 from .config import Config
 
+# The axes of every weight, in the order in which they are stored: N H of wq and of wo are those of the
+# heads, and what a product sums over stands last.
+AXES = {
+    "embedding": "VD",
+    "attn_norm": "D",
+    "wq": "NHD",
+    "wk": "KHD",
+    "wv": "KHD",
+    "wo": "DNH",
+    "ffn_norm": "D",
+    "w_gate": "FD",
+    "w_up": "FD",
+    "w_down": "DF",
+    "norm": "D",
+    "output": "VD",
+}
+
 
 class Layer(NamedTuple):
     """One block. Matrices are (out, in), as PyTorch stores them, with the heads split out.
@@ -36,42 +53,48 @@ class Params(NamedTuple):
     output: Float[Array, "V D"] | None
 
 
+def contracted_axes(name: str) -> int:
+    """How many of a weight's last axes a product sums over: 2 for wo, 0 for norms, 1 for the others.
+
+    `name` may be a key path, such as "layers.3.wo".
+    """
+    axes = AXES[name.rpartition(".")[2]]
+    if len(axes) == 1:
+        return 0
+    return 2 if axes.endswith("NH") else 1
+
+
 def abstract_params(config: Config, dtype: Any) -> Params:
     """The tree of `jax.ShapeDtypeStruct` that a model of this config has."""
+    c = config
+    sizes = {"V": c.vocab_size, "D": c.dim, "F": c.ffn_dim, "H": c.head_dim}
+    sizes |= {"N": c.n_heads, "K": c.n_kv_heads}
 
-    def leaf(*shape: int) -> Any:
+    def leaf(name: str) -> Any:
+        shape = tuple(sizes[letter] for letter in AXES[name])
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 
-    c = config
-    layer = Layer(
-        attn_norm=leaf(c.dim),
-        wq=leaf(c.n_heads, c.head_dim, c.dim),
-        wk=leaf(c.n_kv_heads, c.head_dim, c.dim),
-        wv=leaf(c.n_kv_heads, c.head_dim, c.dim),
-        wo=leaf(c.dim, c.n_heads, c.head_dim),
-        ffn_norm=leaf(c.dim),
-        w_gate=leaf(c.ffn_dim, c.dim),
-        w_up=leaf(c.ffn_dim, c.dim),
-        w_down=leaf(c.dim, c.ffn_dim),
-    )
-    output = None if c.tie_embeddings else leaf(c.vocab_size, c.dim)
-    return Params(leaf(c.vocab_size, c.dim), (layer,) * c.n_layers, leaf(c.dim), output)
+    layer = Layer(*map(leaf, Layer._fields))
+    output = None if c.tie_embeddings else leaf("output")
+    return Params(leaf("embedding"), (layer,) * c.n_layers, leaf("norm"), output)
 
 
 def init_params(key: jax.Array, config: Config, dtype: Any) -> Params:
     """Random weights: norms are one, matrices normal with variance 1 / fan_in. The key is consumed."""
-    leaves, treedef = jax.tree.flatten(abstract_params(config, dtype))
-    names = [name for name, _ in named_leaves(abstract_params(config, dtype))]
-    keys = jax.random.split(key, len(leaves))
-    new = []
-    for name, leaf, leaf_key in zip(names, leaves, keys, strict=True):
-        if len(leaf.shape) == 1:
-            new.append(jnp.ones(leaf.shape, leaf.dtype))
-            continue
-        fan_in = math.prod(leaf.shape[1:]) if name.endswith("wo") else leaf.shape[-1]
-        values = jax.random.normal(leaf_key, leaf.shape, leaf.dtype)
-        new.append(values * jnp.asarray(fan_in**-0.5, leaf.dtype))
-    return jax.tree.unflatten(treedef, new)
+    abstract = abstract_params(config, dtype)
+    named = named_leaves(abstract)
+    keys = jax.random.split(key, len(named))
+    leaves = [_init_leaf(key, name, leaf) for key, (name, leaf) in zip(keys, named, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def _init_leaf(key: jax.Array, name: str, leaf: Any) -> jax.Array:
+    contracted = contracted_axes(name)
+    if not contracted:
+        return jnp.ones(leaf.shape, leaf.dtype)
+    fan_in = math.prod(leaf.shape[-contracted:])
+    values = jax.random.normal(key, leaf.shape, leaf.dtype)
+    return values * jnp.asarray(fan_in**-0.5, leaf.dtype)
 
 
 def count_params(config: Config) -> int:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8
 
-from .params import Params, named_leaves
+from .params import Params, contracted_axes, named_leaves
 
 _LARGEST = 127  # symmetric: -128 is not used
 _SMALLEST = np.finfo(np.float32).tiny  # backends flush what is smaller to zero
@@ -29,7 +29,7 @@ class Quantized(NamedTuple):
         return self.values.shape
 
 
-Slots = Float[Array, "B S K H"] | Quantized  # a layer's keys or values in the cache
+KV = Float[Array, "B S K H"] | Quantized  # a layer's keys, or its values, in the cache
 
 
 def quantize(params: Params) -> Params:
@@ -42,27 +42,27 @@ def quantize(params: Params) -> Params:
     if is_quantized(params):
         raise ValueError("the weights are quantised already")
     leaves = [
-        leaf if len(leaf.shape) == 1 else quantize_array(leaf, 2 if name.endswith("wo") else 1)
+        quantize_array(leaf, contracted) if (contracted := contracted_axes(name)) else leaf
         for name, leaf in named_leaves(params)
     ]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-def quantize_array(array: Any, contracted: int, numpy: ModuleType = jnp) -> Quantized:
+def quantize_array(array: Any, contracted: int, xp: ModuleType = jnp) -> Quantized:
     """Int8 with one scale for each slice of the last `contracted` axes, ties to even.
 
-    The row 0.5 -1.27 0.254 has the scale 0.01 and the values 50 -127 25. `numpy` is the library
-    that computes it: with either one the result is the same to the bit.
+    The row 0.5 -1.27 0.254 has the scale 0.01 and the values 50 -127 25. `xp` is numpy or jax.numpy,
+    whichever is to compute it; the result is the same to the bit.
     """
     wide = array.astype(np.float32)
     axes = tuple(range(-contracted, 0))
-    largest = numpy.abs(wide).max(axis=axes, keepdims=True)
+    largest = xp.abs(wide).max(axis=axes, keepdims=True)
     # Products with reciprocals: XLA turns such quotients into them, and the last bit differs.
     scale = largest * np.float32(1 / _LARGEST)
     # Weights next to nothing count as zero. NaN stays NaN.
-    scale = numpy.where(scale < _SMALLEST, np.float32(0), scale)
-    inverse = np.float32(1) / numpy.where(scale == 0, np.float32(np.inf), scale)
-    values = numpy.rint(wide * inverse).astype(np.int8)
+    scale = xp.where(scale < _SMALLEST, np.float32(0), scale)
+    inverse = np.float32(1) / xp.where(scale == 0, np.float32(np.inf), scale)
+    values = xp.rint(wide * inverse).astype(np.int8)
     return Quantized(values, scale.reshape(array.shape[:-contracted]))
 
 

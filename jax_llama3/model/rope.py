@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from .config import Config, RopeScaling
@@ -39,23 +38,7 @@ def rope_tables(
 ) -> tuple[Float[Array, "B T R"], Float[Array, "B T R"]]:
     """Cosine and sine of every pair's angle (R = H / 2), in float32: bfloat16 cannot count to 257."""
     angles = positions.astype(jnp.float32)[..., None] * rope_frequencies(config)[None, None]
-    if positions.shape[1] > 1:
-        return _cosine_and_sine(angles)
-    return lax.platform_dependent(angles, cpu=_apart, default=_cosine_and_sine)
-
-
-def _cosine_and_sine(
-    angles: Float[Array, "B T R"],
-) -> tuple[Float[Array, "B T R"], Float[Array, "B T R"]]:
     return jnp.cos(angles), jnp.sin(angles)
-
-
-def _apart(
-    angles: Float[Array, "B T R"],
-) -> tuple[Float[Array, "B T R"], Float[Array, "B T R"]]:
-    # XLA's CPU backend computes a sine anew in every layer and head that reads it, a hundredth of a
-    # token's time, and no barrier keeps it from that. What comes out of a branch it computes once.
-    return lax.cond(jnp.any(angles >= 0), _cosine_and_sine, _cosine_and_sine, angles)
 
 
 def apply_rope(

@@ -1,14 +1,17 @@
 """A prompt's continuation as it grows: ids to text, stop texts, and the finished record."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..runtime.memory import peak_memory
 from .tokenizer import TextStream
 
 
 class Completion(NamedTuple):
-    """One continued prompt. Rates are tokens per second of running, compilation left out."""
+    """One continued prompt. Seconds and rates are of running, compilation left out.
+
+    All prompts of a batch are read together, so `prompt_tps` counts the tokens of all of them.
+    """
 
     text: str  # without the stop token or the stop text
     tokens: list[int]  # may end with a stop token
@@ -19,16 +22,18 @@ class Completion(NamedTuple):
     generation_tokens: int
     generation_tps: float
     peak_memory: float  # gigabytes (1e9 bytes): the device's, on a CPU the process's
+    prompt_seconds: float
+    generation_seconds: float
 
 
 @dataclass
-class Row:
+class GrowingText:
     """One prompt's growing completion: its ids, and its text up to a stop."""
 
     index: int
     prompt_tokens: int
-    stop_ids: list[int]
-    stop_texts: list[str]
+    stop_ids: Sequence[int]
+    stop_texts: Sequence[str]
     stream: TextStream | None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -82,7 +87,13 @@ class Row:
         self.shown = end
         return new
 
-    def complete(self, prompt_rate: float, decode_seconds: float) -> Completion:
+    def complete(
+        self,
+        batch_prompt_tokens: int,
+        prompt_seconds: float,
+        generation_seconds: float,
+        peak_memory: float,
+    ) -> Completion:
         """The record of what has been said, after `close`."""
         return Completion(
             text=self.text,
@@ -90,10 +101,12 @@ class Row:
             logprobs=self.logprobs,
             finish_reason=str(self.finish_reason),
             prompt_tokens=self.prompt_tokens,
-            prompt_tps=prompt_rate,
+            prompt_tps=rate(batch_prompt_tokens, prompt_seconds),
             generation_tokens=len(self.tokens),
-            generation_tps=rate(len(self.tokens), decode_seconds),
-            peak_memory=peak_memory(),
+            generation_tps=rate(len(self.tokens), generation_seconds),
+            peak_memory=peak_memory,
+            prompt_seconds=prompt_seconds,
+            generation_seconds=generation_seconds,
         )
 
 

@@ -1,0 +1,58 @@
+"""The texts that a command is given, and the token ids they become."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..api import apply_chat_template, encode_prompt
+from ..checkpoint.format import Model
+from ..text.chat import has_chat_format
+from .default_model import DEFAULT_MODEL
+
+
+def add_text_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of every command that reads texts: which model, which texts, which output."""
+    command.add_argument("--model", metavar="DIR", type=Path, help=f"default: {DEFAULT_MODEL}")
+    command.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as stored")
+    command.add_argument(
+        "-p",
+        "--prompt",
+        metavar="TEXT",
+        action="append",
+        required=True,
+        help="'-' reads stdin; repeat it for a batch",
+    )
+    command.add_argument("--json", action="store_true", help="one JSON object per prompt")
+
+
+def read_texts(options: argparse.Namespace) -> list[str]:
+    """The texts of `-p`, with stdin in place of each '-'; an empty one raises ValueError."""
+    stdin = _read_stdin() if "-" in options.prompt else ""
+    texts = [stdin if text == "-" else text for text in options.prompt]
+    for index, text in enumerate(texts):
+        if not text:
+            raise ValueError(f"prompt {index} is empty; give it some text")
+    return texts
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise ValueError("-p - was given, but standard input is closed")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not valid text: {error}") from None
+
+
+def prompt_ids(model: Model, text: str, index: int, options: argparse.Namespace) -> list[int]:
+    """The ids of one prompt: a conversation where the model has a chat format, otherwise of raw text."""
+    tokenizer = model.tokenizer
+    raw = options.ignore_chat_template or tokenizer is None or not has_chat_format(tokenizer)
+    if raw and options.system_prompt is not None:
+        raise ValueError("--system-prompt needs a model with a chat template, and its use")
+    if raw:
+        return encode_prompt(tokenizer, text, index)
+    messages = [{"role": "user", "content": text}]
+    if options.system_prompt is not None:
+        messages.insert(0, {"role": "system", "content": options.system_prompt})
+    return apply_chat_template(model, messages)

@@ -1,0 +1,31 @@
+"""Taps: the one way to read or to replace a named activation."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from jaxtyping import Array
+
+Tap = Callable[[str, Array], Array]  # of an activation's name and its value; returns what goes on
+
+
+def no_tap(name: str, array: Any) -> Any:
+    """The default tap: every named activation passes through unchanged, abstract ones too."""
+    return array
+
+
+def is_tapped(tap: Tap) -> bool:
+    """Whether a tap was given: only then must every named activation be computed."""
+    return tap is not no_tap
+
+
+def within(tap: Tap, prefix: str) -> Tap:
+    """The tap for a part of the network, in which the names lack the prefix.
+
+    Without a tap it is `no_tap` itself, so that all layers stay one traced program.
+    """
+    return partial(_prefixed, tap, prefix) if is_tapped(tap) else no_tap
+
+
+def _prefixed(tap: Tap, prefix: str, name: str, array: Array) -> Array:
+    return tap(prefix + name, array)
