@@ -7,10 +7,10 @@ with uncollected():
     from .checkpoint.format import Model
     from .checkpoint.loading import load
     from .checkpoint.saving import save
+    from .decoding.doors import decode, forward, prefill
     from .decoding.sampling import Sampler, sample
     from .model.cache import Cache, init_cache
     from .model.config import Config, RopeScaling
-    from .model.network import decode, forward, prefill
     from .model.params import Layer, Params, abstract_params, count_params, init_params
     from .model.quantization import Quantized, quantize
     from .text.completion import Completion

@@ -146,8 +146,8 @@ def score(model: Model, text: Sequence[str]) -> list[Score]: ...
 def score(model: Model, text: Any) -> Score | list[Score]:
     """The log-probability of every token of a text, or of each of a list of texts."""
     if not isinstance(text, str):
-        return [_score(model, one) for one in text]
-    return _score(model, text)
+        return [_score(model, one, row) for row, one in enumerate(text)]
+    return _score(model, text, 0)
 
 
 def apply_chat_template(model: Model, messages: Sequence[Message]) -> list[int]:
@@ -161,11 +161,16 @@ def encode_prompt(tokenizer: Tokenizer | None, prompt: Prompt, row: int) -> list
     """The ids of a prompt: text is encoded, ids are taken as they are."""
     if not isinstance(prompt, str):
         return [operator.index(token) for token in prompt]
-    if not prompt:
-        raise ValueError(f"prompt {row} is empty; give it some text")
+    check_text(prompt, row)
     if tokenizer is None:
         raise ValueError("the model has no tokenizer; convert one with it, or give token ids")
     return tokenizer.encode(prompt, bos=True)
+
+
+def check_text(text: str, row: int) -> None:
+    """Refuse an empty text; `row` is its number in the error."""
+    if not text:
+        raise ValueError(f"prompt {row} is empty; give it some text")
 
 
 def default_new_tokens(prompts: Sequence[Sequence[int]], config: Config) -> int:
@@ -180,8 +185,8 @@ def _is_batch(prompt: Any) -> bool:
     return len(prompt) == 0 or isinstance(prompt[0], str) or np.ndim(prompt[0]) > 0
 
 
-def _score(model: Model, text: str) -> Score:
-    tokens = encode_prompt(model.tokenizer, text, 0)
+def _score(model: Model, text: str, row: int) -> Score:
+    tokens = encode_prompt(model.tokenizer, text, row)
     return Score(tokens, [None, *score_tokens(model.params, tokens, model.config)])
 
 
@@ -189,14 +194,14 @@ def _text_stream(tokenizer: Tokenizer | None) -> TextStream | None:
     return None if tokenizer is None else TextStream(tokenizer)
 
 
-def _pieces(
-    steps: Iterator[tuple[NewTokens, Timings]], rows: list[GrowingText]
-) -> Iterator[Piece]:
+def _pieces(steps: Iterator[tuple[NewTokens, Timings]], rows: list[GrowingText]) -> Iterator[Piece]:
     prompt_tokens = sum(row.prompt_tokens for row in rows)
     timings = Timings(0.0, 0.0)
 
     def last(row: GrowingText, text: str) -> Piece:
-        return Piece(row.index, text + row.close(), row.complete(prompt_tokens, *timings, peak_memory()))
+        return Piece(
+            row.index, text + row.close(), row.complete(prompt_tokens, *timings, peak_memory())
+        )
 
     open_rows = list(rows)
     for new, timings in steps:  # noqa: B007  `last` reads it

@@ -13,12 +13,11 @@ from pathlib import Path
 
 from ..checkpoint.format import read_config
 from ..checkpoint.manifest import read_manifest
-from ..decoding.generation import generate_tokens
-from ..decoding.sampling import Sampler
+from ..decoding.generation import Request, check_request, generate_tokens
 from ..runtime.compilation import keep_compilations
 from ..runtime.home import default_folder
 from ..runtime.progress import progress
-from ..startup import load_for
+from ..startup import starting
 from .cost import forward_flops
 from .timing import Row
 
@@ -83,10 +82,11 @@ def _seconds(folder: Path, dtype: str) -> float:
 
 def _main(folder: str, dtype: str) -> None:
     keep_compilations(default_folder("compiled"))
-    model, prompts = load_for(Path(folder), lambda _: [_PROMPT], dtype=dtype, max_new_tokens=2)
-    options = {"max_new_tokens": 2, "sampler": Sampler(), "seed": 0, "stop_ids": ()}
-    chunk, _ = next(generate_tokens(model.params, prompts, model.config, **options))
-    print(chunk.tokens, flush=True)
+    with starting(Path(folder), dtype=dtype) as (abstract, finish):
+        request = check_request(Request([_PROMPT], max_new_tokens=2), abstract.config)
+        model = finish(request)
+    new, _ = next(generate_tokens(model.params, request, model.config))
+    print(new.tokens, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from ..kernels.cpu.gemv import has_row_kernel
+from ..kernels.cpu.registration import has_kernels
 from .timing import Row
 
 FORMATS = ("md", "json", "csv")
@@ -27,7 +27,7 @@ def environment(model: str) -> dict[str, Any]:
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "jax": jax.__version__,
-        "row kernel": "numba" if has_row_kernel("bfloat16", 2) else "none",
+        "row kernel": "numba" if has_kernels() else "none",
         "python": platform.python_version(),
         "system": platform.platform(),
     }

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..decoding.generation import CHUNK, STEPS, State, cache_capacity, decode_many, padded_stops
+from ..decoding.generation import PREFILL_TOKENS, cache_capacity
+from ..decoding.loop import STEPS, Rules, State, decode_many, padded_stop_ids
+from ..decoding.programs import bucket, choose_ops, lower_with, read_tokens
 from ..model.cache import init_cache
 from ..model.config import Config
-from ..model.network import bucket, no_tap, prefill_programs, prefill_unchecked
 from ..model.params import Params, abstract_params
 from ..model.quantization import activation_dtype, is_quantized
+from ..model.taps import no_tap
 from ..runtime.compilation import Compilations, count_compilations
 from ..runtime.progress import progress
 from .cost import forward_flops, weight_bytes
@@ -157,7 +159,7 @@ def _row(
     params: Params,
 ) -> Row:
     if test.kind == "pp":
-        spans = [(start, min(CHUNK, test.tokens - start)) for start in _starts(test)]
+        spans = [(start, min(PREFILL_TOKENS, test.tokens - start)) for start in _starts(test)]
     else:
         spans = [(step, 1) for step in range(test.tokens)]
     flops = sum(forward_flops(config, new, test.depth + start, 1) for start, new in spans)
@@ -185,7 +187,7 @@ def _dtype_name(params: Params) -> str:
 
 
 def _starts(test: Test) -> range:
-    return range(0, test.tokens, CHUNK)
+    return range(0, test.tokens, PREFILL_TOKENS)
 
 
 def _prefill_runner(
@@ -196,21 +198,26 @@ def _prefill_runner(
     cache = init_cache(config, test.batch, capacity, activation_dtype(params))
     depth = jnp.full(test.batch, test.depth, jnp.int32)
 
+    def read(start: int, cache: Any, **options: Any) -> Any:
+        tokens, lengths = _part(test, start)
+        ops = choose_ops(params, *tokens.shape)
+        return read_tokens(params, tokens, lengths, cache, config, no_tap, ops, **options)
+
     def run() -> Any:
         nonlocal cache
         cache, logits = cache._replace(lengths=depth + 0), None  # the old ones were donated
         for start in _starts(test):
-            chunk = _chunk(test, start)
-            logits, cache = prefill_unchecked(params, *chunk, cache, config, no_tap)
+            logits, cache = read(start, cache)
         return logits
 
-    programs = list(prefill_programs(params, *_chunk(test, 0), cache, config))
+    programs: list[jax.stages.Lowered] = []
+    read(0, cache, run=lower_with(programs.append))
     return run, _temp_bytes(programs)
 
 
-def _chunk(test: Test, start: int) -> tuple[np.ndarray, np.ndarray]:
+def _part(test: Test, start: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens from `start` on, padded as `generate` pads them, and how many there are."""
-    count = min(CHUNK, test.tokens - start)
+    count = min(PREFILL_TOKENS, test.tokens - start)
     tokens = np.ones((test.batch, bucket(count)), np.int32)
     return tokens, np.full(test.batch, count, np.int32)
 
@@ -227,18 +234,19 @@ def _decode_runner(
         seen=jnp.zeros((test.batch, 0), bool),
         step=jnp.zeros((), jnp.int32),
     )
-    stops = padded_stops(())
+    rules = Rules(None, padded_stop_ids(()), {})
     depth = jnp.full(test.batch, test.depth, jnp.int32)
+    ops = choose_ops(params, test.batch, 1)
 
     def run() -> Any:
         nonlocal state
         state, logprobs = state._replace(cache=state.cache._replace(lengths=depth + 0)), None
         for start in range(0, test.tokens, STEPS):
             limit = min(STEPS, test.tokens - start)
-            state, _, logprobs = decode_many(params, state, None, stops, {}, limit, config)
+            state, _, logprobs = decode_many(params, state, rules, limit, config, ops)
         return logprobs
 
-    program = decode_many.lower(params, state, None, stops, {}, STEPS, config)
+    program = decode_many.lower(params, state, rules, STEPS, config, ops)
     return run, _temp_bytes([program])
 
 

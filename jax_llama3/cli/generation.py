@@ -4,14 +4,14 @@ import argparse
 import json
 import sys
 
-from ..api import stream_batch
+from ..api import prepare, stream
 from ..decoding.sampling import Sampler
 from ..runtime.compilation import keep_compilations
 from ..runtime.home import default_folder
-from ..startup import load_for
-from ..text.completion import Completion
+from ..startup import starting
+from ..text.completion import Completion, rate
 from .default_model import model_folder
-from .prompts import add_text_options, prompt_ids, read_texts
+from .prompts import add_text_options, as_prompt, read_texts
 
 
 def add_generate(command: argparse.ArgumentParser) -> None:
@@ -43,19 +43,19 @@ def _generate(options: argparse.Namespace) -> None:
     )
     texts = read_texts(options)
     keep_compilations(default_folder("compiled"))
-    model, prompts = load_for(
-        model_folder(options.model),
-        lambda model: [prompt_ids(model, text, row, options) for row, text in enumerate(texts)],
-        dtype=options.dtype,
-        max_new_tokens=options.max_new_tokens,
-        sampler=sampler,
-    )
-    pieces = stream_batch(
-        model, prompts, max_new_tokens=options.max_new_tokens, sampler=sampler, seed=options.seed
-    )
+    with starting(model_folder(options.model), dtype=options.dtype) as (abstract, finish):
+        prepared = prepare(
+            abstract,
+            [as_prompt(abstract, text, options) for text in texts],
+            max_new_tokens=options.max_new_tokens,
+            sampler=sampler,
+            seed=options.seed,
+        )
+        model = finish(prepared.request)
+    prompts = prepared.request.prompts
     live = len(prompts) == 1 and not options.json
     done: dict[int, Completion] = {}
-    for piece in pieces:
+    for piece in stream(model, prepared):
         if live:
             print(piece.text, end="", flush=True)
         if piece.completion is not None:
@@ -80,13 +80,7 @@ def _print_statistics(completions: list[Completion]) -> None:
     """The batch's rates on stderr: all rows' tokens over the time of the slowest."""
     prompt = sum(completion.prompt_tokens for completion in completions)
     new = sum(completion.generation_tokens for completion in completions)
-    seconds = max((_seconds(completion) for completion in completions), default=0.0)
-    rate = new / seconds if seconds else 0.0
+    seconds = max(completion.generation_seconds for completion in completions)
     print(f"prompt: {prompt} tokens, {completions[0].prompt_tps:.1f} tokens/s", file=sys.stderr)
-    print(f"generation: {new} tokens, {rate:.1f} tokens/s", file=sys.stderr)
+    print(f"generation: {new} tokens, {rate(new, seconds):.1f} tokens/s", file=sys.stderr)
     print(f"peak memory: {completions[0].peak_memory:.2f} GB", file=sys.stderr)
-
-
-def _seconds(completion: Completion) -> float:
-    tokens, rate = completion.generation_tokens, completion.generation_tps
-    return tokens / rate if rate else 0.0

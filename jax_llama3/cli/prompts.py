@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..api import apply_chat_template, encode_prompt
+from ..api import Prompt, apply_chat_template, check_text
 from ..checkpoint.format import Model
 from ..text.chat import has_chat_format
 from .default_model import DEFAULT_MODEL
@@ -30,8 +30,7 @@ def read_texts(options: argparse.Namespace) -> list[str]:
     stdin = _read_stdin() if "-" in options.prompt else ""
     texts = [stdin if text == "-" else text for text in options.prompt]
     for index, text in enumerate(texts):
-        if not text:
-            raise ValueError(f"prompt {index} is empty; give it some text")
+        check_text(text, index)
     return texts
 
 
@@ -44,14 +43,14 @@ def _read_stdin() -> str:
         raise ValueError(f"standard input is not valid text: {error}") from None
 
 
-def prompt_ids(model: Model, text: str, index: int, options: argparse.Namespace) -> list[int]:
-    """The ids of one prompt: a conversation where the model has a chat format, otherwise of raw text."""
+def as_prompt(model: Model, text: str, options: argparse.Namespace) -> Prompt:
+    """The ids of a conversation where the model has a chat format, otherwise the raw text itself."""
     tokenizer = model.tokenizer
     raw = options.ignore_chat_template or tokenizer is None or not has_chat_format(tokenizer)
     if raw and options.system_prompt is not None:
         raise ValueError("--system-prompt needs a model with a chat template, and its use")
     if raw:
-        return encode_prompt(tokenizer, text, index)
+        return text
     messages = [{"role": "user", "content": text}]
     if options.system_prompt is not None:
         messages.insert(0, {"role": "system", "content": options.system_prompt})

@@ -35,7 +35,8 @@ def forward(
     if cache is not None:
         check_room(cache, tokens.shape[0], tokens.shape[1])
     check_tree(params, config, cache)
-    ops = choose_ops(params, *tokens.shape, tap) if ops is None else ops
+    batch, new = tokens.shape
+    ops = choose_ops(params, batch, new, tap) if ops is None else ops
     return network.forward(params, jnp.asarray(int32(tokens)), config, cache, tap=tap, ops=ops)
 
 
@@ -64,7 +65,8 @@ def prefill(
     # Padded on the host: on the device every new length would compile a padding of its own.
     xp = jnp if isinstance(tokens, Tracer) else np
     tokens = xp.pad(xp.asarray(tokens, np.int32), ((0, 0), (0, padding)))
-    ops = choose_ops(params, *tokens.shape, tap) if ops is None else ops
+    batch, new = tokens.shape
+    ops = choose_ops(params, batch, new, tap) if ops is None else ops
     return read_tokens(params, tokens, int32(lengths), cache, config, tap, ops)
 
 

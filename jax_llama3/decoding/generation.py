@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ..model.cache import Cache, capacity, init_cache
+from ..model.cache import Cache, init_cache
 from ..model.config import Config
 from ..model.params import Params
 from ..model.quantization import activation_dtype
@@ -93,10 +93,10 @@ def generate_tokens(
     Row r's choices depend on the seed, r and its own prompt alone: not on the rest of the batch, the
     padding or how many tokens a call makes. Log-probabilities are the model's own, before penalty,
     temperature and filters. A `cache` is donated, and the prompts go on after what it holds; the
-    penalty counts the prompts alone. A request that cannot be served raises ValueError at the call.
+    penalty counts the prompts alone.
     """
     check_tree(params, config, cache)
-    return _generate(params, check_request(request, config, cache), config, cache)
+    return _generate(params, request, config, cache)
 
 
 def compile_ahead(params: Params, request: Request, config: Config) -> None:
@@ -187,20 +187,21 @@ def _read_prompts(
     tokens = np.zeros((len(prompts), bucket(longest)), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
+    filled: Any = cache
     if cache is None:
         room = cache_capacity(longest + request.max_new_tokens)
-        cache = run(_empty_cache, config, len(prompts), room, activation_dtype(params))
-    logits = None
+        filled = run(_empty_cache, config, len(prompts), room, activation_dtype(params))
+    logits: Any = None
     with progress(longest, "reading the prompt", "token") as bar:
         for start in range(0, longest, PREFILL_TOKENS):
             part = tokens[:, start : start + PREFILL_TOKENS]
             part = part[:, : bucket(min(longest - start, PREFILL_TOKENS))]
             new = np.clip(lengths - start, 0, PREFILL_TOKENS).astype(np.int32)
             ops = choose_ops(params, *part.shape)
-            found, cache = read_tokens(params, part, new, cache, config, no_tap, ops, run)
+            found, filled = read_tokens(params, part, new, filled, config, no_tap, ops, run)
             logits = found if logits is None else run(_where_new, new, found, logits)
             bar.update(int(new.max()))
-    return logits, cache
+    return logits, filled
 
 
 @jax.jit
@@ -230,9 +231,7 @@ def _seen(
     return seen
 
 
-def _new_tokens(
-    tokens: Int[Array, "B steps"], logprobs: Float[Array, "B steps"]
-) -> NewTokens:
+def _new_tokens(tokens: Int[Array, "B steps"], logprobs: Float[Array, "B steps"]) -> NewTokens:
     ids, values = np.asarray(tokens), np.asarray(logprobs)
     made = ids != NO_TOKEN
     check_numbers(values[made])

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from ..kernels import ops_for
@@ -32,10 +33,15 @@ def choose_ops(params: Params, batch: int, new: int, tap: Tap = no_tap) -> Ops:
     return ops_for(_platform(params), batch, new, tapped=is_tapped(tap))
 
 
+def default_ops(batch: int, new: int) -> Ops:
+    """`choose_ops` for weights on JAX's default device."""
+    return ops_for(jax.default_backend(), batch, new)
+
+
 def _platform(params: Params) -> str:
     """Of the device that holds the weights; of traced or abstract ones that of JAX's default device."""
     norm = params.norm
-    if isinstance(norm, jax.Array) and not isinstance(norm, jax.core.Tracer):
+    if isinstance(norm, jax.Array) and not isinstance(norm, Tracer):
         return next(iter(norm.devices())).platform
     return jax.default_backend()
 

@@ -148,7 +148,9 @@ def _sortable(x: Float[Array, "B V"]) -> Int[Array, "B V"]:
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
 
-def _threshold(keys: Int[Array, "B V"], weights: Float[Array, "B V"], limit: Any) -> Int[Array, "B 1"]:
+def _threshold(
+    keys: Int[Array, "B V"], weights: Float[Array, "B V"], limit: Any
+) -> Int[Array, "B 1"]:
     """The smallest key whose larger keys weigh less than `limit` together.
 
     32 halvings of the integers find it exactly; XLA's sort on CPU takes thirty times as long.

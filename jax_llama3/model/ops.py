@@ -13,13 +13,11 @@ from jaxtyping import Array
 from .attention import attend
 from .config import Config
 from .linear import Products, products
-from .quantization import KV
 from .rope import rope_tables
-from .taps import Tap
 
-# Attention of q [B T N H] at positions [B T] to a cache's k and v: [B T N H]. A form that computes no
-# scores of its own raises ValueError where it is given a tap.
-Attend = Callable[[Array, KV, KV, Array, Tap], Array]
+# (q [B T N H], k, v, positions [B T], tap=no_tap): attention to a cache's k and v, [B T N H]. A form that
+# does not show its scores raises ValueError where it is given a tap.
+Attend = Callable[..., Array]
 # Cosine and sine [B T R] of every pair's angle at positions [B T].
 Rotations = Callable[[Array, Config], tuple[Array, Array]]
 

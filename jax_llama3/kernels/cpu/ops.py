@@ -54,7 +54,9 @@ def _on_cpu_attend(
     tap: Tap = no_tap,
 ) -> Float[Array, "B T N H"]:
     if is_tapped(tap):
-        raise ValueError("these operations show no scores to a tap; use model.ops.PLAIN's attention")
+        raise ValueError(
+            "these operations show no scores to a tap; use model.ops.PLAIN's attention"
+        )
     # Elsewhere a branch makes the device wait for the host, which costs more than it saves.
     return lax.platform_dependent(q, k, v, positions, cpu=cpu, default=PLAIN.attend)
 
@@ -72,25 +74,25 @@ def _numba_attend(
 def _rotations(
     positions: Int[Array, "B T"], config: Config
 ) -> tuple[Float[Array, "B T R"], Float[Array, "B T R"]]:
-    plain = partial(PLAIN.rotations, config=config)
+    def plain(
+        positions: Int[Array, "B T"],
+    ) -> tuple[Float[Array, "B T R"], Float[Array, "B T R"]]:
+        return PLAIN.rotations(positions, config)
+
+    def computed_once(
+        positions: Int[Array, "B T"],
+    ) -> tuple[Float[Array, "B T R"], Float[Array, "B T R"]]:
+        # XLA's CPU backend computes a sine anew in every layer and head that reads it, a hundredth of
+        # a token's time, and no barrier keeps it from that. What a branch returns it computes once.
+        return lax.cond(jnp.any(positions >= 0), plain, plain, positions)
+
     if positions.shape[1] > 1:
         return plain(positions)
-    return lax.platform_dependent(positions, cpu=partial(_computed_once, config), default=plain)
-
-
-def _computed_once(
-    config: Config, positions: Int[Array, "B T"]
-) -> tuple[Float[Array, "B T R"], Float[Array, "B T R"]]:
-    # XLA's CPU backend computes a sine anew in every layer and head that reads it, a hundredth of a
-    # token's time, and no barrier keeps it from that. What a branch returns it computes once.
-    plain = partial(PLAIN.rotations, config=config)
-    return lax.cond(jnp.any(positions >= 0), plain, plain, positions)
+    return lax.platform_dependent(positions, cpu=computed_once, default=plain)
 
 
 # Without numba: XLA alone, in the forms that its CPU backend runs fast.
-XLA = Ops(
-    partial(_on_cpu_products, xla_products), partial(_on_cpu_attend, attend_span), _rotations
-)
+XLA = Ops(partial(_on_cpu_products, xla_products), partial(_on_cpu_attend, attend_span), _rotations)
 NUMBA = Ops(
     partial(_on_cpu_products, _numba_products), partial(_on_cpu_attend, _numba_attend), _rotations
 )
