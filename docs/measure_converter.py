@@ -3,9 +3,10 @@
     python docs/measure_converter.py speed WORK [--layers 14] [--rounds 5]
     python docs/measure_converter.py kills WORK [--layers 1] [--rounds 30]
 
-`speed` converts, between rounds of `cp` and `sha256sum` over the same files, as whole processes, and
-prints the ratio and the peak of memory. `kills` kills conversions at random moments, repeats each one
-and compares the result with that of an undisturbed run. WORK is a folder for what is written.
+`speed` runs conversions and `cp` with `sha256sum` over the same files in turn, as whole processes, and
+prints the ratio of their times and the peak of memory. `kills` kills conversions at random moments,
+repeats each one and compares the result with that of an undisturbed run. WORK is the folder that all
+files are written into.
 """
 
 import argparse
@@ -28,7 +29,7 @@ DIM, WIDTH, HEADS, KV_HEADS, VOCABULARY, SHARDS = 2048, 8192, 32, 8, 64128, 2
 
 
 def write_checkpoint(folder: Path, layers: int) -> None:
-    """Random bfloat16 weights of the shape of Llama 3.2 1B, but for layers and vocabulary."""
+    """Random bfloat16 weights of the shape of Llama 3.2 1B, with other layers and vocabulary."""
     values = {
         "dim": DIM,
         "n_layers": layers,
@@ -68,7 +69,7 @@ def converter(source: Path, folder: Path) -> list[str]:
 
 
 def speed(source: Path, work: Path, rounds: int) -> None:
-    """Whole processes in turn; the ratio of their times, round by round."""
+    """Run whole processes in turn and print the ratio of their times, round by round."""
     files = [str(path) for path in sorted(source.iterdir())]
     copy, folder = work / "copy", work / "out"
     ratios, peak = [], 0
@@ -100,7 +101,7 @@ def speed(source: Path, work: Path, rounds: int) -> None:
 
 
 def kills(source: Path, work: Path, rounds: int) -> None:
-    """A kill at a random moment of each run, then the same command to its end."""
+    """Kill each run at a random moment, then repeat the same command to its end."""
     whole, folder = work / "whole", work / "out"
     start = time.perf_counter()
     subprocess.run(converter(source, whole), check=True, stdout=subprocess.DEVNULL)
@@ -143,7 +144,7 @@ def main() -> None:
         write_checkpoint(source, options.layers or layers)
         return
     if not source.exists():
-        # In a process of its own: what this one holds would count as the converter's.
+        # Another process writes it: the memory of this one would count as the converter's.
         write = [sys.executable, __file__, "write", str(options.work)]
         subprocess.run([*write, "--layers", str(options.layers or layers)], check=True)
     run = {"speed": speed, "kills": kills}[options.what]

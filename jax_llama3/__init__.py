@@ -15,6 +15,8 @@ with uncollected():
     from .model.quantization import Quantized, quantize
     from .text.completion import Completion
 
+__version__ = "0.1.0"  # a literal, which pyproject.toml reads without importing anything
+
 __all__ = [
     "Cache",
     "Completion",
