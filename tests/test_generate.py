@@ -189,9 +189,9 @@ def test_a_narrow_model_has_a_narrow_cache(monkeypatch: pytest.MonkeyPatch) -> N
 def test_generation_goes_on_from_a_filled_cache(sampler: Sampler) -> None:
     lengths = np.array([2, 25, 1])
     tokens = np.zeros((3, 25), np.int32)
-    for row, prompt in enumerate(PROMPTS[:2] + [[77, 3]]):
-        tokens[row, : lengths[row]] = prompt[: lengths[row]]
     whole = [*PROMPTS[:2], [77, 3]]
+    for row, prompt in enumerate(whole):
+        tokens[row, : lengths[row]] = prompt[: lengths[row]]
     rest = [prompt[length:] for prompt, length in zip(whole, lengths, strict=True)]
     # 15 more tokens of a prompt and 8 new ones, of which the last needs no place.
     cache = init_cache(TINY, 3, 25 + 15 + 8 - 1, np.float32)
@@ -208,7 +208,7 @@ def test_a_cache_without_the_room_is_refused() -> None:
     with pytest.raises(ValueError, match="row 0 needs 21 cache slots and the cache has 20"):
         check_request(Request([[1] * 5], 7), TINY, cache)
     long = init_cache(TINY, 1, 1000, np.float32)._replace(lengths=np.array([500], np.int32))
-    with pytest.raises(ValueError, match="5 tokens after 500 cached ones; .* at most 7"):
+    with pytest.raises(ValueError, match=r"5 tokens after 500 cached ones; .* at most 7"):
         check_request(Request([[1] * 5], 8), TINY, long)
 
 

@@ -108,10 +108,11 @@ def test_refused_prompts_do_not_wait_for_the_weights(
 
     monkeypatch.setattr("jax_llama3.checkpoint.loading.mapped_run", slow)
     monkeypatch.setattr("jax_llama3.checkpoint.shards._RUN_BYTES", 1)  # every tensor alone
-    with pytest.raises(ValueError, match=message), starting(folder) as (abstract, _):
+    with starting(folder) as (abstract, _):
         assert began.wait(60)
         encoded.set()
-        prepare(abstract, prompts, max_new_tokens=100)
+        with pytest.raises(ValueError, match=message):
+            prepare(abstract, prompts, max_new_tokens=100)
     assert 0 < len(started) < 10  # of 21: what the readers had begun, and no more
 
 
