@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from random_models import TINY, replace
 
-from jax_llama3.bench.baselines import peer
+from jax_llama3.bench.baselines import baseline
 from jax_llama3.model.config import Config, RopeScaling, config_to_dict
 
 # llama.cpp asks for rows of a multiple of 32; scaled, so that the file has its divisors too.
@@ -31,7 +31,7 @@ def test_a_system_that_is_not_known_is_named() -> None:
         pytest.raises(
             ValueError, match=r"nope.*known are transformers, torch\.compile, llama\.cpp"
         ),
-        peer("nope", SMALL, "float32", 64),
+        baseline("nope", SMALL, "float32", 64),
     ):
         pass
 
@@ -54,7 +54,7 @@ def test_malformed_requests_are_answered_with_one_line_each() -> None:
 )
 def test_llama_cpp_takes_the_file_of_random_weights(config: Config, dtype: str) -> None:
     pytest.importorskip("llama_cpp")
-    with peer("llama.cpp", config, dtype, 64) as (system, seconds):
+    with baseline("llama.cpp", config, dtype, 64) as (system, seconds):
         assert "llama-cpp-python" in system
         assert seconds(test="pp", tokens=9, depth=0, batch=1) > 0
         assert seconds(test="tg", tokens=2, depth=3, batch=1) > 0
@@ -71,7 +71,7 @@ def test_a_process_that_dies_is_said_with_its_status(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(subprocess, "Popen", lambda _, **options: start(dying, **options))
     with (
         pytest.raises(ValueError, match=f"ended without an answer, status -{signal.SIGABRT:d}"),
-        peer("transformers", SMALL, "float32", 64),
+        baseline("transformers", SMALL, "float32", 64),
     ):
         pass
 
@@ -103,7 +103,7 @@ def test_a_peer_that_is_ended_while_it_writes_leaves_no_file(tmp_path: Path) -> 
 @pytest.mark.reference
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
 def test_a_peer_compiled_by_torch_decodes_from_any_depth() -> None:
-    with peer("torch.compile", TINY, "float32", 64) as (system, run):
+    with baseline("torch.compile", TINY, "float32", 64) as (system, run):
         assert system.startswith("torch.compile, transformers ")
         for test, tokens, depth in (("tg", 3, 0), ("tg", 3, 20), ("pp", 4, 5)):
             assert run(test=test, tokens=tokens, depth=depth, batch=2) > 0
@@ -112,7 +112,7 @@ def test_a_peer_compiled_by_torch_decodes_from_any_depth() -> None:
 @pytest.mark.slow
 @pytest.mark.reference
 def test_a_peer_that_fails_says_why() -> None:
-    with peer("transformers", TINY, "float32", 64) as (_, seconds):
+    with baseline("transformers", TINY, "float32", 64) as (_, seconds):
         assert seconds(test="tg", tokens=2, depth=3, batch=2) > 0
         with pytest.raises(ValueError, match="transformers: TypeError"):
             seconds(test="tg", tokens="x", depth=0, batch=1)

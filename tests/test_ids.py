@@ -12,7 +12,8 @@ from texts import FAMILIES, SPECIAL_NAMES, is_newest
 from convert.fetch.models import PACKAGES
 from convert.formats.gguf.vocabulary import gguf_texts
 from jax_llama3 import Model, apply_chat_template
-from jax_llama3.text.tokenizer import Tokenizer, byte_level, tokenizer_from_files
+from jax_llama3.text.tokenizer import Tokenizer, tokenizer_from_files
+from jax_llama3.text.vocabulary import byte_level
 
 GOLDEN = Path(__file__).parent / "golden" / "smollm2_tokens.json"
 # The default model's vocabulary has no token for these bytes; every implementation drops them.

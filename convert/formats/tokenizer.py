@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from jax_llama3.text.tokenizer import LLAMA3_PATTERN
+from jax_llama3.text.vocabulary import LLAMA3_PATTERN
 
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")  # GGUF's names of Llama 3's pre-tokenizer
 

@@ -16,7 +16,7 @@ _PATIENCE = 10.0  # seconds for a process to end by itself
 
 
 @contextmanager
-def peer(
+def baseline(
     name: str, config: Config, dtype: str, capacity: int
 ) -> Iterator[tuple[str, Callable[..., float]]]:
     """The system's name with its version, and a function that gives the seconds of one test.

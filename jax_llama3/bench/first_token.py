@@ -19,13 +19,13 @@ from ..runtime.home import default_folder
 from ..runtime.progress import progress
 from ..startup import starting
 from .cost import forward_flops
-from .timing import Row
+from .timing import Measurement
 
 _PROMPT = [1] * 16
 
 
-def time_first_token(folder: Path, dtype: str, repetitions: int) -> Row:
-    """Processes in turn with reading the model's files into memory, after one that fills the caches.
+def time_first_token(folder: Path, dtype: str, repetitions: int) -> Measurement:
+    """Time new processes in turn with reading the model's files, after one that fills the caches.
 
     A rate is one over the seconds from the start of a process to its first token; the bandwidth is
     that of the reading, so the fraction says how much of the time reading alone would take.
@@ -45,7 +45,7 @@ def time_first_token(folder: Path, dtype: str, repetitions: int) -> Row:
     config = read_config(folder)
     typical, plain = statistics.median(seconds), statistics.median(reading)
     rates = [1 / each for each in seconds]
-    return Row(
+    return Measurement(
         system="jax_llama3",
         test=f"ttft{len(_PROMPT)}",
         batch=1,
@@ -61,7 +61,7 @@ def time_first_token(folder: Path, dtype: str, repetitions: int) -> Row:
 
 
 def _read(folder: Path) -> int:
-    """Read all files of a model into memory, as whoever loads it must; their bytes."""
+    """Read all files of a model into memory, which loading it takes at least; returns their bytes."""
     files = [(folder / name).read_bytes() for name in read_manifest(folder)["files"]]
     return sum(map(len, files))
 

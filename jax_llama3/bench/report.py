@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from ..kernels.cpu.registration import has_kernels
-from .timing import Row
+from .timing import Measurement
 
 FORMATS = ("md", "json", "csv")
 
@@ -27,7 +27,7 @@ def environment(model: str) -> dict[str, Any]:
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "jax": jax.__version__,
-        "row kernel": "numba" if has_kernels() else "none",
+        "row kernel": "numba" if device.platform == "cpu" and has_kernels() else "none",
         "python": platform.python_version(),
         "system": platform.platform(),
     }
@@ -42,27 +42,29 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def report(rows: list[Row], facts: dict[str, Any], form: str) -> str:
-    """The rows in one of FORMATS; without a line end at the end."""
+def report(measurements: list[Measurement], facts: dict[str, Any], form: str) -> str:
+    """The measurements in one of FORMATS, without a line end after the last."""
     if form == "json":
-        return json.dumps([{**row._asdict(), "environment": facts} for row in rows], indent=1)
+        return json.dumps(
+            [{**row._asdict(), "environment": facts} for row in measurements], indent=1
+        )
     if form == "csv":
-        return _csv(rows, facts)
+        return _csv(measurements, facts)
     head = ", ".join(f"{name} {value}" for name, value in facts.items())
-    return "\n".join([head, "", *_table(rows)])
+    return "\n".join([head, "", *_table(measurements)])
 
 
-def _csv(rows: list[Row], facts: dict[str, Any]) -> str:
+def _csv(measurements: list[Measurement], facts: dict[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*Row._fields, *facts])
-    for row in rows:
+    writer.writerow([*Measurement._fields, *facts])
+    for row in measurements:
         samples = " ".join(f"{sample:.3f}" for sample in row.samples_ts)
         writer.writerow([*row._replace(samples_ts=samples), *facts.values()])  # pyright: ignore[reportArgumentType]
     return text.getvalue().rstrip("\n")
 
 
-def _table(rows: list[Row]) -> list[str]:
+def _table(measurements: list[Measurement]) -> list[str]:
     columns = {
         "system": lambda row: row.system,
         "test": lambda row: row.test,
@@ -78,9 +80,9 @@ def _table(rows: list[Row]) -> list[str]:
         "recompiled": lambda row: _shown(row.recompilations, "d"),
         "ours / peer": _ratio,
     }
-    if all(row.ratio is None for row in rows):
+    if all(row.ratio is None for row in measurements):
         del columns["ours / peer"], columns["system"]
-    cells = [list(columns), *([show(row) for show in columns.values()] for row in rows)]
+    cells = [list(columns), *([show(row) for show in columns.values()] for row in measurements)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| " + " | ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)) + " |"
@@ -94,14 +96,14 @@ def _shown(value: Any, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _ratio(row: Row) -> str:
+def _ratio(row: Measurement) -> str:
     if row.ratio is None:
         return ""
     return f"{row.ratio:.2f} ({row.ratio_min:.2f} to {row.ratio_max:.2f})"
 
 
-def plot(rows: list[Row], peak: float, title: str, path: Path) -> None:
-    """Left the roofline: every row against the two ceilings; right decoding against the depth.
+def plot(measurements: list[Measurement], peak: float, title: str, path: Path) -> None:
+    """Draw the roofline with every measurement, and beside it decoding against the depth.
 
     `peak` is the machine's operations per second.
     """
@@ -109,15 +111,15 @@ def plot(rows: list[Row], peak: float, title: str, path: Path) -> None:
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _plot_roofline(left, rows, peak)
-    _plot_depths(right, rows)
+    _plot_roofline(left, measurements, peak)
+    _plot_depths(right, measurements)
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
 
 
-def _plot_roofline(axes: Any, rows: list[Row], peak: float) -> None:
-    bandwidth = max(row.bandwidth_gb_s for row in rows) * 1e9
-    points = [(row.tflop_s * 1e3 / row.gb_s, row.tflop_s * 1e12) for row in rows]
+def _plot_roofline(axes: Any, measurements: list[Measurement], peak: float) -> None:
+    bandwidth = max(row.bandwidth_gb_s for row in measurements) * 1e9
+    points = [(row.tflop_s * 1e3 / row.gb_s, row.tflop_s * 1e12) for row in measurements]
     ends = [min(x for x, _ in points) / 4, max(peak / bandwidth, *(x for x, _ in points)) * 4]
     knee = peak / bandwidth
     axes.plot([ends[0], knee, ends[1]], [ends[0] * bandwidth, peak, peak], color="black")
@@ -134,8 +136,8 @@ def _plot_roofline(axes: Any, rows: list[Row], peak: float) -> None:
         textcoords="offset points",
         ha="right",
     )
-    for row, (x, y) in zip(rows, points, strict=True):
-        axes.plot(x, y, "o", color=_colour(row, rows), label=f"{row.system} {row.test}")
+    for row, (x, y) in zip(measurements, points, strict=True):
+        axes.plot(x, y, "o", color=_colour(row, measurements), label=f"{row.system} {row.test}")
     axes.set(
         xscale="log",
         yscale="log",
@@ -146,9 +148,11 @@ def _plot_roofline(axes: Any, rows: list[Row], peak: float) -> None:
     axes.legend(loc="lower right", fontsize=7)
 
 
-def _plot_depths(axes: Any, rows: list[Row]) -> None:
-    for system in dict.fromkeys(row.system for row in rows):
-        decoded = [row for row in rows if row.system == system and row.test.startswith("tg")]
+def _plot_depths(axes: Any, measurements: list[Measurement]) -> None:
+    for system in dict.fromkeys(row.system for row in measurements):
+        decoded = [
+            row for row in measurements if row.system == system and row.test.startswith("tg")
+        ]
         points = sorted((_depth(row), row.avg_ts, row.stddev_ts) for row in decoded)
         if points:
             depths, rates, spread = zip(*points, strict=True)
@@ -163,9 +167,9 @@ def _plot_depths(axes: Any, rows: list[Row]) -> None:
         axes.legend(fontsize=8)
 
 
-def _depth(row: Row) -> int:
+def _depth(row: Measurement) -> int:
     return int(row.test.partition(" @ d")[2] or 0)
 
 
-def _colour(row: Row, rows: list[Row]) -> str:
-    return f"C{list(dict.fromkeys(each.system for each in rows)).index(row.system)}"
+def _colour(row: Measurement, measurements: list[Measurement]) -> str:
+    return f"C{list(dict.fromkeys(each.system for each in measurements)).index(row.system)}"

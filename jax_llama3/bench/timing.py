@@ -40,8 +40,8 @@ class Test(NamedTuple):
         return f"{self.kind}{self.tokens}" + (f" @ d{self.depth}" if self.depth else "")
 
 
-class Row(NamedTuple):
-    """What was measured of one test. Rates count the tokens of all rows of the batch."""
+class Measurement(NamedTuple):
+    """What was measured of one test by one system; rates count the tokens of all rows of the batch."""
 
     system: str
     test: str
@@ -57,12 +57,12 @@ class Row(NamedTuple):
     compile_seconds: float | None = None
     temp_bytes: int | None = None  # XLA's own figure for one call
     recompilations: int | None = None  # after the warm-ups; must be 0
-    ratio: float | None = None  # of ours to this peer: the median over the rounds, and the extremes
+    ratio: float | None = None  # our rate over this one: median over the rounds, and extremes
     ratio_min: float | None = None
     ratio_max: float | None = None
 
 
-Peer = tuple[str, Callable[[Test], float]]  # its name, and the seconds that one test takes
+Baseline = tuple[str, Callable[[Test], float]]  # a system's name, and what times one test with it
 
 
 def bench(
@@ -71,25 +71,25 @@ def bench(
     tests: Sequence[Test],
     *,
     repetitions: int,
-    peers: Sequence[Peer] = (),
-) -> list[Row]:
-    """Time every test after three warm-ups, in turn with the peers and a probe of the bandwidth.
+    baselines: Sequence[Baseline] = (),
+) -> list[Measurement]:
+    """Time every test after three warm-ups, in turn with the baselines and a probe of the bandwidth.
 
     Speed does not depend on the numbers, so prompts and what a depth holds are made up. Tests that the
     model cannot run raise ValueError.
     """
     check_tests(tests, config, repetitions)
     probe = bandwidth_probe()
-    rows = []
-    rounds = len(tests) * (_WARM_UPS + repetitions) * (1 + len(peers))
+    measurements = []
+    rounds = len(tests) * (_WARM_UPS + repetitions) * (1 + len(baselines))
     with progress(rounds, "timing", "run") as bar:
         for test in tests:
-            rows += _bench_test(params, config, test, repetitions, peers, probe, bar)
-    return rows
+            measurements += _bench_test(params, config, test, repetitions, baselines, probe, bar)
+    return measurements
 
 
 def check_tests(tests: Sequence[Test], config: Config, repetitions: int) -> None:
-    """Refuse what cannot be run, before anything is."""
+    """Refuse tests that cannot be run, before any is timed."""
     if repetitions < 1:
         raise ValueError(f"repetitions must be at least 1, not {repetitions}")
     if not tests:
@@ -108,10 +108,10 @@ def _bench_test(
     config: Config,
     test: Test,
     repetitions: int,
-    peers: Sequence[Peer],
+    baselines: Sequence[Baseline],
     probe: Callable[[], float],
     bar: Any,
-) -> list[Row]:
+) -> list[Measurement]:
     setup = _prefill_runner if test.kind == "pp" else _decode_runner
     with count_compilations() as compiled:
         run, temp_bytes = setup(params, config, test)
@@ -119,11 +119,11 @@ def _bench_test(
             _seconds(run)
             bar.update()
     for _ in range(_WARM_UPS):
-        for _, peer in peers:
-            peer(test)
+        for _, baseline in baselines:
+            baseline(test)
             bar.update()
     ours, bandwidths = [], []
-    theirs: list[list[float]] = [[] for _ in peers]
+    theirs: list[list[float]] = [[] for _ in baselines]
     recompiled = Compilations()
     for _ in range(repetitions):
         bandwidths.append(probe() / 1e9)
@@ -131,33 +131,33 @@ def _bench_test(
             ours.append(_seconds(run))
         recompiled.count += compiled_now.count
         bar.update()
-        for seconds, (_, peer) in zip(theirs, peers, strict=True):
-            seconds.append(peer(test))
+        for seconds, (_, baseline) in zip(theirs, baselines, strict=True):
+            seconds.append(baseline(test))
             bar.update()
-    row = partial(_row, config, test, statistics.median(bandwidths))
-    mine = row("jax_llama3", ours, params)._replace(
+    measured = partial(_measurement, config, test, statistics.median(bandwidths))
+    mine = measured("jax_llama3", ours, params)._replace(
         compile_seconds=compiled.seconds, temp_bytes=temp_bytes, recompilations=recompiled.count
     )
-    rows = [mine]
-    plain = abstract_params(config, activation_dtype(params))  # peers know no int8 of ours
-    for (name, _), seconds in zip(peers, theirs, strict=True):
-        ratios = [peer / own for own, peer in zip(ours, seconds, strict=True)]
-        rows.append(
-            row(name, seconds, plain)._replace(
+    measurements = [mine]
+    plain = abstract_params(config, activation_dtype(params))  # a baseline does not know our int8
+    for (name, _), seconds in zip(baselines, theirs, strict=True):
+        ratios = [their / our for our, their in zip(ours, seconds, strict=True)]
+        measurements.append(
+            measured(name, seconds, plain)._replace(
                 ratio=statistics.median(ratios), ratio_min=min(ratios), ratio_max=max(ratios)
             )
         )
-    return rows
+    return measurements
 
 
-def _row(
+def _measurement(
     config: Config,
     test: Test,
     bandwidth_gb_s: float,
     system: str,
     seconds: list[float],
     params: Params,
-) -> Row:
+) -> Measurement:
     if test.kind == "pp":
         spans = [(start, min(PREFILL_TOKENS, test.tokens - start)) for start in _starts(test)]
     else:
@@ -166,7 +166,7 @@ def _row(
     rates = [test.batch * test.tokens / each for each in seconds]
     typical = statistics.median(seconds)
     gb_s = len(spans) * weight_bytes(params) / typical / 1e9
-    return Row(
+    return Measurement(
         system=system,
         test=test.name,
         batch=test.batch,
@@ -205,7 +205,7 @@ def _prefill_runner(
 
     def run() -> Any:
         nonlocal cache
-        cache, logits = cache._replace(lengths=depth + 0), None  # the old ones were donated
+        cache, logits = cache._replace(lengths=depth + 0), None  # a new array: the last was donated
         for start in _starts(test):
             logits, cache = read(start, cache)
         return logits

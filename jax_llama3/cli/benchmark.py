@@ -12,12 +12,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from ..bench.baselines import peer
+from ..bench.baselines import baseline
 from ..bench.first_token import time_first_token
 from ..bench.limits import peak_flops
 from ..bench.presets import preset, preset_names
 from ..bench.report import FORMATS, environment, plot, report
-from ..bench.timing import Peer, Row, Test, bench, check_tests
+from ..bench.timing import Baseline, Measurement, Test, bench, check_tests
 from ..checkpoint.format import Model, read_config
 from ..checkpoint.loading import load
 from ..checkpoint.manifest import read_manifest
@@ -87,8 +87,8 @@ def _run(options: argparse.Namespace) -> None:
         check_tests(tests, config, options.repetitions)
     params = _params(config, folder, options)
     with ExitStack() as stack:
-        peers = _start_peers(options, config, params, tests, stack)
-        timed = partial(bench, repetitions=options.repetitions, peers=peers)
+        baselines = _start_baselines(options, config, params, tests, stack)
+        timed = partial(bench, repetitions=options.repetitions, baselines=baselines)
         rows = timed(params, config, tests) if tests else []
     model = Model(config, params, None)
     first = [_first_token(model, folder, options)] if options.first_token else []
@@ -99,7 +99,7 @@ def _run(options: argparse.Namespace) -> None:
         plot(rows, peak_flops(activation_dtype(params)), title, options.plot)
 
 
-def _first_token(model: Model, folder: Path | None, options: argparse.Namespace) -> Row:
+def _first_token(model: Model, folder: Path | None, options: argparse.Namespace) -> Measurement:
     dtype = jnp.dtype(activation_dtype(model.params)).name
     if folder is not None and not options.quantize:
         return time_first_token(folder, dtype, options.repetitions)
@@ -158,24 +158,24 @@ def _random_params(config: Config, options: argparse.Namespace) -> Params:
     return jax.block_until_ready(init_params(jax.random.key(0), config, dtype))
 
 
-def _start_peers(
+def _start_baselines(
     options: argparse.Namespace,
     config: Config,
     params: Params,
     tests: list[Test],
     stack: ExitStack,
-) -> list[Peer]:
+) -> list[Baseline]:
     """Start the systems that were named, each in a process of its own."""
     capacity = cache_capacity(max((test.depth + test.tokens for test in tests), default=1))
-    peers: list[Peer] = []
+    baselines: list[Baseline] = []
     if not tests:  # a first token alone is timed
-        return peers
+        return baselines
     for name in filter(None, options.against.split(",")):
         dtype = jnp.dtype(activation_dtype(params)).name
-        system, run = stack.enter_context(peer(name, config, dtype, capacity))
-        peers.append((system, partial(_run_peer, run)))
-    return peers
+        system, run = stack.enter_context(baseline(name, config, dtype, capacity))
+        baselines.append((system, partial(_run_baseline, run)))
+    return baselines
 
 
-def _run_peer(run: Callable[..., float], test: Test) -> float:
+def _run_baseline(run: Callable[..., float], test: Test) -> float:
     return run(test=test.kind, tokens=test.tokens, depth=test.depth, batch=test.batch)

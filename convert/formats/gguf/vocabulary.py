@@ -2,7 +2,8 @@
 
 import re
 
-from jax_llama3.text.tokenizer import GENERATION, JSON, TEMPLATE, byte_level
+from jax_llama3.text.tokenizer import GENERATION, JSON, TEMPLATE
+from jax_llama3.text.vocabulary import byte_level
 
 from ..tokenizer import byte_level_bpe, generation_bytes
 

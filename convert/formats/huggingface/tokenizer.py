@@ -10,11 +10,10 @@ from jax_llama3.text.tokenizer import (
     JSON,
     MODEL,
     TEMPLATE,
-    MetaVocabulary,
     Tokenizer,
-    byte_level,
     tokenizer_from_files,
 )
+from jax_llama3.text.vocabulary import MetaVocabulary, byte_level
 
 from ..tokenizer import byte_level_bpe, generation_bytes
 

@@ -1,0 +1,162 @@
+"""Vocabularies: token ids for plain text and bytes for ids, from Meta's file or a Hugging Face one."""
+
+import binascii
+import json
+import re
+import string
+
+MODEL, JSON = "tokenizer.model", "tokenizer.json"
+
+# Meta's split pattern.
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# The names of Meta's special tokens that have a use, by their place after the ordinary ids.
+_SPECIAL = {
+    0: "<|begin_of_text|>",
+    1: "<|end_of_text|>",
+    4: "<|finetune_right_pad_id|>",
+    5: "<|step_id|>",
+    6: "<|start_header_id|>",
+    7: "<|end_header_id|>",
+    8: "<|eom_id|>",
+    9: "<|eot_id|>",
+    10: "<|python_tag|>",
+    11: "<|image|>",
+}
+_N_SPECIAL = 256
+
+_BASE64 = (string.ascii_letters + string.digits + "+/= ").encode()
+_SPACES = bytes.maketrans(b"\t\n\r\v\f", b" " * 5)
+
+
+class MetaVocabulary:
+    """Llama 3's byte-pair ranks (tiktoken's format) and its 256 special tokens."""
+
+    def __init__(self, data: bytes) -> None:
+        import tiktoken
+
+        ranks = _read_ranks(data)
+        reserved = (place for place in range(_N_SPECIAL) if place not in _SPECIAL)
+        names = _SPECIAL | {p: f"<|reserved_special_token_{i}|>" for i, p in enumerate(reserved)}
+        self.special = {names[place]: len(ranks) + place for place in range(_N_SPECIAL)}
+        self.size = len(ranks) + _N_SPECIAL
+        self._encoding = tiktoken.Encoding(
+            "llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=self.special
+        )
+
+    def encode(self, text: str, *, start: bool = True) -> list[int]:
+        """Ids of plain text: a special token's name in it is text like any other."""
+        # tiktoken's regex overflows its stack on very long runs without a word boundary.
+        return [token for run in _runs(text) for token in self._encoding.encode_ordinary(run)]
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for; alone they need not be UTF-8."""
+        if token >= self.size:  # a row of the embedding that no token uses
+            return b""
+        return self._encoding.decode_single_token_bytes(token)
+
+
+def _read_ranks(data: bytes) -> dict[bytes, int]:
+    """The ranks of a file of pairs, each a token in base64 and its rank; no rank may be missing."""
+    words = data.split()
+    try:
+        # All tokens are checked together, because a strict decoder of each takes half as long again.
+        text = data.translate(_SPACES) + b" "
+        if text.translate(None, _BASE64):
+            raise ValueError("it has other characters")
+        if text.count(b"=") != text.count(b"= ") + text.count(b"== "):
+            raise ValueError("a token is padded elsewhere than at its end")
+        if len(words) % 2:
+            raise ValueError("a token or a rank is missing")
+        if any(len(token) % 4 for token in words[::2]):
+            raise ValueError("a token's length is no multiple of four")
+        pairs = zip(map(binascii.a2b_base64, words[::2]), map(int, words[1::2]), strict=True)
+        ranks = dict(pairs)
+        if b"" in ranks:
+            raise ValueError("a token is empty")
+        if len(ranks) < len(words) // 2:
+            raise ValueError("a token stands there twice")
+    except ValueError as error:
+        raise ValueError(f"{MODEL}: not a list of base64 tokens and ranks: {error}") from None
+    if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
+        raise ValueError(f"{MODEL}: its ranks are not 0 .. {len(ranks) - 1}, each once")
+    return ranks
+
+
+def _runs(text: str) -> list[str]:
+    """The text cut as Meta's tokenizer cuts it: every 400,000 characters, and every 25,000 of a run.
+
+    A run is of characters that are all white space, or all not.
+    """
+    pieces = []
+    for start in range(0, len(text), 400_000):
+        window = text[start : start + 400_000]
+        cuts = [0]
+        for run in re.finditer(r"\s+|\S+", window):
+            cuts += range(run.start() + 25_000, run.end(), 25_000)
+        pieces += [window[a:b] for a, b in zip(cuts, [*cuts[1:], len(window)], strict=True)]
+    return pieces
+
+
+class JsonVocabulary:
+    """A `tokenizer.json` of the byte-level kind, or of the SentencePiece kind with byte fallback."""
+
+    def __init__(self, data: bytes) -> None:
+        import tokenizers
+
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
+            values = json.loads(data)
+            decoder = values.get("decoder") or {}
+            # A tokenizer that puts a space before a text's first piece must not do so before a later one.
+            split = values.get("pre_tokenizer") or {}
+            first = split.get("prepend_scheme") == "first"
+            within = {**values, "pre_tokenizer": {**split, "prepend_scheme": "never"}}
+            self._within = self._tokenizer
+            if first:
+                self._within = tokenizers.Tokenizer.from_str(json.dumps(within))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{JSON}: {error}") from None
+        for tokenizer in (self._tokenizer, self._within):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            tokenizer.encode_special_tokens = True
+        kinds = {step["type"] for step in decoder.get("decoders", [decoder]) if "type" in step}
+        if not kinds & {"ByteLevel", "ByteFallback"}:
+            raise ValueError(f"{JSON}: its decoder {sorted(kinds)} is not supported")
+        self._bytes = byte_level() if "ByteLevel" in kinds else None
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._added = {token: entry.content for token, entry in added.items()}
+        self.special = {entry.content: token for token, entry in added.items() if entry.special}
+        self.size = max(self._tokenizer.get_vocab().values()) + 1
+
+    def encode(self, text: str, *, start: bool = True) -> list[int]:
+        """Ids of plain text: a special token's name in it is text like any other."""
+        tokenizer = self._tokenizer if start else self._within
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for; alone they need not be UTF-8."""
+        if token in self._added:
+            return self._added[token].encode()
+        piece = self._tokenizer.id_to_token(token)
+        if piece is None:  # a row of the embedding that no token uses
+            return b""
+        if self._bytes is not None and set(piece) <= self._bytes.keys():
+            return bytes(self._bytes[character] for character in piece)
+        if match := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):
+            return bytes.fromhex(match[1])
+        return piece.replace("\u2581", " ").encode()
+
+
+def byte_level() -> dict[str, int]:
+    """GPT-2's printable stand-in for every byte, inverted: the unprintable ones count up from 256."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+Vocabulary = MetaVocabulary | JsonVocabulary
