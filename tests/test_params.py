@@ -9,7 +9,7 @@ import pytest
 from random_models import TINY, replace
 
 from jax_llama3 import Config, RopeScaling, abstract_params, count_params, init_params
-from jax_llama3.cli.info import cache_bytes_per_token
+from jax_llama3.bench.cost import cache_bytes_per_token
 from jax_llama3.model.config import config_from_dict, config_to_dict
 from jax_llama3.model.params import named_leaves
 

@@ -29,6 +29,11 @@ def forward_flops(config: Config, tokens: int, depth: int, logits: int) -> int:
     return 2 * (tokens * matrices + attention + logits * config.vocab_size * config.dim)
 
 
+def cache_bytes_per_token(config: Config, itemsize: int) -> int:
+    """Bytes that one token of one row takes in the cache."""
+    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * itemsize
+
+
 def _matrices(config: Config) -> list[jax.ShapeDtypeStruct]:
     layers = jax.tree.leaves(abstract_params(config, "float32").layers)
     return [leaf for leaf in layers if len(leaf.shape) > 1]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
+from ..bench.cost import cache_bytes_per_token
 from ..checkpoint.format import read_config, read_tokenizer
 from ..model.config import Config
 from ..model.params import count_params
@@ -35,11 +36,6 @@ def describe(folder: Path, manifest: dict) -> str:
     ]
     lines = [f"{name:<12} {value}" for name, value in rows]
     return "\n".join([*lines, "", *_fits(config)])
-
-
-def cache_bytes_per_token(config: Config, itemsize: int) -> int:
-    """Bytes that one token of one row takes in the cache."""
-    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * itemsize
 
 
 def _rope(config: Config) -> str:

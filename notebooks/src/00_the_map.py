@@ -31,10 +31,10 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from drawings import BLUE, GREEN, GREY, ORANGE, arrow, box, canvas
-from jax_llama3.presets import preset
 from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
+from jax_llama3.bench.presets import preset
 
 model = load_model()
 print(model.config)

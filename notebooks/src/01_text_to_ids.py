@@ -30,9 +30,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import regex
 import tiktoken
-from jax_llama3.presets import preset
-from jax_llama3.tokenizer import MetaVocabulary, TextStream
 from lesson import exercise, load_model, show
+
+from jax_llama3.bench.presets import preset
+from jax_llama3.text.tokenizer import TextStream
+from jax_llama3.text.vocabulary import MetaVocabulary
 
 model = load_model()
 tokenizer, vocabulary = model.tokenizer, model.tokenizer.vocabulary

@@ -38,17 +38,17 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from convert.meta_config import ffn_dim
-from convert.pth import read_records, read_tensors
 from drawings import BLUE, ORANGE, arrow, box, canvas
-from jax_llama3.params import named_leaves
-from jax_llama3.presets import preset
 from lesson import close, exercise, load_model, model_folder, show, trace
 from safetensors import safe_open
 
 import jax_llama3
 from convert.__main__ import main
+from convert.formats.meta.config import ffn_dim
+from convert.formats.meta.pth import read_records, read_tensors
 from convert.layout import half_split, interleaved
+from jax_llama3.bench.presets import preset
+from jax_llama3.model.params import named_leaves
 
 model = load_model()
 folder = model_folder()

@@ -126,11 +126,11 @@ by_rows = trace("by_rows", jnp.stack(rows), "T D", T=T, D=D)
 normed = x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + eps) * w
 close(by_rows, normed, atol=1e-4)
 # %% [markdown] id="library" lang="en"
-# The library's own function is `jax_llama3.model.rms_norm`, and its first use in the network is what layer 0's attention
+# The library's own function is `jax_llama3.model.layers.rms_norm`, and its first use in the network is what layer 0's attention
 # sees. A **tap** is how we look inside the real network: a function that every named activation passes through. What
 # goes into the norm is called `embed`; what comes out has no name, so we compare it with the function's result.
-# %% [markdown] id="library" lang="zh" of="ae088a64"
-# 本库对应的函数是 `jax_llama3.model.rms_norm`，它在网络中第一次出现，就是第 0 层注意力的输入。要看真实网络的内部，用**探针**（tap）：
+# %% [markdown] id="library" lang="zh" of="df86be25"
+# 本库对应的函数是 `jax_llama3.model.layers.rms_norm`，它在网络中第一次出现，就是第 0 层注意力的输入。要看真实网络的内部，用**探针**（tap）：
 # 一个让每个有名字的激活都经过的函数。归一化之前的激活名为 `embed`；归一化之后没有名字，所以直接与函数比较。
 # %% id="library_code"
 from jax_llama3 import model as network

@@ -25,12 +25,12 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from drawings import BLUE, GREEN, GREY, ORANGE, arrow, box, canvas
-from jax_llama3.attention import attention, causal_mask
-from jax_llama3.presets import preset
 from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
-from jax_llama3.model import rms_norm
+from jax_llama3.bench.presets import preset
+from jax_llama3.model.attention import attention, causal_mask
+from jax_llama3.model.layers import rms_norm
 
 model = load_model()
 config, params = model.config, model.params
@@ -486,13 +486,13 @@ if is_default:
 # %% [markdown] id="library" lang="en"
 # ## The library's own attention
 #
-# All steps in one function. `jax_llama3.attention.attention` does the same for all heads at once; a batch of one and a
+# All steps in one function. `jax_llama3.model.attention.attention` does the same for all heads at once; a batch of one and a
 # single head make it comparable. It takes queries and keys as they come, turned or not, and hands out scores and
 # pattern through its tap.
-# %% [markdown] id="library" lang="zh" of="2c73cd9f"
+# %% [markdown] id="library" lang="zh" of="3e1044cd"
 # ## 本库自己的注意力
 #
-# 把所有步骤合成一个函数。`jax_llama3.attention.attention` 对所有头一次做完同样的事；取一批一行、一个头，就可以比较。它照原样接收查询
+# 把所有步骤合成一个函数。`jax_llama3.model.attention.attention` 对所有头一次做完同样的事；取一批一行、一个头，就可以比较。它照原样接收查询
 # 和键，不管有没有转动过，并通过探针交出分数和权重（pattern）。
 # %% id="library_code"
 

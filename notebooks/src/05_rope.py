@@ -33,12 +33,12 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from jax_llama3.config import RopeScaling
-from jax_llama3.rope import apply_rope, rope_frequencies, rope_tables
 from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
 from jax_llama3 import model as network
+from jax_llama3.model.config import RopeScaling
+from jax_llama3.model.rope import apply_rope, rope_frequencies, rope_tables
 
 model = load_model()
 config, params = model.config, model.params
@@ -445,12 +445,12 @@ close(big @ np.asarray(q[3]), q_complex[3], atol=1e-4)
 # ## The same in real numbers, as the library does it
 #
 # Write the two rows of the little matrix for all pairs at once. What remains is four products and two sums, all element by
-# element. `jax_llama3.rope` does just this: `rope_tables` makes cosines and sines once per forward pass, and `apply_rope`
+# element. `jax_llama3.model.rope` does just this: `rope_tables` makes cosines and sines once per forward pass, and `apply_rope`
 # uses them for queries and keys of all heads in all layers.
-# %% [markdown] id="half_split" lang="zh" of="5b03d4cc"
+# %% [markdown] id="half_split" lang="zh" of="968da819"
 # ## 用实数写，也就是本库的写法
 #
-# 把小矩阵的两行对所有数对一次写出，就只剩下四次乘法、一次加法和一次减法，全部逐元素进行。`jax_llama3.rope` 正是这样做的：
+# 把小矩阵的两行对所有数对一次写出，就只剩下四次乘法、一次加法和一次减法，全部逐元素进行。`jax_llama3.model.rope` 正是这样做的：
 # `rope_tables` 在每次前向计算时只算一次余弦和正弦，`apply_rope` 把它们用到所有层、所有头的查询和键上。
 # %% id="half_split_code"
 

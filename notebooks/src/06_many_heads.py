@@ -28,14 +28,14 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from drawings import BLUE, GREEN, GREY, ORANGE, arrow, box, canvas
-from jax_llama3.attention import attention, causal_mask
-from jax_llama3.cost import forward_flops
-from jax_llama3.presets import preset, preset_names
-from jax_llama3.rope import apply_rope, rope_tables
 from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
-from jax_llama3.model import rms_norm
+from jax_llama3.bench.cost import forward_flops
+from jax_llama3.bench.presets import preset, preset_names
+from jax_llama3.model.attention import attention, causal_mask
+from jax_llama3.model.layers import rms_norm
+from jax_llama3.model.rope import apply_rope, rope_tables
 
 model = load_model()
 config, params = model.config, model.params

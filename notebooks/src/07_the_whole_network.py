@@ -26,12 +26,12 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from drawings import BLUE, GREEN, GREY, ORANGE, arrow, box, canvas
-from jax_llama3.presets import preset
-from jax_llama3.rope import rope_frequencies
 from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
 from jax_llama3 import model as network
+from jax_llama3.bench.presets import preset
+from jax_llama3.model.rope import rope_frequencies
 
 model = load_model()
 config, params = model.config, model.params

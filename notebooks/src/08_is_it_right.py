@@ -91,7 +91,7 @@ def network(
     swap_gate=False,
 ):
     t = jnp.arange(len(ids))
-    angle = (start + t)[:, None] * jax_llama3.rope.rope_frequencies(config)
+    angle = (start + t)[:, None] * jax_llama3.model.rope.rope_frequencies(config)
     mask = sees(t[:, None], t[None, :])
     heads = jnp.array([kv_head(n) for n in range(N)])
     eps = config.norm_eps

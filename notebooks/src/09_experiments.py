@@ -23,11 +23,11 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from jax_llama3.presets import preset
 from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
-from jax_llama3.model import rms_norm
+from jax_llama3.bench.presets import preset
+from jax_llama3.model.layers import rms_norm
 
 model = load_model()
 config, params = model.config, model.params

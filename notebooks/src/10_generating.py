@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from drawings import BLUE, GREY, ORANGE, box, canvas
-from jax_llama3.rope import rope_frequencies
 from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
+from jax_llama3.model.rope import rope_frequencies
 
 model = load_model()
 config, params = model.config, model.params

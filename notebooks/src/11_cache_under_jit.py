@@ -29,12 +29,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from drawings import BLUE, GREY, ORANGE
 from jax import lax
-from jax_llama3.compilation import count_compilations
-from jax_llama3.rope import rope_frequencies
 from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
-from jax_llama3.model import bucket
+from jax_llama3.decoding.programs import bucket
+from jax_llama3.model.rope import rope_frequencies
+from jax_llama3.runtime.compilation import count_compilations
 
 model = load_model()
 config, params = model.config, model.params

@@ -28,13 +28,13 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from jax_llama3.chat import chat_tokens
-from jax_llama3.presets import preset
-from jax_llama3.sample import filter_logits, knobs, penalize
-from jax_llama3.tokenizer import TextStream, tokenizer_from_files
 from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3 as jl
+from jax_llama3.bench.presets import preset
+from jax_llama3.decoding.sampling import active_settings, filter_logits, penalize
+from jax_llama3.text.chat import chat_tokens
+from jax_llama3.text.tokenizer import TextStream, tokenizer_from_files
 
 model = load_model()
 config, params, tokenizer = model.config, model.params, model.tokenizer
@@ -145,7 +145,7 @@ filtered = jax.jit(filter_logits)
 def library(values, sampler):
     # en: The distribution that the library draws from, after all its filters.
     # zh: 经过所有过滤之后，本库据以抽取的分布。
-    return softmax(filtered(jnp.asarray(values)[None], knobs(sampler))[0])
+    return softmax(filtered(jnp.asarray(values)[None], active_settings(sampler))[0])
 
 
 for tau in (0.5, 1.0, 2.0):

@@ -28,14 +28,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from drawings import BLUE, GREY, box, canvas
-from jax_llama3.attention import attention
-from jax_llama3.presets import preset
-from jax_llama3.rope import apply_rope, rope_tables
-from jax_llama3.tokenizer import tokenizer_from_files
 from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3 as jl
-from jax_llama3.model import rms_norm
+from jax_llama3.bench.presets import preset
+from jax_llama3.model.attention import attention
+from jax_llama3.model.layers import rms_norm
+from jax_llama3.model.rope import apply_rope, rope_tables
+from jax_llama3.text.tokenizer import tokenizer_from_files
 
 model = load_model()
 config, params, tokenizer = model.config, model.params, model.tokenizer

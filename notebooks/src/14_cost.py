@@ -29,22 +29,22 @@ import math
 import statistics
 import time
 from functools import partial
-from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from jax_llama3.ceilings import bandwidth_probe, peak_flops
-from jax_llama3.cost import forward_flops, weight_bytes
-from jax_llama3.info import cache_bytes_per_token
-from jax_llama3.linear import linear
-from jax_llama3.presets import preset
-from jax_llama3.quantization import quantize
 from lesson import exercise, load_model, show, trace
 
 import jax_llama3
-from jax_llama3.kernels import has_kernels
+from jax_llama3.bench.cost import cache_bytes_per_token, forward_flops, weight_bytes
+from jax_llama3.bench.limits import bandwidth_probe, peak_flops
+from jax_llama3.bench.presets import preset
+from jax_llama3.kernels import ops_for
+from jax_llama3.kernels.cpu.registration import has_kernels
+from jax_llama3.model.linear import linear
+from jax_llama3.model.ops import PLAIN
+from jax_llama3.model.quantization import quantize
 
 model = load_model()
 config, params = model.config, model.params
@@ -163,19 +163,18 @@ for name, each in (("this model", config), ("Llama 3 8B", llama)):
 # Now the whole network, without a cache, as XLA compiled it. It must have all of our operations, and two more things. First,
 # the causal mask saves nothing here: the product computes all $T^2$ scores and the mask then throws the upper half away, so
 # XLA counts $T^2$ pairs where the mask lets $T(T+1)/2$ through. Second, it counts the small things that we left out. They
-# must be small: we allow one per cent. The library's own kernel is switched off, so that XLA sees every product; below we see why.
-# %% [markdown] id="xla" lang="zh" of="5c6595b2"
+# must be small: we allow one per cent. The library is given its plain operations, so that XLA sees every product; below we see why.
+# %% [markdown] id="xla" lang="zh" of="850e3d3d"
 # ## XLA 数出来的
 #
 # 现在看 XLA 编译出的整个网络，不带缓存。它必须包含我们数的全部运算，另外还多两样。第一，因果掩码在这里什么也没省：乘积算出全部 $T^2$ 个
 # 分数，掩码再扔掉右上的一半；掩码只放行 $T(T+1)/2$ 对，XLA 数的却是 $T^2$ 对。第二，它把我们略去的小项也数了进去。这些必须很小：我们
-# 只允许百分之一。本库自己的内核在这里关掉，好让 XLA 看见每个乘积；原因见下文。
+# 只允许百分之一。这里交给本库的是它的普通运算，好让 XLA 看见每个乘积；原因见下文。
 # %% id="xla_code"
 
 
 def plain_logits(config, params, tokens):
-    with patch("jax_llama3.linear.has_matrix_kernel", lambda x, weights: False):
-        return jax_llama3.forward(params, tokens, config)[0]
+    return jax_llama3.forward(params, tokens, config, ops=PLAIN)[0]
 
 
 def abstract(config, dtype="float32"):
@@ -515,7 +514,8 @@ print(
     f"{bandwidth / 1e9:.1f} GB/s, {peak / 1e9:.0f} GFLOP/s: the corner is at {corner:.1f} FLOPs a byte"
 )
 
-head = jax.jit(lambda x, w: linear("BTD,VD->BTV", x, w))
+products = ops_for(jax.default_backend(), 1, 64).products
+head = jax.jit(lambda x, w: linear("BTD,VD->BTV", x, w, products=products))
 output = params.embedding if params.output is None else params.output
 points = []
 for T in (1, 4, 16, 64, 256):

@@ -32,13 +32,13 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from jax_llama3.cost import weight_bytes
-from jax_llama3.info import cache_bytes_per_token
-from jax_llama3.presets import preset
-from jax_llama3.tokenizer import MetaVocabulary, tokenizer_from_files
 from lesson import exercise, load_model, show, trace
 
 import jax_llama3
+from jax_llama3.bench.cost import cache_bytes_per_token, weight_bytes
+from jax_llama3.bench.presets import preset
+from jax_llama3.text.tokenizer import tokenizer_from_files
+from jax_llama3.text.vocabulary import MetaVocabulary
 
 # en: A folder with the converted model; leave it empty if you have none.
 # zh: 存放转换后模型的文件夹；没有就留空。
