@@ -33,6 +33,10 @@ ROOT = Path(__file__).parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+def etag(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()
+
+
 class Hub(http.server.BaseHTTPRequestHandler):
     """What huggingface_hub asks a hub for: a repository's files, and each of them."""
 
@@ -49,8 +53,19 @@ class Hub(http.server.BaseHTTPRequestHandler):
         path = unquote(self.path.partition("?")[0])
         for name, folder in self.repositories.items():
             if path.startswith(f"/api/models/{name}"):
-                files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-                siblings = [{"rfilename": file} for file in sorted(files)]
+                files = {
+                    p.relative_to(folder).as_posix(): p.read_bytes()
+                    for p in sorted(folder.rglob("*"))
+                    if p.is_file()
+                }
+                if "/tree/" in path:
+                    tree = [
+                        {"type": "file", "path": file, "size": len(data), "oid": etag(data)}
+                        for file, data in files.items()
+                    ]
+                    self.send(json.dumps(tree).encode(), body=body)
+                    return
+                siblings = [{"rfilename": file} for file in files]
                 info = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings}
                 self.send(json.dumps(info).encode(), body=body)
                 return
@@ -68,7 +83,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def send(self, data: bytes, *, body: bool) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
-        self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
+        self.send_header("ETag", f'"{etag(data)}"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.end_headers()
         if body:

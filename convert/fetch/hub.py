@@ -1,8 +1,8 @@
 """Models on the Hugging Face hub, through huggingface_hub and its cache."""
 
+import glob
 import re
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,20 +44,22 @@ def download(name: str) -> Snapshot:
     except Exception as error:
         raise _not_given(name, error) from None
     names = _choose(name, [sibling.rfilename for sibling in info.siblings or []])
-
-    def bring(file: str) -> Path:
-        return Path(
-            huggingface_hub.hf_hub_download(
-                repository, file, revision=info.sha, etag_timeout=_TIMEOUT
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                repository,
+                revision=info.sha,
+                allow_patterns=[glob.escape(file) for file in names],
+                etag_timeout=_TIMEOUT,
+                max_workers=_AT_A_TIME,
             )
         )
-
-    try:
-        with ThreadPoolExecutor(_AT_A_TIME) as pool:
-            paths = list(pool.map(bring, names))
+        for file in names:
+            # Older versions of the library return a folder that lacks files if the hub fails meanwhile.
+            (folder / file).resolve(strict=True)
     except Exception as error:
         raise _not_given(name, error) from None
-    path = paths[0] if names[0].endswith(".gguf") else paths[0].parents[names[0].count("/")]
+    path = folder / names[0] if names[0].endswith(".gguf") else folder
     asked = revision or "main"
     return Snapshot(path, {"hub": repository, "asked": asked, "revision": info.sha or ""})
 
