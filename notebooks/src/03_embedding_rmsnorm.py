@@ -133,7 +133,7 @@ close(by_rows, normed, atol=1e-4)
 # 本库对应的函数是 `jax_llama3.model.layers.rms_norm`，它在网络中第一次出现，就是第 0 层注意力的输入。要看真实网络的内部，用**探针**（tap）：
 # 一个让每个有名字的激活都经过的函数。归一化之前的激活名为 `embed`；归一化之后没有名字，所以直接与函数比较。
 # %% id="library_code"
-from jax_llama3 import model as network
+from jax_llama3.model import layers as network
 
 
 def rms_norm(x, weight, eps):

@@ -36,7 +36,7 @@ import numpy as np
 from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
-from jax_llama3 import model as network
+from jax_llama3.model import layers as network
 from jax_llama3.model.config import RopeScaling
 from jax_llama3.model.rope import apply_rope, rope_frequencies, rope_tables
 

@@ -29,8 +29,8 @@ from drawings import BLUE, GREEN, GREY, ORANGE, arrow, box, canvas
 from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
-from jax_llama3 import model as network
 from jax_llama3.bench.presets import preset
+from jax_llama3.model import layers as network
 from jax_llama3.model.rope import rope_frequencies
 
 model = load_model()
