@@ -4,7 +4,7 @@
 # The script runs on a CPU as well: sh docs/gpu_table.sh smollm2-135m 64 16 0,256
 set -eu
 preset=${1:-llama3-8b} prompt=${2:-512} new=${3:-128} depths=${4:-0,4096}
-export XLA_PYTHON_CLIENT_PREALLOCATE=false # otherwise JAX takes most of the memory, and the peers need some
+export XLA_PYTHON_CLIENT_PREALLOCATE=false # otherwise JAX takes most of the memory, and the others need some
 
 bench() {
     python -m jax_llama3 bench --preset "$preset" --dtype bfloat16 -o json "$@"
