@@ -34,21 +34,24 @@ def test_python_blocks_run(block: str, capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out
 
 
+def commands() -> list[str]:
+    lines = [line for block in blocks("README.md", "sh") for line in without_comments(block)]
+    return [line for line in lines if line.startswith("python -m")]
+
+
+# The one that starts another system takes as long as all others.
 @pytest.mark.real
 @pytest.mark.reference
-def test_commands_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("against", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_commands_run(tmp_path: Path, capsys: pytest.CaptureFixture, against: bool) -> None:
     source = write_meta(tmp_path / "in", sharp_params(1, META))
     mains = {"jax_llama3": library_main, "convert": convert_main}
-    count = 0
-    for block in blocks("README.md", "sh"):
-        for line in without_comments(block):
-            if not line.startswith("python -m"):
-                continue
-            line = line.replace("PATH/TO/Llama-3.2-1B", str(source))
-            words = shlex.split(re.sub(r"\bOUT\b", str(tmp_path / "out"), line))
-            assert run(mains[words[2]], words[3:]) == 0, line
-            count += 1
-    assert count >= 6
+    chosen = [line for line in commands() if ("--against" in line) == against]
+    assert len(chosen) >= (1 if against else 6)
+    for line in chosen:
+        line = line.replace("PATH/TO/Llama-3.2-1B", str(source))
+        words = shlex.split(re.sub(r"\bOUT\b", str(tmp_path / "out"), line))
+        assert run(mains[words[2]], words[3:]) == 0, line
     assert capsys.readouterr().out
 
 
