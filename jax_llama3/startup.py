@@ -11,7 +11,7 @@ from .checkpoint.format import Model
 from .checkpoint.loading import open_model
 from .decoding.generation import check_prompts, compile_ahead
 from .decoding.sampling import Sampler
-from .runtime.garbage import uncollected
+from .runtime.garbage import collection_paused
 
 
 def load_for(
@@ -27,7 +27,7 @@ def load_for(
     Prompts that cannot be served raise ValueError, without a wait for the weights.
     """
     gc.freeze()  # what was imported stays: no collection needs to look at it again
-    with uncollected(), open_model(folder, dtype=dtype) as (abstract, wait):
+    with collection_paused(), open_model(folder, dtype=dtype) as (abstract, wait):
         prompts = encode(abstract)
         if max_new_tokens is None:
             max_new_tokens = default_new_tokens(prompts, abstract.config)

@@ -48,21 +48,21 @@ def quantize(params: Params) -> Params:
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-def quantize_array(array: Any, contracted: int, numpy: ModuleType = jnp) -> Quantized:
+def quantize_array(array: Any, contracted: int, xp: ModuleType = jnp) -> Quantized:
     """Int8 with one scale for each slice of the last `contracted` axes, ties to even.
 
-    The row 0.5 -1.27 0.254 has the scale 0.01 and the values 50 -127 25. `numpy` is the library
-    that computes it: with either one the result is the same to the bit.
+    The row 0.5 -1.27 0.254 has the scale 0.01 and the values 50 -127 25. `xp` is the library
+    that computes it: with NumPy and with jax.numpy the result is the same to the bit.
     """
     wide = array.astype(np.float32)
     axes = tuple(range(-contracted, 0))
-    largest = numpy.abs(wide).max(axis=axes, keepdims=True)
+    largest = xp.abs(wide).max(axis=axes, keepdims=True)
     # Products with reciprocals: XLA turns such quotients into them, and the last bit differs.
     scale = largest * np.float32(1 / _LARGEST)
     # Weights next to nothing count as zero. NaN stays NaN.
-    scale = numpy.where(scale < _SMALLEST, np.float32(0), scale)
-    inverse = np.float32(1) / numpy.where(scale == 0, np.float32(np.inf), scale)
-    values = numpy.rint(wide * inverse).astype(np.int8)
+    scale = xp.where(scale < _SMALLEST, np.float32(0), scale)
+    inverse = np.float32(1) / xp.where(scale == 0, np.float32(np.inf), scale)
+    values = xp.rint(wide * inverse).astype(np.int8)
     return Quantized(values, scale.reshape(array.shape[:-contracted]))
 
 
