@@ -335,7 +335,7 @@ def test_a_shard_that_does_not_hold_its_tensors_is_refused(
     manifest = read_manifest(folder)
     name = manifest["tensors"]["norm"]["file"]
     save_file({"other": np.zeros(3, np.float32)}, folder / name)
-    monkeypatch.setattr("jax_llama3.checkpoint.loading.read_manifest", lambda _: manifest)
+    monkeypatch.setattr("jax_llama3.checkpoint.format.read_manifest", lambda _: manifest)
     with pytest.raises(
         ValueError, match=r"embedding is not in the shard that manifest\.json names"
     ):
@@ -350,6 +350,6 @@ def test_a_dtype_that_is_not_the_manifests_is_refused(
 ) -> None:
     manifest = read_manifest(folder)
     manifest["tensors"]["layers.0.wq"]["dtype"] = "float16"
-    monkeypatch.setattr("jax_llama3.checkpoint.loading.read_manifest", lambda _: manifest)
+    monkeypatch.setattr("jax_llama3.checkpoint.format.read_manifest", lambda _: manifest)
     with pytest.raises(ValueError, match=r"layers\.0\.wq is float32, not float16"):
         load(folder)
