@@ -20,7 +20,7 @@ from .formats.meta.folder import CHECKLIST, PARAMS, SHARD
 from .formats.meta.pth_writer import write_pth
 from .source import Source, check_unchanged, hash_files
 from .table import NAMES, Rule, exported_tensor, rules
-from .to_jax import check_apart
+from .to_jax import refuse_overlap
 
 
 def to_hf(path: str | os.PathLike, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
@@ -31,7 +31,7 @@ def to_hf(path: str | os.PathLike, folder: str | os.PathLike, *, overwrite: bool
     """
     path, folder = Path(path), Path(folder)
     check_output(folder, overwrite=overwrite)
-    check_apart(path, folder)
+    refuse_overlap(path, folder)
     source, tokenizer = open_unquantized(path)
     table = rules("huggingface", source.config)
     tensors = [
@@ -74,7 +74,7 @@ def to_meta(
     """
     path, folder = Path(path), Path(folder)
     check_output(folder, overwrite=overwrite)
-    check_apart(path, folder)
+    refuse_overlap(path, folder)
     source, tokenizer = open_unquantized(path)
     if tokenizer is not None and MODEL not in tokenizer.files:
         raise ValueError(f"{path} has no {MODEL} of Meta's, which Meta's code needs; use to-hf")

@@ -80,7 +80,7 @@ def to_jax(
     if quantize not in (None, *QUANTIZATIONS):
         raise ValueError(f"quantize {quantize!r} is not supported, only {', '.join(QUANTIZATIONS)}")
     check_output(folder, overwrite=overwrite)
-    check_apart(path, folder)
+    refuse_overlap(path, folder)
     with Hashing() as hashing:
         source = resolve_tie(open_source(path, rope_factor, hashing.add))
         kept = None if dtype == "keep" else dtype
@@ -103,7 +103,7 @@ def to_jax(
     )
 
 
-def check_apart(path: Path, folder: Path) -> None:
+def refuse_overlap(path: Path, folder: Path) -> None:
     """Refuse an output that is the source or lies inside it."""
     source, output = path.resolve(), folder.resolve()
     if output == source or source in output.parents or output in source.parents:

@@ -85,7 +85,7 @@ def read_records(path: Path) -> tuple[Record, ...]:
             entries = archive.infolist()
             records = tuple(_record(file, entry) for entry in entries)
             begins = [entry.header_offset for entry in entries] + [archive.start_dir]
-            _check_apart(records, sorted(begins))
+            _check_disjoint(records, sorted(begins))
             if archive.comment or _tail(file) != b"PK\x05\x06":
                 raise ValueError("bytes follow its end")
             orders = [entry for entry in entries if entry.filename.endswith("byteorder")]
@@ -127,7 +127,7 @@ def _record(file: Any, entry: zipfile.ZipInfo) -> Record:
     return Record(entry.filename, offset, entry.file_size, entry.CRC)
 
 
-def _check_apart(records: tuple[Record, ...], begins: list[int]) -> None:
+def _check_disjoint(records: tuple[Record, ...], begins: list[int]) -> None:
     """Each record must end before the next one's header, the last one before the directory."""
     ends = sorted(record.offset + record.size for record in records)
     if begins[0] != 0 or any(end > begin for end, begin in zip(ends, begins[1:], strict=True)):
