@@ -160,6 +160,7 @@ def test_the_table_of_the_course_names_cells_that_exist() -> None:
 
 @pytest.mark.real
 @pytest.mark.slow
+@pytest.mark.reference
 @each_lesson
 def test_rebuilding_a_lesson_changes_nothing(
     path: Path, tmp_path: Path, environment: dict[str, str]
@@ -180,6 +181,7 @@ def faults() -> list[tuple[str, str, str, str]]:
 
 @pytest.mark.real
 @pytest.mark.slow
+@pytest.mark.reference
 @pytest.mark.parametrize(("lesson", "fault", "old", "new"), faults(), ids=lambda text: text[:30])
 def test_a_fault_in_the_hand_made_code_fails_the_lesson(
     lesson: str, fault: str, old: str, new: str, environment: dict[str, str]

@@ -113,6 +113,7 @@ def test_gradients_and_batches_are_those_of_the_plain_form() -> None:
     np.testing.assert_allclose(many[1], NUMBA.attend(2 * q, k, v, positions), rtol=1e-5)
 
 
+@pytest.mark.xla_pin
 def test_a_decode_step_has_the_kernel_and_no_branches() -> None:
     params = jax.eval_shape(lambda: sharp_params(0, TINY))
     cache = jax.eval_shape(lambda: init_cache(TINY, 1, 4096, jnp.float32))

@@ -172,6 +172,7 @@ def test_gradients_and_batches_are_those_of_the_plain_form() -> None:
     np.testing.assert_allclose(many[1], PLAIN.attend(2 * q, k, v, positions), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.xla_pin
 def test_a_prompt_has_the_kernel_and_no_branches() -> None:
     config = replace(TINY, n_heads=4, n_kv_heads=2, head_dim=32)
     params = jax.eval_shape(lambda: sharp_params(0, config))
