@@ -11,7 +11,7 @@ from jax_llama3.runtime.picture import check_picture
 
 from .export import to_hf, to_meta
 from .fetch.hub import download, is_hub_name
-from .fetch.models import fetch, found
+from .fetch.models import fetch, located
 from .inspection import inspect
 from .to_jax import DTYPES, QUANTIZATIONS, to_jax
 
@@ -154,7 +154,7 @@ def _compare(options: argparse.Namespace) -> None:
 
     if options.plot is not None:
         check_picture(options.plot, PICTURES)
-    with found(options.source) as path:
+    with located(options.source) as path:
         comparison = compare(
             path, options.folder, text=options.text, rope_factor=options.rope_factor
         )
@@ -174,7 +174,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _say(folder: Path) -> None:
-    """The answer: where the result is. A name that the terminal cannot show is shown as far as it can."""
+    """Print the path of the result; "?" stands for characters that the terminal cannot show."""
     encoding = sys.stdout.encoding or "utf-8"
     print(str(folder).encode(encoding, errors="replace").decode(encoding))
 

@@ -9,7 +9,7 @@ from jax_llama3.checkpoint.folder import check_output
 from jax_llama3.checkpoint.format import EXPORT
 from jax_llama3.checkpoint.manifest import json_bytes
 from jax_llama3.checkpoint.stream import Tensor
-from jax_llama3.checkpoint.writer import Piece, shard_pieces, write_folder
+from jax_llama3.checkpoint.writer import OutputFile, shard_outputs, write_folder
 from jax_llama3.text.tokenizer import MODEL, Tokenizer
 
 from .formats.huggingface.config import config_values
@@ -19,33 +19,39 @@ from .formats.meta.config import params_values
 from .formats.meta.folder import CHECKLIST, PARAMS, SHARD
 from .formats.meta.pth_writer import write_pth
 from .source import Source, check_unchanged, hash_files
-from .table import NAMES, Rule, part, rules
-from .to_jax import check_apart
+from .table import NAMES, Rule, exported_tensor, rules
+from .to_jax import refuse_overlap
 
 
 def to_hf(path: str | os.PathLike, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
-    """Write the model in `path` as a folder that transformers loads, tensors bit for bit."""
+    """Write the model in `path` as a folder that transformers loads, tensors bit for bit.
+
+    Int8 weights and a folder that is no model of ours raise ValueError, an existing output
+    FileExistsError.
+    """
     path, folder = Path(path), Path(folder)
     check_output(folder, overwrite=overwrite)
-    check_apart(path, folder)
+    refuse_overlap(path, folder)
     source, tokenizer = open_unquantized(path)
     table = rules("huggingface", source.config)
-    tensors = [part(source, rule, range(source.tensors[rule.ours].shape[0])) for rule in table]
-    pieces = shard_pieces(tensors, "model-{:05}-of-{:05}.safetensors", {"format": "pt"})
+    tensors = [
+        exported_tensor(source, rule, range(source.tensors[rule.ours].shape[0])) for rule in table
+    ]
+    outputs = shard_outputs(tensors, "model-{:05}-of-{:05}.safetensors", {"format": "pt"})
     texts = _huggingface_texts(source, tokenizer)
-    if len(pieces) == 1:
-        pieces = [pieces[0]._replace(file="model.safetensors")]
+    if len(outputs) == 1:
+        outputs = [outputs[0]._replace(name="model.safetensors")]
 
     def all_texts(written: dict[str, dict]) -> dict[str, bytes]:
-        if len(pieces) == 1:
+        if len(outputs) == 1:
             return texts
         index = {
-            "metadata": {"total_size": sum(piece.nbytes for piece in pieces)},
+            "metadata": {"total_size": sum(output.nbytes for output in outputs)},
             "weight_map": {name: file for file, e in written.items() for name in e["tensors"]},
         }
         return {**texts, "model.safetensors.index.json": json_bytes(index)}
 
-    _write(source, folder, pieces, all_texts, "huggingface", overwrite)
+    _write(source, folder, outputs, all_texts, "huggingface", overwrite)
 
 
 def _huggingface_texts(source: Source, tokenizer: Tokenizer | None) -> dict[str, bytes]:
@@ -62,30 +68,33 @@ def _huggingface_texts(source: Source, tokenizer: Tokenizer | None) -> dict[str,
 def to_meta(
     path: str | os.PathLike, folder: str | os.PathLike, *, shards: int = 1, overwrite: bool = False
 ) -> None:
-    """Write the model in `path` as Meta's own code loads it on `shards` devices, bit for bit."""
+    """Write the model in `path` as Meta's own code loads it on `shards` devices, bit for bit.
+
+    What Meta's format cannot say, such as a tokenizer.json, raises ValueError.
+    """
     path, folder = Path(path), Path(folder)
     check_output(folder, overwrite=overwrite)
-    check_apart(path, folder)
+    refuse_overlap(path, folder)
     source, tokenizer = open_unquantized(path)
     if tokenizer is not None and MODEL not in tokenizer.files:
         raise ValueError(f"{path} has no {MODEL} of Meta's, which Meta's code needs; use to-hf")
     values = params_values(source.config)
     _check_shards(source, shards)
-    pieces = []
+    outputs = []
     for index in range(shards):
         tensors = list(_meta_parts(source, index, shards))
         write = partial(_write_part, tensors=tensors)
         size = sum(tensor.nbytes for tensor in tensors)
-        pieces.append(Piece(SHARD.format(index), size, write))
+        outputs.append(OutputFile(SHARD.format(index), size, write))
     texts = {PARAMS: json_bytes(values)}
     if tokenizer is not None:
         texts[MODEL] = tokenizer.files[MODEL]
 
     def all_texts(written: dict[str, dict]) -> dict[str, bytes]:
-        lines = [f"{written[piece.file]['md5']}  {piece.file}\n" for piece in pieces]
+        lines = [f"{written[output.name]['md5']}  {output.name}\n" for output in outputs]
         return {**texts, CHECKLIST: "".join(lines).encode()}
 
-    _write(source, folder, pieces, all_texts, "meta", overwrite)
+    _write(source, folder, outputs, all_texts, "meta", overwrite)
 
 
 def _check_shards(source: Source, shards: int) -> None:
@@ -100,7 +109,7 @@ def _check_shards(source: Source, shards: int) -> None:
 
 
 def _meta_parts(source: Source, index: int, shards: int) -> Iterator[Tensor]:
-    """What one of Meta's shards holds."""
+    """The tensors of one of Meta's shards."""
     table = rules("meta", source.config)
     if source.config.tie_embeddings:
         (embedding,) = (rule for rule in table if rule.ours == "embedding")
@@ -112,20 +121,20 @@ def _meta_parts(source: Source, index: int, shards: int) -> Iterator[Tensor]:
 def _meta_part(source: Source, rule: Rule, index: int, shards: int) -> Tensor:
     shape = source.tensors[rule.ours].shape
     if len(shape) == 1:
-        return part(source, rule, range(shape[0]))
+        return exported_tensor(source, rule, range(shape[0]))
     if rule.ours.endswith(("wo", "w_down")):
         width = shape[1] // shards
         columns = slice(index * width, (index + 1) * width)
-        return part(source, rule, range(shape[0]), columns)
+        return exported_tensor(source, rule, range(shape[0]), columns)
     if rule.ours.endswith(("wk", "wv")) and shards > source.config.n_kv_heads:
         # Several shards hold the same head.
         index, shards = index * source.config.n_kv_heads // shards, source.config.n_kv_heads
     height = shape[0] // shards
-    return part(source, rule, range(index * height, (index + 1) * height))
+    return exported_tensor(source, rule, range(index * height, (index + 1) * height))
 
 
 def _write_part(path: Path, bar: object, *, tensors: list[Tensor]) -> dict:
-    """One shard; in the manifest its tensors bear its name too, for other shards hold theirs."""
+    """Write one shard. The manifest names its tensors "shard/tensor": every shard has the same names."""
     written = write_pth(path, tensors, bar)
     entries = {f"{path.name}/{name}": entry for name, entry in written["tensors"].items()}
     return {**written, "tensors": entries}
@@ -134,7 +143,7 @@ def _write_part(path: Path, bar: object, *, tensors: list[Tensor]) -> dict:
 def _write(
     source: Source,
     folder: Path,
-    pieces: list[Piece],
+    outputs: list[OutputFile],
     texts: Callable[[dict[str, dict]], dict[str, bytes]],
     kind: str,
     overwrite: bool,
@@ -146,7 +155,7 @@ def _write(
     }
     write_folder(
         folder,
-        pieces,
+        outputs,
         texts,
         receipt,
         overwrite=overwrite,

@@ -15,7 +15,11 @@ _MB = 1e6
 
 
 def inspect(path: Path, rope_factor: float | None = None) -> str:
-    """Kind, config, decisions, tensors and what a conversion would need, as a text of lines."""
+    """Kind, config, decisions, tensors and the bytes that a conversion needs, as lines of text.
+
+    `rope_factor` is that of `open_source`. What is no checkpoint raises ValueError; one that cannot be
+    converted says why in the last line.
+    """
     if _is_ours(path):
         source, _ = open_jax(path)
         return "\n".join([*_head(path, source), *_table(source)])

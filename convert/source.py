@@ -48,7 +48,7 @@ class SourceFile(NamedTuple):
 
 
 class Source(NamedTuple):
-    """`read` returns the rows from `start` to `stop` of a tensor."""
+    """A checkpoint whose headers have been read: `read(name, start, stop)` reads rows of a tensor."""
 
     kind: str  # a key of table.NAMES
     config: Config
@@ -88,8 +88,8 @@ def check_plain(path: Path) -> None:
 class Hashing:
     """sha256 and size of files, for the manifest, in threads; each file is read once.
 
-    A file may be given as soon as it is known, so that the time in which headers are read, and torch
-    is loaded, is not lost. Leaving the context early stops the threads.
+    A file may be added as soon as it is known: so it is hashed while headers are read and torch is
+    imported. Leaving the context early stops the threads.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class Hashing:
         self._bar.close()
 
     def add(self, file: SourceFile) -> None:
-        """Begin with a file, if that has not been done."""
+        """Begin to hash a file, if that has not been done."""
         if file.path not in self._entries:
             self._bar.total += file.path.stat().st_size
             self._entries[file.path] = self._pool.submit(self._hash, file)
@@ -122,7 +122,7 @@ class Hashing:
 
     def _hash(self, file: SourceFile) -> dict:
         md5 = hashlib.md5(usedforsecurity=False)
-        also = [_Checks(file)] if file.records else []
+        also = [_RecordChecksums(file)] if file.records else []
         sha256 = hash_file(file.path, self, [*also, *([md5] if file.md5 else [])])
         if file.md5 is not None and md5.hexdigest() != file.md5.lower():
             raise ValueError(f"{file.path} is damaged: its md5 is not the one in checklist.chk")
@@ -131,7 +131,7 @@ class Hashing:
         return {"sha256": sha256, "bytes": file.path.stat().st_size}
 
     def update(self, count: int) -> None:
-        """Called between two blocks: moves the bar on, or ends the thread."""
+        """What `hash_file` calls after each block: moves the bar, or ends the thread by an error."""
         if self._stopped:
             raise InterruptedError("the hash is not needed any more")
         self._bar.update(count)
@@ -165,8 +165,8 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
-class _Checks:
-    """A digest that compares the CRC-32 of a file's records as their bytes pass by."""
+class _RecordChecksums:
+    """A digest that, fed with a file's bytes in order, compares the CRC-32 of each record."""
 
     def __init__(self, file: SourceFile) -> None:
         self._path, self._position, self._crc = file.path, 0, 0

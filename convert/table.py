@@ -86,7 +86,7 @@ def rules(kind: str, config: Config) -> list[Rule]:
 
 
 def resolve_tie(source: Source) -> Source:
-    """Settle whether the output matrix is the embedding, by the tensors themselves.
+    """The source with `tie_embeddings` as the tensors themselves say it.
 
     A separate one that equals the embedding bit for bit is not kept; one that differs although the
     config says tied is refused.
@@ -120,10 +120,11 @@ def _are_equal(source: Source, left: str, right: str) -> bool:
 
 
 def plan(source: Source, dtype: str | None, *, quantize: bool = False) -> list[Tensor]:
-    """The tensors of the tree, ready to be streamed; what is off is reported together, before.
+    """The tensors of our tree, in tree order, whose blocks are read from the source when written.
 
     `dtype` None keeps each tensor's own. With `quantize` it is that of the norms alone, and every
-    matrix becomes int8 values and a scale, from the source's own numbers.
+    matrix becomes int8 values and a float32 scale, from the source's own numbers. Tensors that are
+    missing, of another shape or not of the model raise one ValueError, which names them all.
     """
     config = source.config
     if config.n_layers > len(source.tensors):
@@ -158,9 +159,9 @@ def _to_ours(source: Source, rule: Rule, shape: tuple[int, ...], dtype: np.dtype
 
 
 def _quantized(source: Source, rule: Rule, shape: tuple[int, ...]) -> list[Tensor]:
-    """The values and the scale, each made from a reading of its own.
+    """The values and the scale; for each of the two the source is read once.
 
-    A row of the source is an output channel, so the scale lies in the order of the rows.
+    A row of the source is an output channel, so the scales of its rows follow each other as ours do.
     """
 
     def blocks(field: str) -> Iterator[np.ndarray]:
@@ -175,15 +176,17 @@ def _quantized(source: Source, rule: Rule, shape: tuple[int, ...]) -> list[Tenso
 
 
 def _rows(source: Source, rule: Rule, dtype: np.dtype) -> Iterator[np.ndarray]:
-    """A tensor of ours, flat, block by block."""
+    """The elements of a tensor of ours in order, as blocks of rows."""
     info, head_dim = source.tensors[rule.theirs], source.config.head_dim
     for start, stop in _spans(info, 0, info.shape[0], _unit(rule.ours, head_dim)):
         rows = rule.read(source.read(rule.theirs, start, stop), head_dim)
         yield cast(rule.ours, rows, dtype)
 
 
-def part(source: Source, rule: Rule, rows: range, columns: slice = slice(None)) -> Tensor:
-    """Rows and columns of a tensor of ours under the name, and in the layout, of another format."""
+def exported_tensor(
+    source: Source, rule: Rule, rows: range, columns: slice = slice(None)
+) -> Tensor:
+    """Rows and columns of a tensor of ours, under another format's name and in its layout."""
     info, head_dim = source.tensors[rule.ours], source.config.head_dim
     width = [len(range(info.shape[1])[columns])] if len(info.shape) == 2 else []
 
@@ -196,10 +199,10 @@ def part(source: Source, rule: Rule, rows: range, columns: slice = slice(None)) 
 
 
 def buffer_bytes(source: Source, tensors: list[Tensor]) -> int:
-    """The most memory that streaming these tensors of ours takes, besides the program itself.
+    """The most bytes of memory that writing these tensors of ours takes, besides the program itself.
 
-    What waits to be read back and what is being read back; and of the largest block, the rows as read,
-    joined and laid out, and the finished ones that wait for the threads.
+    Twice READ_BACK_BYTES are for what is being read back and for what waits for it. Of the largest
+    block there are the rows as read, as joined and as laid out, and AHEAD + 3 finished ones.
     """
     table = {rule.ours: rule.theirs for rule in rules(source.kind, source.config)}
     largest = 0

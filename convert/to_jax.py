@@ -20,16 +20,17 @@ QUANTIZATIONS = ("int8",)
 def open_source(
     path: Path,
     rope_factor: float | None = None,
-    found: Callable[[SourceFile], None] = lambda file: None,
+    on_file: Callable[[SourceFile], None] = lambda file: None,
 ) -> Source:
-    """Open a GGUF file, a Hugging Face folder or one of Meta's: headers only.
+    """Open a GGUF file, a Hugging Face folder or one of Meta's; only headers are read.
 
-    `rope_factor` overrides what a folder of Meta's does not say; others say it themselves. `found` is
-    told of files whose headers take long.
+    `rope_factor` is the factor of RoPE's scaling (1: none), which Meta's params.json does not say; for
+    the other formats, which say it, it is refused. `on_file` is called with each file whose header
+    takes long to read. What is no sound checkpoint raises ValueError or FileNotFoundError.
     """
     folder = _meta_folder(path)
     if folder is not None:
-        return open_meta(folder, rope_factor, found)
+        return open_meta(folder, rope_factor, on_file)
     if rope_factor is not None:
         raise ValueError(f"{path} says its own RoPE scaling; --rope-factor is for Meta's folders")
     if path.is_file():
@@ -44,7 +45,7 @@ def open_source(
 
 
 def _meta_folder(path: Path) -> Path | None:
-    """Where Meta's files lie: in the folder, or in `original`, as on the hub; None if not there."""
+    """The folder that holds Meta's files: this one, or its `original` as on the hub; None without any."""
     if os.path.lexists(path / "config.json"):
         return None
     for folder in (path, path / "original"):
@@ -65,11 +66,13 @@ def to_jax(
     rope_factor: float | None = None,
     origin: dict | None = None,
 ) -> None:
-    """Convert `path` into `folder`. What cannot be converted exactly raises, and nothing is written.
+    """Convert the checkpoint at `path` into the new folder `folder`.
 
-    `keep` leaves each tensor's dtype; quantised ones become float32. With `quantize` "int8" matrices
-    become int8 values and float32 scales, as `jax_llama3.quantize` makes them, and `dtype` is that of
-    the norms. `origin` says in the manifest where the files came from.
+    `dtype` "keep" leaves each tensor's dtype; quantised ones become float32. With `quantize` "int8"
+    matrices become int8 values and float32 scales, as `jax_llama3.quantize` makes them, and `dtype` is
+    that of the norms. `rope_factor` is that of `open_source`. `origin` goes into the manifest: it says
+    where the files came from. What cannot be converted exactly raises ValueError, and an output that
+    exists FileExistsError; then nothing is written.
     """
     path, folder = Path(path), Path(folder)
     if dtype not in DTYPES:
@@ -77,7 +80,7 @@ def to_jax(
     if quantize not in (None, *QUANTIZATIONS):
         raise ValueError(f"quantize {quantize!r} is not supported, only {', '.join(QUANTIZATIONS)}")
     check_output(folder, overwrite=overwrite)
-    check_apart(path, folder)
+    refuse_overlap(path, folder)
     with Hashing() as hashing:
         source = resolve_tie(open_source(path, rope_factor, hashing.add))
         kept = None if dtype == "keep" else dtype
@@ -100,7 +103,7 @@ def to_jax(
     )
 
 
-def check_apart(path: Path, folder: Path) -> None:
+def refuse_overlap(path: Path, folder: Path) -> None:
     """Refuse an output that is the source or lies inside it."""
     source, output = path.resolve(), folder.resolve()
     if output == source or source in output.parents or output in source.parents:

@@ -1,8 +1,8 @@
 """Llama 3 inference in JAX: pure functions over a parameter pytree. All that is public is here."""
 
-from .runtime.garbage import uncollected
+from .runtime.garbage import collection_paused
 
-with uncollected():
+with collection_paused():
     from .api import Score, apply_chat_template, generate, score, stream_generate
     from .checkpoint.format import Model
     from .checkpoint.loading import load

@@ -11,7 +11,7 @@ from typing import Any
 from .checkpoint.format import Model
 from .checkpoint.loading import open_model
 from .decoding.generation import Request, compile_ahead
-from .runtime.garbage import uncollected
+from .runtime.garbage import collection_paused
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def starting(
     with its weights.
     """
     gc.freeze()  # what was imported stays: no collection needs to look at it again
-    with uncollected(), open_model(folder, dtype=dtype) as (abstract, wait):
+    with collection_paused(), open_model(folder, dtype=dtype) as (abstract, wait):
         yield abstract, partial(_finish, abstract, wait)
 
 

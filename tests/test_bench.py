@@ -21,7 +21,7 @@ from jax_llama3.bench.first_token import _seconds
 from jax_llama3.bench.presets import preset, preset_names
 from jax_llama3.cli.benchmark import _params
 from jax_llama3.cli.main import main
-from jax_llama3.runtime.memory import own_arrays
+from jax_llama3.runtime.memory import aligned_zeros
 
 KEYS = set(
     "test avg_ts stddev_ts samples_ts dtype compile_seconds gb_s bandwidth_gb_s bandwidth_fraction "
@@ -130,9 +130,9 @@ def test_weights_that_no_file_holds_lie_as_those_of_a_file(
 
     def watched(wanted: list, *, huge: bool = False) -> list:
         asked.extend([huge] * len(wanted))
-        return own_arrays(wanted, huge=huge)
+        return aligned_zeros(wanted, huge=huge)
 
-    monkeypatch.setattr("jax_llama3.runtime.memory.own_arrays", watched)
+    monkeypatch.setattr("jax_llama3.runtime.memory.aligned_zeros", watched)
     options = argparse.Namespace(preset="tiny", dtype="bfloat16", quantize=form)
     params = _params(TINY, None, options)
     assert asked == [True] * len(jax.tree.leaves(params))

@@ -30,7 +30,7 @@ from transformers_reference import transformers_config
 from convert.__main__ import main
 from convert.compare.comparison import compare, report
 from convert.export import to_hf
-from convert.fetch.models import found
+from convert.fetch.models import located
 from convert.formats.meta import folder as meta
 from convert.to_jax import to_jax
 from jax_llama3 import Config, Model, Params, save
@@ -307,7 +307,7 @@ def test_weights_that_are_nan_are_refused_by_name(source: Path, tmp_path: Path) 
 def test_the_default_model_diverges_nowhere_and_its_planted_layer_is_named(
     default_model: Model, tmp_path: Path
 ) -> None:
-    with found("smollm2-135m-instruct") as file:
+    with located("smollm2-135m-instruct") as file:
         comparison = compare(file, default_folder("smollm2-135m-instruct"))
         assert comparison.first is None
         assert comparison.logits < 1e-3

@@ -1,6 +1,7 @@
 """One random model in every format becomes the same tree; what is damaged or unknown is refused."""
 
 import json
+import math
 import os
 import struct
 from collections.abc import Callable
@@ -30,11 +31,13 @@ from tokenizer_files import generation, rank_file, sentencepiece_like
 
 from convert.__main__ import main
 from convert.formats.huggingface.folder import parse_config
+from convert.table import flat_shape
 from convert.to_jax import to_jax
 from jax_llama3 import RopeScaling, load
 from jax_llama3.checkpoint.folder import OLD
 from jax_llama3.checkpoint.manifest import PARTIAL, read_manifest
 from jax_llama3.checkpoint.verification import verify
+from jax_llama3.model.params import AXES, abstract_params, contracted_axes, named_leaves
 
 
 @pytest.mark.parametrize("config", [V4, V5], ids=["v4", "v5"])
@@ -506,3 +509,16 @@ def test_the_command_converts_and_checks(tmp_path: Path, capsys: pytest.CaptureF
     assert captured.out.splitlines()[0] == out
     assert "21 tensors" in captured.out
     assert captured.err == ""
+
+
+def test_the_axes_that_a_product_sums_over_stand_last() -> None:
+    assert {name: contracted_axes(f"layers.3.{name}") for name in ("wo", "wq", "ffn_norm")} == {
+        "wo": 2,
+        "wq": 1,
+        "ffn_norm": 0,
+    }
+    for name, leaf in named_leaves(abstract_params(TINY, np.float32)):
+        assert len(AXES[name.rpartition(".")[2]]) == len(leaf.shape), name
+        outer = leaf.shape[: len(leaf.shape) - contracted_axes(name)]
+        assert math.prod(flat_shape(name, leaf.shape)) == math.prod(leaf.shape)
+        assert len(leaf.shape) == 1 or flat_shape(name, leaf.shape)[0] == math.prod(outer)

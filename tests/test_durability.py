@@ -362,7 +362,7 @@ def test_files_that_are_written_are_read_from_the_disk_next(
 ) -> None:
     forgotten = []
     monkeypatch.setattr(
-        "jax_llama3.checkpoint.writer.forget",
+        "jax_llama3.checkpoint.writer.drop_cached_pages",
         lambda path: forgotten.append((path.name, path.stat().st_size)),
     )
     save(tmp_path / "model", Model(TINY, sharp_params(0, TINY), None))

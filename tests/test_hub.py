@@ -9,8 +9,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
+import huggingface_hub
 import pytest
 from checkpoints import (
     META,
@@ -25,7 +27,7 @@ from checkpoints import (
 )
 from random_models import sharp_params
 
-from convert.fetch.hub import _choose, is_hub_name
+from convert.fetch.hub import _choose, download, is_hub_name
 from jax_llama3 import load
 from jax_llama3.checkpoint.manifest import read_manifest
 
@@ -203,3 +205,13 @@ def test_names_and_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert _choose("n", shards) == shards[:2]
     with pytest.raises(ValueError, match="2 GGUF files"):
         _choose("n", ["a.gguf", "b.gguf"])
+
+
+def test_a_folder_that_lacks_a_file_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename="model.safetensors")])
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(OSError, match=r"lab/model: .* did not give it: .*model\.safetensors"):
+        download("lab/model")

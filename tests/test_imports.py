@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import jax_llama3
-from jax_llama3.runtime.garbage import uncollected
+from jax_llama3.runtime.garbage import collection_paused
 
 ROOT = Path(__file__).parent.parent
 # A room imports only from those above it. `bench` times processes, so it stands below `startup`.
@@ -194,7 +194,7 @@ def test_garbage_is_not_looked_for_inside_the_block_alone() -> None:
     seen = []
 
     def fail() -> None:
-        with uncollected():
+        with collection_paused():
             assert not gc.isenabled()
             node = Node()
             node.itself = node

@@ -50,7 +50,7 @@ def test_kernels_that_cannot_be_kept_are_done_without(
     monkeypatch.setattr(kernels, "_handlers", fail)
     monkeypatch.setenv("NUMBA_CACHE_DIR", "/kept")
     with pytest.warns(RuntimeWarning, match=rf"slower .*{reason}\); make room in /kept"):
-        assert not kernels._register.__wrapped__()
+        assert not kernels.has_kernels.__wrapped__()
 
 
 def test_nothing_is_said_where_numba_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,4 +58,4 @@ def test_nothing_is_said_where_numba_is_not_installed(monkeypatch: pytest.Monkey
         raise ImportError
 
     monkeypatch.setattr(kernels, "_handlers", fail)
-    assert not kernels._register.__wrapped__()
+    assert not kernels.has_kernels.__wrapped__()

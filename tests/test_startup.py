@@ -22,7 +22,7 @@ from jax_llama3.api import TextRequest, prepare, stream
 from jax_llama3.checkpoint.manifest import read_manifest
 from jax_llama3.checkpoint.shards import Place, find_tensors, map_file, mapped_run, runs
 from jax_llama3.checkpoint.verification import verify
-from jax_llama3.runtime.memory import move_to_huge_pages, own_arrays
+from jax_llama3.runtime.memory import aligned_zeros, move_to_huge_pages
 from jax_llama3.startup import starting
 
 LONG = replace(TINY, max_seq_len=2048)
@@ -230,7 +230,9 @@ def asks_for_huge_pages(array: np.ndarray) -> bool:
 def test_huge_pages_are_asked_for(folder: Path) -> None:
     wanted = [jax.ShapeDtypeStruct((1 << 21,), np.float32)] * 2
     for huge in (False, True):
-        assert [asks_for_huge_pages(each) for each in own_arrays(wanted, huge=huge)] == [huge] * 2
+        assert [asks_for_huge_pages(each) for each in aligned_zeros(wanted, huge=huge)] == [
+            huge
+        ] * 2
     (path,) = folder.glob("weights-*")
     assert asks_for_huge_pages(map_file(path))
 
@@ -238,7 +240,7 @@ def test_huge_pages_are_asked_for(folder: Path) -> None:
 @pytest.mark.parametrize("huge", [False, True])
 def test_jax_takes_tensors_over_without_a_copy(huge: bool) -> None:
     wanted = [jax.ShapeDtypeStruct((300, 7), np.float32), jax.ShapeDtypeStruct((5,), jnp.bfloat16)]
-    arrays = own_arrays([*wanted, wanted[0]], huge=huge)
+    arrays = aligned_zeros([*wanted, wanted[0]], huge=huge)
     for number, array in enumerate(arrays):
         array[:] = number + 1
     for number, array in enumerate(arrays):
@@ -278,10 +280,10 @@ def test_cast_weights_lie_in_huge_pages_unless_there_are_many(
 
     def watched(wanted: list, *, huge: bool = False) -> list[np.ndarray]:
         asked.append(huge)
-        return own_arrays(wanted, huge=huge)
+        return aligned_zeros(wanted, huge=huge)
 
-    monkeypatch.setattr("jax_llama3.checkpoint.loading.own_arrays", watched)
-    monkeypatch.setattr("jax_llama3.checkpoint.casting.own_arrays", watched)
+    monkeypatch.setattr("jax_llama3.checkpoint.loading.aligned_zeros", watched)
+    monkeypatch.setattr("jax_llama3.checkpoint.casting.aligned_zeros", watched)
     monkeypatch.setattr("jax_llama3.checkpoint.loading._SHARED_BYTES", 3000)
     params = load(folder, dtype="bfloat16").params
     assert len(asked) == 1 + sum(leaf.nbytes < 3000 for leaf in jax.tree.leaves(params))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_llama3.checkpoint.folder import forget, sync
+from jax_llama3.checkpoint.folder import drop_cached_pages, sync
 from jax_llama3.model.config import Config
 from jax_llama3.model.params import abstract_params, named_leaves
 
@@ -67,7 +67,7 @@ def _load(llama_cpp: Any, config: Config, dtype: str, capacity: int) -> Any:
         # llama.cpp maps the file. Read from the disk, as a user's file is, it lies in larger pages of
         # memory than a file that was just written, and llama.cpp is 3 to 4 % faster.
         sync(path)
-        forget(path)
+        drop_cached_pages(path)
         options = llama_cpp.llama_model_default_params()
         options.n_gpu_layers = 0
         model = llama_cpp.llama_model_load_from_file(os.fsencode(path), options)

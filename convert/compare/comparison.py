@@ -172,9 +172,9 @@ def _errors(
 
 
 def _error(name: str, ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest error of a position, relative to what the reference has there.
+    """The largest error of a position, relative to the norm of what the reference has there.
 
-    Where that is next to nothing, as a single number can be by chance, to a tenth of the median.
+    A norm below a tenth of the median, as a single number can have by chance, counts as that tenth.
     """
     if name.endswith("pattern"):  # [N T S]
         ours, theirs = ours.swapaxes(0, 1), theirs.swapaxes(0, 1)

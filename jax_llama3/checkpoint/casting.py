@@ -6,18 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..runtime.memory import own_arrays
+from ..runtime.memory import aligned_zeros
 
 
-def cast(name: str, array: np.ndarray, dtype: Any, room: np.ndarray | None = None) -> np.ndarray:
-    """The array in another dtype, rounded to nearest even; a number that is not finite is refused.
+def cast(name: str, array: np.ndarray, dtype: Any, out: np.ndarray | None = None) -> np.ndarray:
+    """The array in another dtype, rounded to nearest even.
 
-    `room` is where it is written; by default memory is made for it.
+    `out` is the array it is written to, if it is given and the dtypes differ. NaN, infinity and a
+    number too large for the dtype raise ValueError, which names the tensor.
     """
     result = array
     if array.dtype != jnp.dtype(dtype):
         wanted = jax.ShapeDtypeStruct(array.shape, jnp.dtype(dtype))
-        result = own_arrays([wanted])[0] if room is None else room
+        result = aligned_zeros([wanted])[0] if out is None else out
         with np.errstate(all="ignore"):
             np.copyto(result, array, casting="unsafe")
     if not _is_finite(result):

@@ -19,8 +19,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def new_folder(folder: Path, *, overwrite: bool, resumable: bool = False) -> Iterator[Path]:
     """A sibling folder that becomes `folder` when the block ends well, and is removed if it fails.
 
-    Only one run at a time has it. What a killed run left in it is still there if `resumable`, and so
-    is what an interrupted one leaves.
+    With `resumable` it keeps what a killed or interrupted run left in it. Another run that writes the
+    same folder, and an output that may not be replaced, raise FileExistsError; a full disk OSError.
     """
     folder = folder.absolute()
     parents = _make_parents(folder.parent)
@@ -55,7 +55,7 @@ def new_folder(folder: Path, *, overwrite: bool, resumable: bool = False) -> Ite
 
 @contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A sibling of `folder` for what is needed on the way; what a killed run left in it is deleted."""
+    """A sibling of `folder` for temporary files, empty at first and removed after the block."""
     folder = folder.absolute()
     path = _sibling(folder, _SCRATCH)
     descriptor = _lock(path, folder)
@@ -68,7 +68,10 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
-    """Refuse an output that exists, unless it is ours and may be replaced."""
+    """Raise FileExistsError for an output that exists, unless it is a model and `overwrite` is true.
+
+    Names that unfinished folders have raise ValueError.
+    """
     if folder.absolute().name.endswith((PARTIAL, OLD, _SCRATCH)):
         raise ValueError(f"{folder}: such names are for what is being written; choose another")
     if not os.path.lexists(folder):
@@ -82,7 +85,7 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Refuse to begin what the disk cannot hold."""
+    """Raise OSError if the disk of `folder` has less than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
@@ -106,10 +109,11 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def forget(path: Path) -> None:
-    """Empty the system's cache of a file that the disk has.
+def drop_cached_pages(path: Path) -> None:
+    """Drop a file that the disk has from the system's cache.
 
-    Who reads it next gets it in larger pages than who wrote it, and decodes from them faster.
+    Its pages in memory are larger when it is read than when it was written, and decoding from larger
+    pages is faster.
     """
     if hasattr(os, "posix_fadvise"):
         descriptor = os.open(path, os.O_RDONLY)
@@ -120,14 +124,14 @@ def forget(path: Path) -> None:
 
 
 def _sibling(folder: Path, suffix: str) -> Path:
-    """A hidden name beside the folder; of a very long name it holds the hash."""
+    """A hidden name beside the folder's; it holds the hash of a name that is too long."""
     name = os.fsencode(folder.name)
     stem = folder.name if len(name) <= 200 else hashlib.sha256(name).hexdigest()
     return folder.with_name(f".{stem}{suffix}")
 
 
 def _make_parents(folder: Path) -> list[Path]:
-    """Make the folders on the way; those that were missing, the deepest first."""
+    """Make a folder and its parents; returns those that were missing, the deepest first."""
     missing = []
     while not folder.exists():
         missing.append(folder)
@@ -138,9 +142,10 @@ def _make_parents(folder: Path) -> list[Path]:
 
 
 def _lock(partial_folder: Path, folder: Path) -> int:
-    """Make or take over the partial folder, and hold it until the descriptor is closed.
+    """Make or take over the partial folder, and lock it until the descriptor is closed.
 
-    The system lets go of a lock when its process dies, however it dies.
+    The system releases the lock when the process dies, however it dies. The folder itself is locked:
+    a lock file, such as the package filelock leaves, would stay beside the output.
     """
     import fcntl  # not on Windows, where the library can still be imported
 
@@ -190,7 +195,7 @@ def _old(folder: Path) -> Path:
 
 
 def _undo(folder: Path) -> None:
-    """Put back what a run that died between its two renames had moved away; delete what is left over."""
+    """Put the old folder back if a run died between its two renames; delete one that was replaced."""
     if not os.path.lexists(_old(folder)):
         return
     if os.path.lexists(folder) or not _is_ours(_old(folder)):

@@ -12,7 +12,7 @@ from ..model.quantization import quantize
 from ..text.tokenizer import GENERATION, JSON, MODEL, TEMPLATE, Tokenizer, tokenizer_from_files
 from .manifest import CONFIG, FORMAT, read_json, read_manifest
 
-EXPORT = "export"  # in a manifest: the folder holds another format, named here
+EXPORT = "export"  # the key in a manifest that names the other format of an exported folder
 DTYPES = ("float32", "bfloat16", "float16")
 _TEXTS = (JSON, MODEL, GENERATION, TEMPLATE)
 
@@ -39,7 +39,7 @@ def read_model_manifest(folder: Path, advice: str = "convert it with to-jax firs
 
 
 def read_config(folder: Path) -> Config:
-    """The architecture of a converted folder."""
+    """The architecture of a converted folder; a damaged config.json raises ValueError."""
     values = read_json(folder / CONFIG)
     if values.pop("format", None) != FORMAT:
         raise ValueError(f"{folder / CONFIG}: not of format {FORMAT!r}")
@@ -50,7 +50,7 @@ def read_config(folder: Path) -> Config:
 
 
 def read_tokenizer(folder: Path, manifest: dict) -> Tokenizer | None:
-    """The tokenizer of a converted folder, if it has one."""
+    """The tokenizer of a converted folder, None without one; damaged files raise ValueError."""
     texts = {name: (folder / name).read_bytes() for name in _TEXTS if name in manifest["files"]}
     return tokenizer_from_files(texts)
 
@@ -61,7 +61,11 @@ def holds_quantized(tensors: dict) -> bool:
 
 
 def abstract_stored(config: Config, tensors: dict, dtype: Any = None) -> Params:
-    """The tree that a manifest's tensors form, in `dtype`; by default in that of the last norm."""
+    """The tree of `jax.ShapeDtypeStruct` that the manifest's tensors form.
+
+    All leaves have `dtype`, by default that of the last norm. The matrices are `Quantized` if the
+    tensors are a quantised model's.
+    """
     stored = tensors["norm"]["dtype"] if "norm" in tensors else np.float32
     abstract = abstract_params(config, dtype or stored)
     return jax.eval_shape(quantize, abstract) if holds_quantized(tensors) else abstract

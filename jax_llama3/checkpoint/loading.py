@@ -15,7 +15,7 @@ import numpy as np
 
 from ..model.config import Config
 from ..model.params import Params, named_leaves
-from ..runtime.memory import own_arrays
+from ..runtime.memory import aligned_zeros
 from ..runtime.progress import progress
 from .casting import cast
 from .format import (
@@ -30,9 +30,11 @@ from .format import (
 from .manifest import MANIFEST
 from .shards import Place, find_tensors, map_file, mapped_run, runs
 
-_MAPPED_BYTES = 1 << 20  # a smaller tensor is copied, so that it no longer depends on its file
-_HUGE_BYTES = 600_000_000  # of weights that are cast; to find huge pages for more may take too long
-_SHARED_BYTES = 1 << 16  # a smaller one that is cast does not keep the memory of its neighbours
+_MAPPED_BYTES = 1 << 20  # a smaller tensor is copied and does not keep its file mapped
+_HUGE_BYTES = (
+    600_000_000  # weights that are cast get huge pages up to here; more take too long to find
+)
+_SHARED_BYTES = 1 << 16  # smaller tensors that are cast get memory of their own
 _READERS = 3  # threads that read and cast tensors; more keep two cores from compiling meanwhile
 
 
@@ -53,9 +55,10 @@ def load(path: str | os.PathLike, *, dtype: Any = None) -> Model:
 def open_model(
     path: str | os.PathLike, *, dtype: Any = None
 ) -> Iterator[tuple[Model, Callable[[], Model]]]:
-    """`load` in two steps: the model with the shapes of its weights, and what waits for the weights.
+    """`load` in two steps: a model with shapes for weights, and a function that returns the loaded one.
 
-    Several threads read them meanwhile, and stop where the block is left without them.
+    Threads read the weights meanwhile; they stop if the block is left before the function returned.
+    Errors are those of `load`: about headers at once, about numbers from the function.
     """
     if dtype is not None and jnp.dtype(dtype).name not in DTYPES:
         raise ValueError(f"dtype {jnp.dtype(dtype)} is not supported, only {', '.join(DTYPES)}")
@@ -75,7 +78,7 @@ def open_model(
 def _find_weights(
     folder: Path, config: Config, manifest: dict, dtype: Any
 ) -> tuple[Params, list[Place]]:
-    """The tree with the shapes and dtypes its weights will have, and their places in its order."""
+    """The tree of the shapes and dtypes that the weights will have, and each one's place in a file."""
     tensors = manifest["tensors"]
     abstract = abstract_stored(config, tensors, dtype)
     expected = expected_leaves(abstract, tensors)
@@ -101,12 +104,12 @@ def _start_reading(
     leaves: list[tuple[str, jax.ShapeDtypeStruct]],
     places: list[Place],
 ) -> Iterator[list[jax.Array]]:
-    """Groups of weights on the device, in order, each waited for when it is asked for."""
+    """Groups of weights on the device, in tree order; asking for the next group waits for it."""
     files = {path: map_file(path) for path in {place.path for place in places}}
     groups = runs(places)
     remaining = iter(leaves)
     wanted = [list(islice(remaining, len(group))) for group in groups]
-    # Threads of a pool do not know in which context they were asked.
+    # `jax.default_device` is a context of the calling thread, which the pool's threads do not share.
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
     casts = [leaf for (_, leaf), place in zip(leaves, places, strict=True) if _is_cast(leaf, place)]
@@ -124,10 +127,10 @@ def _start_reading(
 def _in_memory(
     wanted: list[tuple[str, jax.ShapeDtypeStruct]], mapped: list[np.ndarray], *, huge: bool
 ) -> list[np.ndarray]:
-    """The tensors in the dtypes wanted; large ones that have theirs stay in the pages of their file."""
+    """The tensors in the dtypes wanted; large ones that need no cast stay in the pages of their file."""
     pairs = list(zip(wanted, mapped, strict=True))
     shared = [leaf for (_, leaf), array in pairs if _is_cast(leaf, array) and _is_large(leaf)]
-    rooms = iter(own_arrays(shared, huge=huge))
+    rooms = iter(aligned_zeros(shared, huge=huge))
     arrays = []
     for (name, leaf), array in pairs:
         if _is_cast(leaf, array):

@@ -15,7 +15,10 @@ PARTIAL = ".jax_llama3-partial"  # ends the name of a folder that is being writt
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest of a whole folder; anything else raises, and says what to do."""
+    """The manifest of a folder that is whole: every file is there and has its size.
+
+    A missing folder raises FileNotFoundError, one that is not whole ValueError; both say what to do.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"no model folder at {folder}")
     if not (folder / MANIFEST).is_file():
@@ -28,7 +31,8 @@ def read_manifest(folder: Path) -> dict:
     manifest = read_json(folder / MANIFEST)
     if not is_format(manifest):
         raise ValueError(f"{folder / MANIFEST}: format {manifest.get('format')!r}, not {FORMAT!r}")
-    # The hash is of the values; that they are written as this module writes them covers the rest.
+    # The hash is of the values. A byte that changed without changing a value, such as a space, shows
+    # in that the file is not what this module would write.
     written = (folder / MANIFEST).read_bytes() == json_bytes(manifest)
     if not written or manifest.get("sha256") != _self_hash(manifest):
         raise ValueError(f"{folder / MANIFEST} is damaged: it does not match its own sha256")
@@ -65,7 +69,7 @@ def describe_tensor(array: np.ndarray) -> dict:
 
 
 def hash_file(path: Path, bar: Any = None, also: Iterable[Any] = ()) -> str:
-    """sha256 of a file, read in pieces; `also` are further digests of the same bytes."""
+    """sha256 of a file, which is read in blocks; `also` are further digests that get the same bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
@@ -102,12 +106,12 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict:
 
 
 def json_bytes(values: dict) -> bytes:
-    """JSON as this format writes it."""
+    """The bytes of a JSON file of this format: indented by one, UTF-8, a line end at the end."""
     return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide what is written."""
+    """The versions of the packages that decide what is written."""
     names = ("jax", "numpy", "ml_dtypes", "safetensors")
     return {"jax_llama3": version("jax_llama3"), **{name: version(name) for name in names}}
 

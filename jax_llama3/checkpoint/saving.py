@@ -14,11 +14,16 @@ from ..text.tokenizer import tokenizer_from_files
 from .format import Model, check_dtype
 from .manifest import CONFIG, FORMAT, json_bytes
 from .stream import Tensor, array_tensor
-from .writer import shard_pieces, write_folder
+from .writer import shard_outputs, write_folder
 
 
 def save(path: str | os.PathLike, model: Model) -> None:
-    """Write a model so that `load` and `convert check` take it; the path must not exist."""
+    """Write a model as a folder that `load` and `convert check` accept.
+
+    Weights are written in their dtypes: float32, bfloat16, float16, or int8 from `quantize`. A path that
+    exists raises FileExistsError; weights of other shapes or dtypes, or a tokenizer with more tokens than
+    the embedding has rows, ValueError.
+    """
     expected = abstract_params(model.config, np.float32)
     if is_quantized(model.params):
         expected = jax.eval_shape(quantize, expected)
@@ -44,8 +49,8 @@ def write_model(
     """Write one model in our format; `tensors` come in tree order. Options: `writer.write_folder`."""
     _check_tokenizer(files, config)
     texts = {CONFIG: json_bytes({"format": FORMAT, **config_to_dict(config)}), **files}
-    pieces = shard_pieces(tensors, "weights-{:05}-of-{:05}.safetensors")
-    write_folder(folder, pieces, texts, receipt, **options)
+    outputs = shard_outputs(tensors, "weights-{:05}-of-{:05}.safetensors")
+    write_folder(folder, outputs, texts, receipt, **options)
 
 
 def _check_tokenizer(files: dict[str, bytes], config: Config) -> None:

@@ -12,19 +12,19 @@ import ml_dtypes  # noqa: F401  safetensors needs it registered to hand out bflo
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ..runtime.memory import ALIGNMENT, ask_for_huge_pages
+from ..runtime.memory import ALIGNMENT, advise_huge_pages
 from .manifest import MANIFEST
-from .stream import CheckedFile, Tensor, pour
+from .stream import CheckedFile, Tensor, write_tensors
 
 _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
-_RUN_BYTES = 1 << 26  # looked at by one thread at a time: enough to keep a disk busy
+_RUN_BYTES = 1 << 26  # one thread reads so many bytes at a time, enough to keep a disk busy
 _SMALLEST, _LARGEST, _COUNT = 250_000_000, 5_000_000_000, 64
 
 
 def partition(tensors: list[Tensor]) -> list[list[Tensor]]:
     """Consecutive tensors in about 64 shards of 250 MB to 5 GB (one larger tensor stands alone).
 
-    A run that was cut short goes on from its last whole shard, so they are not as large as may be.
+    Small shards, because a conversion that was cut short continues after its last whole shard.
     """
     limit = sum(tensor.nbytes for tensor in tensors) // _COUNT
     limit = min(max(limit, _SMALLEST), _LARGEST)
@@ -40,10 +40,10 @@ def partition(tensors: list[Tensor]) -> list[list[Tensor]]:
 
 
 def write_shard(path: Path, tensors: list[Tensor], bar: Any, metadata: dict | None = None) -> dict:
-    """Stream tensors into one new file; its sha256, size and tensors.
+    """Stream tensors into one new safetensors file; returns its sha256, size in bytes and tensors.
 
-    The library writes only what is in memory whole, so the header is written here. The library reads
-    it back.
+    safetensors could write only tensors that are whole in memory, so the header is written here, and
+    safetensors reads it back. A full or unsound disk raises OSError.
     """
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
@@ -58,7 +58,7 @@ def write_shard(path: Path, tensors: list[Tensor], bar: Any, metadata: dict | No
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     with closing(CheckedFile(path, 8 + len(text) + end)) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        entries = pour(tensors, file.write, bar)
+        entries = write_tensors(tensors, file.write, bar)
         written = {**file.finish(), "tensors": entries}
     with safe_open(path, framework="np") as shard:
         if set(shard.keys()) != set(entries):
@@ -67,7 +67,7 @@ def write_shard(path: Path, tensors: list[Tensor], bar: Any, metadata: dict | No
 
 
 def open_shards(folder: Path, manifest: dict) -> dict[str, Any]:
-    """A handle for each shard that the manifest names."""
+    """A safetensors handle for each shard in the manifest, by file name; ValueError if one is damaged."""
     files = {}
     for name in {entry["file"] for entry in manifest["tensors"].values()}:
         if name not in manifest["files"]:
@@ -80,7 +80,7 @@ def open_shards(folder: Path, manifest: dict) -> dict[str, Any]:
 
 
 class Place(NamedTuple):
-    """Where the bytes of a tensor are."""
+    """Where the bytes of a tensor are: from byte `start` of a file."""
 
     path: Path
     start: int
@@ -93,14 +93,14 @@ class Place(NamedTuple):
 
 
 def find_tensors(folder: Path, manifest: dict) -> dict[str, Place]:
-    """The place of each tensor that the manifest names, from headers that the library has checked."""
+    """The place of each tensor in the manifest's shards, whose headers safetensors has checked."""
     dtypes = {code: np.dtype(name) for name, code in _CODES.items()}
     places = {}
     for name, shard in open_shards(folder, manifest).items():
         path = folder / name
         with open(path, "rb") as file:
             end = 8 + int.from_bytes(file.read(8), "little")
-        # The library refuses a file with gaps between its tensors.
+        # safetensors refuses a file with gaps, so each tensor begins where the one before it ends.
         for tensor in shard.offset_keys():
             view = shard.get_slice(tensor)
             if view.get_dtype() not in dtypes:
@@ -112,7 +112,7 @@ def find_tensors(folder: Path, manifest: dict) -> dict[str, Place]:
 
 
 def runs(places: Sequence[Place]) -> list[list[Place]]:
-    """The places, in their order, in groups that stand one after another in a file."""
+    """The places in their order, in groups of neighbours in a file, of about 64 MB."""
     groups: list[list[Place]] = []
     room, end = 0, None
     for place in places:
@@ -126,7 +126,7 @@ def runs(places: Sequence[Place]) -> list[list[Place]]:
 
 
 def map_file(path: Path) -> np.ndarray:
-    """The bytes of a file, read-only, as the system keeps them for every process that wants them."""
+    """The bytes of a file, read-only, mapped from the system's cache, which all processes share."""
     with open(path, "rb") as file:
         # Private, because some network folders map nothing else.
         options = {"flags": mmap.MAP_PRIVATE, "prot": mmap.PROT_READ}
@@ -134,15 +134,16 @@ def map_file(path: Path) -> np.ndarray:
             pages = mmap.mmap(file.fileno(), 0, **options)
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be mapped into memory: {error}") from None
-    # Those that are read from disk now are huge for every process that comes later, too.
-    ask_for_huge_pages(pages)
+    # Pages that the system reads into its cache now are huge for later processes too.
+    advise_huge_pages(pages)
     return np.frombuffer(pages, np.uint8)
 
 
 def mapped_run(file: np.ndarray, places: list[Place]) -> list[np.ndarray]:
-    """Views of neighbours in a file, all of which are in memory by then.
+    """Views of neighbours in a file; when it returns, the system has read all of them into memory.
 
-    A thread needs the interpreter once for all of them: one that traces a program keeps it long.
+    It is one call of NumPy for all: a thread that has to wait for Python's lock between tensors waits
+    long while another one traces a program.
     """
     start, end = places[0].start, places[-1].start + places[-1].nbytes
     if end > file.size:

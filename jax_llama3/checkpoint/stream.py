@@ -1,4 +1,4 @@
-"""Tensors on their way to a file: hashed, written and read back in threads beside their maker."""
+"""Tensors on their way to a file: hashed, written and read back in threads, while more are made."""
 
 import hashlib
 import math
@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 BLOCK_BYTES = 4 << 20
-READ_BACK_BYTES = 16 << 20  # after so many written bytes the disk is asked what it has
+READ_BACK_BYTES = 16 << 20  # so many written bytes are read back from the disk together
 AHEAD = 2  # how many finished blocks may wait for the threads
 
 
 class Tensor(NamedTuple):
-    """A tensor that is to be written; `blocks` yields its elements in order, a piece at a time."""
+    """A tensor that is to be written; `blocks()` yields its elements in order, as arrays of any shape."""
 
     name: str
     shape: tuple[int, ...]
@@ -30,12 +30,13 @@ class Tensor(NamedTuple):
 
 
 class CheckedFile:
-    """A new file. What is written is read back from the disk and compared; that is what is hashed.
+    """A new file whose bytes are read back from the disk, compared with what was written, and hashed.
 
-    `room` is about how many bytes it will have.
+    `expected_bytes` is about how large it will be. A path that exists, a full disk and bytes that are
+    not read back as written raise OSError.
     """
 
-    def __init__(self, path: Path, room: int) -> None:
+    def __init__(self, path: Path, expected_bytes: int) -> None:
         self.path, self.size, self._digest = path, 0, hashlib.sha256()
         self._unread: list[memoryview] = []
         self._checking = ThreadPoolExecutor(1)
@@ -43,13 +44,13 @@ class CheckedFile:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             if hasattr(os, "posix_fallocate"):  # a full disk shows at once
-                os.posix_fallocate(self._descriptor, 0, room)
+                os.posix_fallocate(self._descriptor, 0, expected_bytes)
         except BaseException:
             self.close()
             raise
 
     def write(self, data: Any) -> int:
-        """Append the bytes of a buffer, which must not change until the file is finished."""
+        """Append the bytes of a buffer, which must not change until `finish`; how many they are."""
         view = memoryview(data).cast("B")
         done = 0
         while done < len(view):
@@ -57,64 +58,65 @@ class CheckedFile:
         self.size += done
         self._unread.append(view)
         if sum(map(len, self._unread)) >= READ_BACK_BYTES:
-            self._settle()
+            self._wait_for_check()
             self._checked = self._checking.submit(self._read_back, self._unread, self.size)
             self._unread = []
         return done
 
     def flush(self) -> None:
-        """Nothing waits in a buffer of ours."""
+        """Do nothing: `zipfile` calls it, and `write` keeps no bytes back."""
 
     def finish(self) -> dict:
-        """Cut to what was written; its sha256 and size, as the manifest holds them."""
-        self._settle()
+        """Cut the file to what was written; its sha256 and size, as the manifest holds them."""
+        self._wait_for_check()
         self._read_back(self._unread, self.size)
         os.ftruncate(self._descriptor, self.size)
         return {"sha256": self._digest.hexdigest(), "bytes": self.size}
 
     def close(self) -> None:
-        """Let go of the file, finished or not."""
+        """Close the file, whether it is finished or not."""
         self._checking.shutdown()
         os.close(self._descriptor)
 
-    def _settle(self) -> None:
+    def _wait_for_check(self) -> None:
         if self._checked is not None:
             self._checked.result()
 
     def _read_back(self, views: list[memoryview], end: int) -> None:
-        """Compare what stands before `end` on the disk with the views, and hash it."""
+        """Compare the bytes on the disk that end at `end` with the views, and hash them."""
         length = sum(map(len, views))
         position = end - length
         getattr(os, "fdatasync", os.fsync)(self._descriptor)
-        self._forget(position, length)
+        self._drop_cached_pages(position, length)
         for view in views:
             read = os.pread(self._descriptor, len(view), position)
             if read != bytes(view):
                 raise OSError(f"{self.path}: not read back as written; is the disk sound?")
             self._digest.update(read)
             position += len(view)
-        self._forget(end - length, length)
+        self._drop_cached_pages(end - length, length)
 
-    def _forget(self, position: int, length: int) -> None:
-        """Empty the system's cache of this stretch: so it is read from the disk, and memory is free."""
+    def _drop_cached_pages(self, position: int, length: int) -> None:
+        """Drop a stretch from the system's cache, so that it is read from the disk and frees memory."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, position, length, os.POSIX_FADV_DONTNEED)
 
 
-def pour(
+def write_tensors(
     tensors: Iterable[Tensor],
     write: Callable[[Any], int],
     bar: Any,
     begin: Callable[[Tensor], None] = lambda tensor: None,
 ) -> dict[str, dict]:
-    """Hand each tensor's blocks to `write`, after a call of `begin`, in a thread of their own.
+    """Call `begin` with each tensor, then `write` with each of its blocks, in a thread of their own.
 
-    Returns shape, dtype and sha256 of each tensor.
+    Returns shape, dtype and sha256 of each tensor by name; `bar` counts bytes. Blocks that are not as
+    many bytes as the tensor raise ValueError.
     """
     digests = []
     pending: deque[list[Future]] = deque()
 
-    def settle(limit: int) -> None:
+    def wait_until(limit: int) -> None:
         while len(pending) > limit:
             for future in pending.popleft():
                 future.result()
@@ -128,11 +130,11 @@ def pour(
                 data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
                 size += data.nbytes
                 pending.append([hashing.submit(digest.update, data), writing.submit(write, data)])
-                settle(AHEAD)
+                wait_until(AHEAD)
                 bar.update(data.nbytes)
             if size != tensor.nbytes:
                 raise ValueError(f"{tensor.name} came as {size} bytes, not {tensor.nbytes}")
-        settle(0)
+        wait_until(0)
     return {
         tensor.name: {
             "shape": list(tensor.shape),

@@ -9,30 +9,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..runtime.progress import progress
-from .folder import check_space, forget, new_folder, remove, sync, write_synced
+from .folder import check_space, drop_cached_pages, new_folder, remove, sync, write_synced
 from .manifest import MANIFEST, describe_bytes, hash_file, sealed_manifest, versions
 from .shards import partition, write_shard
 from .stream import Tensor
 
 _JOURNAL = "journal.jsonl"
-_MARGIN = 1 << 20  # for the names and the manifest
+_MARGIN = 1 << 20  # bytes of disk for texts and the manifest
 
 
-class Piece(NamedTuple):
-    """A large file that is to be written, and how."""
+class OutputFile(NamedTuple):
+    """A large file that is to be written, and the function that writes it."""
 
-    file: str
+    name: str
     nbytes: int
     write: Callable[[Path, Any], dict]  # of a path and a bar; sha256, bytes and tensors of the file
 
 
-def shard_pieces(
+def shard_outputs(
     tensors: list[Tensor], form: str, metadata: dict[str, str] | None = None
-) -> list[Piece]:
+) -> list[OutputFile]:
     """The tensors in safetensors shards named after `form`, such as "w-{:05}-of-{:05}.safetensors"."""
     shards = partition(tensors)
     return [
-        Piece(
+        OutputFile(
             form.format(index, len(shards)),
             sum(tensor.nbytes for tensor in shard),
             lambda path, bar, shard=shard: write_shard(path, shard, bar, metadata),
@@ -43,7 +43,7 @@ def shard_pieces(
 
 def write_folder(
     folder: Path,
-    pieces: list[Piece],
+    outputs: list[OutputFile],
     texts: dict[str, bytes] | Callable[[dict[str, dict]], dict[str, bytes]],
     receipt: dict,
     *,
@@ -51,27 +51,28 @@ def write_folder(
     resumable: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write the pieces, the texts and a manifest over both; `receipt` goes into the manifest.
+    """Write the outputs, the texts and a manifest over both; `receipt` goes into the manifest.
 
     `texts` may be a function of what was written. `resumable` says that the receipt decides every
     byte: the files that a killed run with the same receipt finished are verified and kept. `check` is
-    called when all is written, and may still refuse it.
+    called when all is written; if it raises, nothing stays. An output that exists raises
+    FileExistsError, a disk without room OSError.
     """
-    total = sum(piece.nbytes for piece in pieces)
+    total = sum(output.nbytes for output in outputs)
     with new_folder(folder, overwrite=overwrite, resumable=resumable) as partial_folder:
         with progress(total, "writing") as bar:
-            journal = _Journal(partial_folder, pieces, receipt)
+            journal = _Journal(partial_folder, outputs, receipt)
             written = journal.verified(bar)
-            done = sum(piece.nbytes for piece in pieces if piece.file in written)
+            done = sum(output.nbytes for output in outputs if output.name in written)
             check_space(partial_folder, total - done + _MARGIN)
             with ThreadPoolExecutor(1) as syncing:
                 finished = []
-                for piece in pieces:
-                    if piece.file not in written:
-                        written[piece.file] = piece.write(partial_folder / piece.file, bar)
-                        # The disk catches up while the next piece is made.
-                        entry = written[piece.file]
-                        finished.append(syncing.submit(journal.add, piece.file, entry))
+                for output in outputs:
+                    if output.name not in written:
+                        written[output.name] = output.write(partial_folder / output.name, bar)
+                        # The disk catches up while the next output is made.
+                        entry = written[output.name]
+                        finished.append(syncing.submit(journal.add, output.name, entry))
                 for future in finished:
                     future.result()
         files = {
@@ -82,9 +83,9 @@ def write_folder(
             files[name] = describe_bytes(data)
         check()
         tensors = {
-            name: {"file": piece.file, **entry}
-            for piece in pieces
-            for name, entry in written[piece.file]["tensors"].items()
+            name: {"file": output.name, **entry}
+            for output in outputs
+            for name, entry in written[output.name]["tensors"].items()
         }
         journal.close()
         manifest = sealed_manifest(receipt, dict(sorted(files.items())), tensors)
@@ -92,16 +93,19 @@ def write_folder(
 
 
 class _Journal:
-    """What is finished in a partial folder, a line for each file, under a line that says for what."""
+    """The finished files of a partial folder, a line of JSON each.
 
-    def __init__(self, folder: Path, pieces: list[Piece], receipt: dict) -> None:
-        self._sizes = {piece.file: piece.nbytes for piece in pieces}
+    The first line is a hash of what is being written, so that another conversion does not continue it.
+    """
+
+    def __init__(self, folder: Path, outputs: list[OutputFile], receipt: dict) -> None:
+        self._sizes = {output.name: output.nbytes for output in outputs}
         text = json.dumps([receipt, versions(), self._sizes], sort_keys=True)
         self._key = hashlib.sha256(text.encode()).hexdigest()
         self._folder, self._path = folder, folder / _JOURNAL
 
     def verified(self, bar: Any) -> dict[str, dict]:
-        """The files of an earlier run that are as it left them; everything else is deleted."""
+        """The files that an earlier run finished and whose hashes still hold; all others are deleted."""
         try:
             lines = self._read()
             finished = {name: entry for name, entry in lines if self._is_sound(name, entry, bar)}
@@ -118,11 +122,11 @@ class _Journal:
     def add(self, name: str, entry: dict) -> None:
         """Wait until the disk has a file, and note that it is whole."""
         sync(self._folder / name)
-        forget(self._folder / name)
+        drop_cached_pages(self._folder / name)
         self._append({"file": name, "entry": entry})
 
     def close(self) -> None:
-        """Delete the journal: what it says stands in the manifest."""
+        """Delete the journal; the manifest holds what it said."""
         self._path.unlink()
 
     def _read(self) -> list[tuple[str, dict]]:

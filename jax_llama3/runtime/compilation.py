@@ -1,4 +1,4 @@
-"""What XLA compiles: kept for later processes, counted and timed."""
+"""Programs that XLA compiles: kept for later processes, counted and timed."""
 
 import os
 from collections.abc import Iterator
@@ -23,9 +23,10 @@ class Compilations:
 
 
 def keep_compilations(folder: Path) -> None:
-    """Let later runs reuse what XLA compiled, from a private folder.
+    """Keep compiled programs in a private folder, from which later processes load them.
 
-    JAX's own variables decide if they are set: JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
+    JAX's own variables have precedence: JAX_COMPILATION_CACHE_DIR names another folder, and with
+    JAX_ENABLE_COMPILATION_CACHE=false nothing is kept. A folder that cannot be made is no error.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return

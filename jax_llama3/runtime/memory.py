@@ -1,4 +1,4 @@
-"""Memory on the host: in huge pages, and what becomes of what XLA frees."""
+"""Memory of the process: aligned arrays, huge pages, and the allocator that XLA uses on a CPU."""
 
 import ctypes
 import mmap
@@ -11,8 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-ALIGNMENT = 64  # of memory that XLA takes over without a copy
-_TOGETHER_BYTES = 1 << 26  # so that few arrays share a page with what is not theirs
+ALIGNMENT = 64  # bytes; XLA takes over memory aligned to it without a copy
+_TOGETHER_BYTES = (
+    1 << 26
+)  # arrays are moved together up to here, because neighbours share huge pages
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT_BYTES = 1 << 30
@@ -21,32 +23,33 @@ _KEPT_BYTES = 1 << 30
 def keep_freed_memory() -> None:
     """Let this process keep what it frees, up to 1 GiB, for its next allocation.
 
-    glibc gives blocks over 32 MB back at once, and XLA takes one of that size for each layer of a long
-    prompt: getting its pages anew is 12 % of the time that 512 tokens of Llama 3.2 1B take.
+    glibc returns blocks over 32 MB to the system at once, and XLA allocates one of that size for each
+    layer of a long prompt. Its page faults are 12 % of the time that 512 tokens of Llama 3.2 1B take.
+    Without glibc nothing happens.
     """
-    _glibc("mallopt", _M_MMAP_THRESHOLD, _KEPT_BYTES)
-    _glibc("mallopt", _M_TRIM_THRESHOLD, _KEPT_BYTES)
+    _call_glibc("mallopt", _M_MMAP_THRESHOLD, _KEPT_BYTES)
+    _call_glibc("mallopt", _M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
-def _glibc(name: str, *numbers: int) -> None:
-    """Call a function of glibc's, where there is one: musl has none of these."""
+def _call_glibc(name: str, *numbers: int) -> None:
+    """Call a function of glibc; do nothing where the C library has none of that name, as musl."""
     function = getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
     if function is not None:
         function(*numbers)
 
 
-def ask_for_huge_pages(pages: mmap.mmap) -> None:
-    """Let memory lie in huge pages, where the system has some: to read it is up to a tenth faster."""
+def advise_huge_pages(pages: mmap.mmap) -> None:
+    """Ask the system for huge pages, from which reading is up to a tenth faster; it may decline."""
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):
             pages.madvise(mmap.MADV_HUGEPAGE)
 
 
-def own_arrays(wanted: Sequence[Any], *, huge: bool = False) -> list[np.ndarray]:
-    """Arrays of zeros like others, in pages of their own, which JAX can take over without a copy.
+def aligned_zeros(wanted: Sequence[Any], *, huge: bool = False) -> list[np.ndarray]:
+    """Zeros in the shapes and dtypes of `wanted`, aligned so that JAX takes them over without a copy.
 
-    They lie one after another, and their memory goes when the last of them goes. `huge` asks for huge
-    pages; in a virtual machine the host may have to find each one first: 1 to 5 s for 2.5 GB.
+    They lie one after another in one mapping, which is freed when the last of them is. `huge` asks for
+    huge pages; in a virtual machine the host may have to find each one first: 1 to 5 s for 2.5 GB.
     """
     starts, end = [], 0
     for each in wanted:
@@ -54,7 +57,7 @@ def own_arrays(wanted: Sequence[Any], *, huge: bool = False) -> list[np.ndarray]
         end += -(-each.size * each.dtype.itemsize // ALIGNMENT) * ALIGNMENT
     pages = mmap.mmap(-1, max(end, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if huge:
-        ask_for_huge_pages(pages)
+        advise_huge_pages(pages)
     return [
         np.frombuffer(pages, each.dtype, each.size, start).reshape(each.shape)
         for each, start in zip(wanted, starts, strict=True)
@@ -62,9 +65,9 @@ def own_arrays(wanted: Sequence[Any], *, huge: bool = False) -> list[np.ndarray]
 
 
 def move_to_huge_pages(leaves: list[jax.Array], moved: Callable[[int], Any]) -> None:
-    """Put copies of a CPU's arrays, in huge pages, in their places, and so let go of them.
+    """Replace the arrays of a CPU in the list, one group after another, by copies in huge pages.
 
-    `moved` is told the bytes of those that are done.
+    `moved` is called with the bytes of each group.
     """
     first = 0
     while first < len(leaves):
@@ -72,17 +75,19 @@ def move_to_huge_pages(leaves: list[jax.Array], moved: Callable[[int], Any]) -> 
         while last < len(leaves) and nbytes < _TOGETHER_BYTES:
             nbytes += leaves[last].nbytes
             last += 1
-        copies = own_arrays(leaves[first:last], huge=True)
+        copies = aligned_zeros(leaves[first:last], huge=True)
         for index, copy in zip(range(first, last), copies, strict=True):
             np.copyto(copy, np.asarray(leaves[index]))
             leaves[index] = jax.device_put(copy, leaves[index].device)
-        _glibc("malloc_trim", 0)  # else what is freed below what is in use stays
+        _call_glibc(
+            "malloc_trim", 0
+        )  # glibc by itself keeps free memory that lies below memory in use
         moved(nbytes)
         first = last
 
 
 def peak_memory() -> float:
-    """Gigabytes (1e9 bytes) that were in use at the most: the device's, on a CPU the process's."""
+    """The peak of memory in use, in GB (1e9 bytes): the first device's, or on a CPU the process's."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"] / 1e9

@@ -1,4 +1,4 @@
-"""Bars on stderr for what takes long: only on a terminal, and only after two seconds."""
+"""Progress bars on stderr, which appear only on a terminal and only after two seconds."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 
 def progress(total: int, label: str, unit: str = "B") -> Any:
-    """A bar that the caller updates, and closes as a context manager."""
+    """A bar of `total` bytes, or of another `unit`, as a context manager; the caller updates it."""
     return tqdm(
         total=total,
         desc=label,

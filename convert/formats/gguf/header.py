@@ -1,6 +1,6 @@
-"""The header of a GGUF file, read by a walk that believes nothing.
+"""The header of a GGUF file, read with every count, length and offset checked.
 
-The gguf library's reader checks no bounds, and makes several objects of every number of an array.
+The gguf library's own reader checks no bounds, and makes several objects of every number of an array.
 """
 
 import os

@@ -24,11 +24,11 @@ _ROPE = "rope.freqs"
 def open_meta(
     folder: Path,
     rope_factor: float | None = None,
-    found: Callable[[SourceFile], None] = lambda file: None,
+    on_file: Callable[[SourceFile], None] = lambda file: None,
 ) -> Source:
     """Read params.json and the headers of every shard; what is off raises ValueError.
 
-    `found` is told of each shard before its tensors are looked at.
+    `on_file` is called with each shard before its tensors are looked at.
     """
     if others := [p.name for form in _OTHER_FORMATS for p in sorted(folder.glob(form))]:
         raise ValueError(f"{folder} holds a second format, {others[0]}; move one away")
@@ -44,7 +44,7 @@ def open_meta(
     for path in paths:
         file = source_file(path, md5=sums.get(path.name))
         files.append(file._replace(records=read_records(path)))
-        found(files[-1])
+        on_file(files[-1])
     _check_order(files[1:])
     shards = [
         _without_rope(file.path, read_tensors(file.path, file.records), config, decisions)
@@ -108,7 +108,7 @@ def _shard_paths(folder: Path, sums: dict[str, str]) -> list[Path]:
 def _check_order(shards: list[SourceFile]) -> None:
     """Refuse shards in another order than torch named them in when it saved them.
 
-    What is the same for all of them, or no such name, says nothing.
+    Names that are the same for all shards, or not of Meta's form, are let through.
     """
     saved = [file.records[0].name.partition("/")[0] for file in shards]
     if len({*saved}) == len(saved) > 1 and all(

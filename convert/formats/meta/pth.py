@@ -16,8 +16,8 @@ import numpy as np
 from ...source import Record
 from ..safetensors_rows import hint
 
-# What a pickle may name, and how large it may be beside the number of its records: Meta's have 0.2 kB
-# for each.
+# What a pickle may name, and how large it may be: so many bytes, and so many more for each record.
+# Meta's pickles have 0.2 kB for each record.
 _NAMED = re.compile(
     r"torch \w+Storage|torch\._utils _rebuild_(tensor_v2|parameter)|collections OrderedDict"
 )
@@ -85,7 +85,7 @@ def read_records(path: Path) -> tuple[Record, ...]:
             entries = archive.infolist()
             records = tuple(_record(file, entry) for entry in entries)
             begins = [entry.header_offset for entry in entries] + [archive.start_dir]
-            _check_apart(records, sorted(begins))
+            _check_disjoint(records, sorted(begins))
             if archive.comment or _tail(file) != b"PK\x05\x06":
                 raise ValueError("bytes follow its end")
             orders = [entry for entry in entries if entry.filename.endswith("byteorder")]
@@ -127,7 +127,7 @@ def _record(file: Any, entry: zipfile.ZipInfo) -> Record:
     return Record(entry.filename, offset, entry.file_size, entry.CRC)
 
 
-def _check_apart(records: tuple[Record, ...], begins: list[int]) -> None:
+def _check_disjoint(records: tuple[Record, ...], begins: list[int]) -> None:
     """Each record must end before the next one's header, the last one before the directory."""
     ends = sorted(record.offset + record.size for record in records)
     if begins[0] != 0 or any(end > begin for end, begin in zip(ends, begins[1:], strict=True)):
@@ -151,12 +151,13 @@ def _check_pickle(path: Path, record: Record) -> None:
 
 
 def _check_opcodes(opcodes: Iterator[tuple[str, Any]]) -> None:
-    """Of what was made before, only names, texts and tensors may be used again, and dicts begin empty.
+    """Let a pickle recall from its memo only names, texts and tensors, and fill a dict only once made.
 
-    So nothing can hold itself twice, and that twice, and fill memory or time from a hundred bytes.
+    A list that holds another one twice, and that one a third twice, would fill memory and time from a
+    hundred bytes; it would have to be recalled.
     """
     recallable: dict[Any, str] = {}
-    last, made = "", ""  # the opcode before, memo aside, and what it made
+    last, made = "", ""  # the opcode before, those of the memo left out, and what it made
     for name, argument in opcodes:
         if name in _PUT:
             if made:
@@ -202,9 +203,9 @@ def _load(path: Path) -> Any:
 
 
 def _load_places(torch: Any, path: Path) -> Any:
-    """What the pickle says, with tensors that know where in the file they are and have no numbers.
+    """The object in the pickle, whose tensors have places in the file and no numbers.
 
-    Of pickle's instructions only those run that make plain tensors.
+    torch runs only those instructions of the pickle that make plain tensors.
     """
     if _reads_nothing_for_meta(torch):
         return torch.load(path, map_location="meta", weights_only=True)
@@ -215,7 +216,7 @@ def _load_places(torch: Any, path: Path) -> Any:
 
 
 def _reads_nothing_for_meta(torch: Any) -> bool:
-    """Whether this torch only notes the places of tensors that go to the meta device; 2.10 reads them."""
+    """Whether this torch reads no numbers of tensors for the meta device; torch 2.10 reads them."""
     return hasattr(torch.serialization, "_is_meta_location")
 
 

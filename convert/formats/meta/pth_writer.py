@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from jax_llama3.checkpoint.stream import CheckedFile, Tensor, pour
+from jax_llama3.checkpoint.stream import CheckedFile, Tensor, write_tensors
 
 from .pth import open_pth
 
@@ -15,21 +15,21 @@ _LARGE = 1 << 30  # from here on a record's sizes are written in 64 bits
 
 
 def write_pth(path: Path, tensors: list[Tensor], bar: Any) -> dict:
-    """Stream tensors into one new file; its sha256, md5, size and tensors.
+    """Stream tensors into one new file; returns its sha256, md5, size in bytes and tensors.
 
-    torch says what the file holds, in a pickle; it would write only what is in memory whole, so the
-    bytes of the tensors are put in here.
+    torch writes the pickle, which says what the file holds. It could write only tensors that are whole
+    in memory, so their bytes are written here. A full disk raises OSError.
     """
     root, texts = _skeleton(path, tensors)
-    room = sum(map(len, texts.values())) + sum(tensor.nbytes + 512 for tensor in tensors)
-    with closing(_HashedFile(path, room)) as file:
+    expected_bytes = sum(map(len, texts.values())) + sum(tensor.nbytes + 512 for tensor in tensors)
+    with closing(_HashedFile(path, expected_bytes)) as file:
         archive = zipfile.ZipFile(file, "w")
         records = _Records(archive, root, file)
         try:
             for name, data in texts.items():
                 with _open_record(archive, name, len(data), file.size) as record:
                     record.write(data)
-            entries = pour(tensors, records.write, bar, records.begin)
+            entries = write_tensors(tensors, records.write, bar, records.begin)
             records.close()
             archive.close()
         except BaseException:
@@ -46,10 +46,10 @@ def write_pth(path: Path, tensors: list[Tensor], bar: Any) -> dict:
 
 
 class _HashedFile(CheckedFile):
-    """With the md5 sum that Meta's checklist gives."""
+    """A checked file that also gives the md5 sum for Meta's checklist."""
 
-    def __init__(self, path: Path, room: int) -> None:
-        super().__init__(path, room)
+    def __init__(self, path: Path, expected_bytes: int) -> None:
+        super().__init__(path, expected_bytes)
         self._md5 = hashlib.md5(usedforsecurity=False)
         self.abandoned = False
 
@@ -86,18 +86,18 @@ class _Records:
 
 
 def _skeleton(path: Path, tensors: list[Tensor]) -> tuple[str, dict[str, bytes]]:
-    """What torch writes beside the tensors' bytes, of which it only leaves the room free."""
+    """The archive's root folder, and the records that torch writes beside those of the tensors."""
     import torch
     from torch.serialization import skip_data
 
-    # Memory that is never touched is never given.
+    # The system gives no memory for arrays that are never written.
     state = {t.name: torch.empty(t.shape, dtype=getattr(torch, t.dtype.name)) for t in tensors}
     try:
         with skip_data():
             torch.save(state, path)
         with zipfile.ZipFile(path) as archive:
             root = archive.namelist()[0].partition("/")[0]
-            # Without .format_version torch looks records up and does not reckon where they are.
+            # Without .format_version torch looks a record's place up instead of computing it.
             kept = ("data.pkl", "byteorder", "version")
             names = [f"{root}/{name}" for name in kept]
             return root, {name: archive.read(name) for name in names if name in archive.namelist()}
