@@ -95,7 +95,7 @@ def run(tests: list[str], mutation: Mutation | None) -> str:
     import pytest
 
     sys.dont_write_bytecode = True
-    # No bug is in the row kernel, and to compile it for every copy takes longer than its test.
+    # No bug is in the kernels, and to compile it for every copy takes longer than its test.
     sys.modules["numba"] = None  # pyright: ignore[reportArgumentType]
     with tempfile.TemporaryDirectory() as folder:
         for name in _COPIED:

@@ -165,7 +165,7 @@ def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
     return max(elapsed - compiled.seconds, 1e-9), result
 
 
-# One small program takes the place of one for every kind of array in it.
+# Jitted, because outside of jit every shape of array in the cache would be a program of its own.
 _empty_cache = jax.jit(init_cache, static_argnums=(0, 1, 2, 3))
 
 

@@ -39,7 +39,7 @@ def default_ops(batch: int, new: int) -> Ops:
 
 
 def _platform(params: Params) -> str:
-    """Of the device that holds the weights; of traced or abstract ones that of JAX's default device."""
+    """The platform of the device that holds the weights; if they are traced or abstract, JAX's default."""
     norm = params.norm
     if isinstance(norm, jax.Array) and not isinstance(norm, Tracer):
         return next(iter(norm.devices())).platform
@@ -52,9 +52,9 @@ def run_compiled(part: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def lower_with(found: Callable[[jax.stages.Lowered], Any]) -> Run:
-    """What in the place of `run_compiled` runs nothing, and hands every program once to `found`.
+    """A `run` that lowers every program instead of running it, and hands each of them to `found` once.
 
-    Arguments and results are abstract: of arrays only shapes and dtypes are used.
+    What it returns is abstract: shapes and dtypes, with which the next program is lowered.
     """
     results: dict[Any, Any] = {}
 

@@ -77,7 +77,7 @@ def _attention_block(
     projections += [("BTD,KHD->BTKH", weights.wv)]
     q, k, v = linears(h, projections, products=ops.products)
     q, k, v = tap("q", apply_rope(q, *tables)), tap("k", apply_rope(k, *tables)), tap("v", v)
-    if kv is None:  # nothing but the new tokens: there is no capacity of which little is used
+    if kv is None:  # every key is used, so a form that reads only the filled part gains nothing
         z = attend(q, k, v, positions, tap)
     else:
         k, v = write_cache(kv[0], k, positions), write_cache(kv[1], v, positions)

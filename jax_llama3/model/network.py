@@ -57,8 +57,8 @@ def apply_network(
     """The one loop over the layers.
 
     Logits after the last of row b's first lengths[b] tokens [B V], or without `lengths` at every
-    position [B T V]; and the cache with the tokens appended. `run` decides how the three parts run:
-    called as they stand, compiled one by one, or lowered alone, in which case all arrays are abstract.
+    position [B T V]; and the cache with the tokens appended. `run` is called with each part of the
+    network and its arguments: `call` calls the part, others compile it first, or only lower it.
     """
     start = jnp.zeros(tokens.shape[0], jnp.int32) if cache is None else cache.lengths
     dtype = activation_dtype(params)

@@ -1,4 +1,4 @@
-"""Whether a picture can be drawn, asked before the work of which it is the last step."""
+"""The check that a picture can be drawn, made before the work whose last step it is."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec

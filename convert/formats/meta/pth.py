@@ -151,10 +151,11 @@ def _check_pickle(path: Path, record: Record) -> None:
 
 
 def _check_opcodes(opcodes: Iterator[tuple[str, Any]]) -> None:
-    """Let a pickle recall from its memo only names, texts and tensors, and fill a dict only once made.
+    """Refuse a pickle that takes anything but names, texts and tensors from its memo.
 
-    A list that holds another one twice, and that one a third twice, would fill memory and time from a
-    hundred bytes; it would have to be recalled.
+    A list that holds another list twice, and that one a third list twice, and so on, grows from a
+    hundred bytes to more than any memory holds. A pickle can only write one with its memo. A dict may
+    be filled only directly after it was made.
     """
     recallable: dict[Any, str] = {}
     last, made = "", ""  # the opcode before, those of the memo left out, and what it made
