@@ -31,9 +31,12 @@ def default_model() -> Model:
     return load(fetch("smollm2-135m-instruct"))
 
 
-@pytest.fixture(scope="session", params=["plain", "fast"])
+@pytest.fixture(scope="session", params=[pytest.param("plain", marks=pytest.mark.slow), "fast"])
 def ops(request: pytest.FixtureRequest) -> Ops | None:
-    """The operations that logits are computed with: the plain ones, or those chosen for this machine."""
+    """The operations that logits are computed with: the plain ones, or those chosen for this machine.
+
+    `make test` computes with those alone that are chosen; test_ops.py has every form in small.
+    """
     return PLAIN if request.param == "plain" else None
 
 

@@ -231,9 +231,7 @@ def check(
 
 
 @pytest.mark.usefixtures("world")
-@pytest.mark.parametrize(
-    "ops", [pytest.param("plain", marks=pytest.mark.slow), "fast"], indirect=True
-)
+@pytest.mark.slow
 @pytest.mark.parametrize("model", GRID.values(), ids=GRID.keys())
 def test_both_references_agree_on_the_grid(model: Case, agree: Agree, ops: Ops | None) -> None:
     logits, spreads = check(model, agree, ops=ops)
