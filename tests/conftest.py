@@ -40,7 +40,9 @@ def ops(request: pytest.FixtureRequest) -> Ops | None:
     return PLAIN if request.param == "plain" else None
 
 
-@pytest.fixture(scope="session", params=["plain", "xla", "numba"])
+@pytest.fixture(
+    scope="session", params=[pytest.param("plain", marks=pytest.mark.slow), "xla", "numba"]
+)
 def form(request: pytest.FixtureRequest) -> Ops:
     """Every form that the operations have on a CPU."""
     if request.param == "numba" and not has_kernels():
