@@ -70,8 +70,8 @@ def weighted_values(
     weights = pattern.astype(v.dtype)
     rows = weights.reshape(batch, n_kv_heads, n_heads // n_kv_heads * new, n_keys)
     mixed = _head_products(rows, v.transpose(0, 2, 3, 1))
-    mixed = mixed.reshape(batch, n_heads, new, -1)
-    return mixed.transpose(0, 2, 1, 3)
+    mixed = mixed.reshape(batch, n_kv_heads, -1, new, v.shape[3]).transpose(0, 3, 1, 2, 4)
+    return mixed.reshape(batch, new, n_heads, -1)
 
 
 def _head_products(
