@@ -29,7 +29,8 @@ def serves_gemm(x: Any, weights: Sequence[Any]) -> bool:
     from .compiled.tiles import HAS_FLOATS, HAS_PAIRS, HAS_TILES
 
     bfloat16 = dtypes == {"bfloat16"}
-    if HAS_TILES and bfloat16:  # XLA uses AMX tiles, which this kernel does not
+    # XLA multiplies bfloat16 by AMX tiles, which this kernel does not use.
+    if HAS_TILES and bfloat16:
         return False
     return HAS_FLOATS and rows >= (_FEWEST_PAIRS if HAS_PAIRS and bfloat16 else _FEWEST)
 

@@ -27,7 +27,8 @@ def serves_prefill_attention(q: Any, k: Any, v: Any) -> bool:
         return False
     from .compiled.tiles import HAS_FLOATS, HAS_TILES
 
-    return HAS_FLOATS and not (HAS_TILES and dtype == "bfloat16")  # XLA uses AMX tiles, which this kernel does not
+    # XLA multiplies bfloat16 by AMX tiles, which this kernel does not use.
+    return HAS_FLOATS and not (HAS_TILES and dtype == "bfloat16")
 
 
 @with_attention_derivatives
