@@ -20,7 +20,11 @@ from jax_llama3 import Model, load
 from jax_llama3.kernels.cpu.ops import NUMBA, XLA
 from jax_llama3.kernels.cpu.registration import has_kernels
 from jax_llama3.model.ops import PLAIN, Ops
+from jax_llama3.runtime.compilation import keep_compilations
+from jax_llama3.runtime.home import default_folder
 
+# What one test compiles the others find, those of other processes too.
+keep_compilations(default_folder("compiled-by-tests"))
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

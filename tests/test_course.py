@@ -14,6 +14,7 @@ import nbformat
 import pytest
 
 from convert.fetch.models import fetch
+from jax_llama3.runtime.home import default_folder
 from notebooks.build import build
 from notebooks.outputs import settle
 from notebooks.source import LANGUAGES, localized, notebook, read_lesson, stamp, text_hash
@@ -82,13 +83,13 @@ def test_a_lesson_has_asserts_exercises_and_alt_texts(path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """A reader's: one device. What one lesson compiles the next finds, which changes only the time."""
     fetch("smollm2-135m-instruct")
     return {
         **{name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
         "MPLBACKEND": "agg",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_COMPILATION_CACHE_DIR": str(default_folder("compiled-by-tests")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 

@@ -97,6 +97,7 @@ def test_default_model_equals_transformers(
     assert completion.tokens == greedy.tolist()
 
 
+@pytest.mark.slow
 def test_bfloat16_is_at_least_as_close_to_float32_as_transformers_own(
     default_model: Model,
     reference: torch.nn.Module,
