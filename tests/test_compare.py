@@ -304,6 +304,7 @@ def test_weights_that_are_nan_are_refused_by_name(source: Path, tmp_path: Path) 
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_the_default_model_diverges_nowhere_and_its_planted_layer_is_named(
     default_model: Model, tmp_path: Path
 ) -> None:

@@ -75,26 +75,25 @@ def test_converted_weights_equal_what_transformers_reads(
         assert torch.equal(tensor.reshape(theirs[name].shape), theirs[name]), name
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
 def test_default_model_equals_transformers(
     default_model: Model,
     reference: torch.nn.Module,
-    prompt: str,
     record_property: Callable[[str, object], None],
     ops: Ops | None,
 ) -> None:
-    completion = generate(default_model, prompt, max_new_tokens=16)
-    ids = default_model.tokenizer.encode(prompt, bos=True)
-    tokens = np.array([ids + completion.tokens], np.int32)
-    expected = transformers_logits(reference, tokens)
-    # What follows a position does not change it: padding keeps the compiled shapes few.
-    padded = np.pad(tokens, ((0, 0), (0, bucket(tokens.shape[1]) - tokens.shape[1])))
-    logits, _ = jitted(default_model.params, padded, default_model.config, ops=ops)
-    difference = float(np.abs(logits[:, : tokens.shape[1]] - expected).max())
-    record_property("logits against transformers, default model", float(difference))
-    assert difference <= ATOL
-    greedy = expected[0, len(ids) - 1 : -1].argmax(-1)
-    assert completion.tokens == greedy.tolist()
+    for prompt in PROMPTS:
+        completion = generate(default_model, prompt, max_new_tokens=16)
+        ids = default_model.tokenizer.encode(prompt, bos=True)
+        tokens = np.array([ids + completion.tokens], np.int32)
+        expected = transformers_logits(reference, tokens)
+        # What follows a position does not change it: padding keeps the compiled shapes few.
+        padded = np.pad(tokens, ((0, 0), (0, bucket(tokens.shape[1]) - tokens.shape[1])))
+        logits, _ = jitted(default_model.params, padded, default_model.config, ops=ops)
+        difference = float(np.abs(logits[:, : tokens.shape[1]] - expected).max())
+        record_property("logits against transformers, default model", difference)
+        assert difference <= ATOL, prompt
+        greedy = expected[0, len(ids) - 1 : -1].argmax(-1)
+        assert completion.tokens == greedy.tolist(), prompt
 
 
 @pytest.mark.slow

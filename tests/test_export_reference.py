@@ -201,6 +201,7 @@ def test_metas_tokenizer_goes_back_to_meta(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_the_default_model_through_transformers(tmp_path: Path, default_model: Model) -> None:
     to_hf(fetch("smollm2-135m-instruct"), tmp_path / "hf")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)

@@ -162,6 +162,7 @@ for found, weight in zip(gemm(x, tuple(weights)), (whole[1], whole[2], whole[2])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lanes", "features"), FEWER)
 def test_processors_with_fewer_instructions_get_the_same_sums(
     lanes: int, features: str, tmp_path: Path

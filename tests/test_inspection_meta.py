@@ -72,6 +72,7 @@ def llama_405b(folder: Path, shards: int) -> None:
             torch.save(tensors, folder / f"consolidated.{rank:02}.pth")
 
 
+@pytest.mark.slow
 def test_llama_405b_in_16_shards_plans_completely(tmp_path: Path) -> None:
     llama_405b(tmp_path / "405b", 16)
     source = open_source(tmp_path / "405b")

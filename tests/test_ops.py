@@ -18,7 +18,7 @@ from jax_llama3.model.ops import PLAIN, Ops
 
 # Widths that every kernel takes.
 CONFIG = dataclasses.replace(
-    TINY, dim=96, n_heads=4, n_kv_heads=2, head_dim=32, ffn_dim=192, vocab_size=128
+    TINY, dim=96, n_layers=1, n_heads=4, n_kv_heads=2, head_dim=32, ffn_dim=192, vocab_size=128
 )
 TOKENS = np.arange(2 * 70).reshape(2, 70) * 7 % CONFIG.vocab_size
 

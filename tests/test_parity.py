@@ -298,7 +298,7 @@ def cases(draw: st.DrawFn) -> Case:
 @pytest.mark.usefixtures("world")
 # Not shrunk: a failure is told soon, and a case is small as it is.
 @settings(
-    max_examples=8,
+    max_examples=4,
     deadline=None,
     phases=[Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -211,6 +211,7 @@ for dtype in (jnp.float32, jnp.bfloat16):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lanes", "features"), FEWER)
 def test_processors_with_fewer_instructions_get_the_same_values(
     lanes: int, features: str, tmp_path: Path
