@@ -1,5 +1,6 @@
 # What the commands need is installed into .venv; nothing outside the checkout is touched but the
-# fetched model, which lives in $JAX_LLAMA3_HOME (default: the user's cache folder).
+# fetched model and what the tests compile, which live in $JAX_LLAMA3_HOME (default: a folder of the
+# user's cache); `make clean` takes the second away.
 
 PYTHON ?= python3
 VENV := .venv
@@ -53,3 +54,4 @@ $(VENV)/test: $(BIN)/python pyproject.toml
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
+	rm -rf "$${JAX_LLAMA3_HOME:-$${XDG_CACHE_HOME:-$$HOME/.cache}/jax_llama3}/compiled-by-tests"

@@ -94,7 +94,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["keep", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_every_format_has_its_reference(tmp_path: Path, name: str, dtype: str) -> None:
     path = FORMATS[name](tmp_path / "in")
     to_jax(path, tmp_path / "out", dtype=dtype)
@@ -213,6 +213,7 @@ def test_an_error_that_is_no_number_exceeds_the_limit(source: Path, tmp_path: Pa
     assert "nan!" in report(comparison._replace(errors=errors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", PLANTS.values(), ids=PLANTS.keys())
 def test_a_planted_bug_is_named_where_it_first_shows(
     source: Path, tmp_path: Path, plant: Plant

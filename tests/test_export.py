@@ -95,7 +95,7 @@ def test_exports_are_checked_but_not_loaded(tmp_path: Path, export: Callable, na
     export(tmp_path / "jax", folder)
     with pytest.raises(ValueError, match=f"is in the {name} format"):
         load(folder)
-    with pytest.raises(ValueError, match=f"is in the {name} format already"):
+    with pytest.raises(ValueError, match=f"is in the {name} format"):
         to_hf(folder, tmp_path / "x")
     with pytest.raises(FileExistsError):
         export(tmp_path / "jax", folder)

@@ -1,6 +1,8 @@
 """Every form of the operations gives the same logits, and the one switch chooses by shape alone."""
 
 import dataclasses
+import subprocess
+import sys
 from functools import cache
 
 import jax
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 from random_models import TINY, sharp_params
 
-from jax_llama3 import Params, decode, init_cache, prefill, quantize
+from jax_llama3 import Params, abstract_params, decode, init_cache, prefill, quantize
+from jax_llama3.decoding.programs import choose_ops
 from jax_llama3.kernels import ops_for
 from jax_llama3.kernels.cpu.ops import NUMBA, XLA
 from jax_llama3.kernels.cpu.registration import has_kernels
@@ -124,7 +127,33 @@ def test_a_cpu_takes_the_kernels_but_for_short_prompts_and_taps() -> None:
     assert ops_for("cpu", 1, 1) == ops_for("cpu", 16, 1) == ops_for("cpu", 1, 17) == fast
     assert ops_for("cpu", 1, 16) == ops_for("cpu", 8, 2) == XLA
     for new in (1, 512):
-        assert ops_for("cpu", 1, new, tapped=True) == XLA._replace(attend=PLAIN.attend)
+        assert ops_for("cpu", 1, new, tapped=True) == fast._replace(attend=PLAIN.attend)
+    assert ops_for("cpu", 1, 16, tapped=True) == XLA._replace(attend=PLAIN.attend)
+
+
+def test_traced_weights_are_taken_to_be_where_the_default_device_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    abstract = abstract_params(CONFIG, jnp.float32)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cuda")
+    assert choose_ops(abstract, 1, 1) is PLAIN
+    for device in (jax.devices()[0], "cpu"):
+        with jax.default_device(device):
+            assert choose_ops(abstract, 1, 1) == ops_for("cpu", 1, 1)
+
+
+ALONE = """
+import jax.numpy as jnp
+from jax_llama3.kernels.cpu.ops import NUMBA
+x, weight = jnp.ones((1, 64)), jnp.ones((32, 64))
+assert (NUMBA.products(x, (weight,))[0] == 64).all()
+q, k = jnp.ones((1, 1, 2, 32)), jnp.ones((1, 8, 2, 32))
+assert (NUMBA.attend(q, k, k, jnp.array([[3]])) == 1).all()
+"""
+
+
+def test_the_kernels_need_no_word_before_their_first_use() -> None:
+    subprocess.run([sys.executable, "-c", ALONE], check=True)
 
 
 def test_operations_are_hashable_and_compile_once() -> None:

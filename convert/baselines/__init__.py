@@ -2,4 +2,5 @@
 
 from collections.abc import Callable
 
-Run = Callable[[str, int, int, int], float]  # of test, tokens, depth, batch; the seconds it took
+# It takes a test's kind, its tokens, depth and batch, and returns the seconds that it took.
+Run = Callable[[str, int, int, int], float]

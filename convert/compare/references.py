@@ -29,7 +29,7 @@ class Recording(NamedTuple):
     activations: dict[str, np.ndarray]
 
 
-Save = Callable[[str, Any], None]  # of a tap's name and a tensor
+Save = Callable[[str, Any], None]  # takes a tap's name and a tensor
 
 # Tap name to the module that it is the output, or the input, of.
 _TRANSFORMERS = {

@@ -147,7 +147,7 @@ def _lock(partial_folder: Path, folder: Path) -> int:
     The system releases the lock when the process dies, however it dies. The folder itself is locked:
     a lock file, such as the package filelock leaves, would stay beside the output.
     """
-    import fcntl  # not on Windows, where the library can still be imported
+    import fcntl  # Windows has none: there the library is imported, but writes no folder
 
     while True:
         partial_folder.mkdir(exist_ok=True)

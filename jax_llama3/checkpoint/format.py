@@ -34,7 +34,7 @@ def read_model_manifest(folder: Path, advice: str = "convert it with to-jax firs
     """The manifest of a model; a folder in another format raises ValueError, which ends in `advice`."""
     manifest = read_manifest(folder)
     if is_export(manifest):
-        raise ValueError(f"{folder} is in the {manifest[EXPORT]} format already; {advice}")
+        raise ValueError(f"{folder} is in the {manifest[EXPORT]} format; {advice}")
     return manifest
 
 

@@ -31,9 +31,8 @@ from .manifest import MANIFEST
 from .shards import Place, find_tensors, map_file, mapped_run, runs
 
 _MAPPED_BYTES = 1 << 20  # a smaller tensor is copied and does not keep its file mapped
-_HUGE_BYTES = (
-    600_000_000  # weights that are cast get huge pages up to here; more take too long to find
-)
+# Weights that are cast get huge pages up to so many bytes; more take too long to find.
+_HUGE_BYTES = 600_000_000
 _SHARED_BYTES = 1 << 16  # smaller tensors that are cast get memory of their own
 _READERS = 3  # threads that read and cast tensors; more keep two cores from compiling meanwhile
 

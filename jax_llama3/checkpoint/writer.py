@@ -23,7 +23,8 @@ class OutputFile(NamedTuple):
 
     name: str
     nbytes: int
-    write: Callable[[Path, Any], dict]  # of a path and a bar; sha256, bytes and tensors of the file
+    # It takes a path and a progress bar, and returns the file's sha256, bytes and tensors.
+    write: Callable[[Path, Any], dict]
 
 
 def shard_outputs(

@@ -129,7 +129,7 @@ def _generate(
     first = partial(run_compiled, *_first_call(logits, cache, request, config))
     seconds, (state, rules, tokens, logprobs) = _timed(first)
     timings = Timings(prefill_seconds, seconds)
-    # The first token is given out before the loop is compiled, so that nobody waits for that.
+    # The first token is given out at once: the loop is compiled only after it.
     yield _new_tokens(tokens, logprobs), timings
     loop = _loop(params, state, rules, most - 1, config)
     for seconds, tokens, logprobs in loop:
@@ -192,7 +192,8 @@ def _read_prompts(
         room = cache_capacity(longest + request.max_new_tokens)
         filled = run(_empty_cache, config, len(prompts), room, activation_dtype(params))
     logits: Any = None
-    with progress(longest, "reading the prompt", "token") as bar:
+    is_read = run is run_compiled
+    with progress(longest, "reading the prompt", "token", shown=is_read) as bar:
         for start in range(0, longest, PREFILL_TOKENS):
             part = tokens[:, start : start + PREFILL_TOKENS]
             part = part[:, : bucket(min(longest - start, PREFILL_TOKENS))]

@@ -35,7 +35,7 @@ def choose_ops(params: Params, batch: int, new: int, tap: Tap = no_tap) -> Ops:
 
 def default_ops(batch: int, new: int) -> Ops:
     """`choose_ops` for weights on JAX's default device."""
-    return ops_for(jax.default_backend(), batch, new)
+    return ops_for(_default_platform(), batch, new)
 
 
 def _platform(params: Params) -> str:
@@ -43,7 +43,15 @@ def _platform(params: Params) -> str:
     norm = params.norm
     if isinstance(norm, jax.Array) and not isinstance(norm, Tracer):
         return next(iter(norm.devices())).platform
-    return jax.default_backend()
+    return _default_platform()
+
+
+def _default_platform() -> str:
+    """The platform of the device that `jax.default_device` names, or of JAX's first."""
+    device = jax.config.jax_default_device
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else device.platform
 
 
 def run_compiled(part: Callable[..., Any], *arguments: Any) -> Any:

@@ -16,15 +16,13 @@ def ops_for(platform: str, batch: int, new: int, *, tapped: bool = False) -> Ops
     """The fastest operations that this process has for `new` tokens of each of `batch` rows.
 
     `platform` is what JAX calls it, such as "cpu" or "cuda"; for all but CPUs they are `PLAIN`. With
-    `tapped` they show everything to a tap. The first answer that needs numba imports it, which takes
-    a second, and compiles the kernels once a machine.
+    `tapped` attention is the plain one, which shows its scores to a tap. The first answer that needs
+    numba imports it, which takes a second, and compiles the kernels once a machine.
     """
     if platform != "cpu":
         return PLAIN
-    if tapped:
-        return XLA._replace(attend=PLAIN.attend)
     # What a new process does first is often to read such a prompt: to import the kernels for it would
     # take longer than it takes without them.
-    if 1 < new <= batch * new <= _SHORT_PROMPT:
-        return XLA
-    return NUMBA if has_kernels() else XLA
+    is_short = 1 < new <= batch * new <= _SHORT_PROMPT
+    fast = XLA if is_short or not has_kernels() else NUMBA
+    return fast._replace(attend=PLAIN.attend) if tapped else fast

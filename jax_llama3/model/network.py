@@ -19,7 +19,7 @@ from .params import Params
 from .quantization import activation_dtype
 from .taps import Tap, no_tap, within
 
-Run = Callable[..., Any]  # how a part of the network runs: of the part and its arguments
+Run = Callable[..., Any]  # calls a part of the network, its first argument, with the others
 
 
 def forward(

@@ -16,7 +16,8 @@ from .linear import Products, products
 from .rope import rope_tables
 
 # (q [B T N H], k, v, positions [B T], tap=no_tap): attention to a cache's k and v, [B T N H]. A form that
-# does not show its scores raises ValueError where it is given a tap.
+# does not show its scores raises ValueError where it is given a tap. Without a cache the network attends
+# with the plain form, whatever operations it is given.
 Attend = Callable[..., Array]
 # Cosine and sine [B T R] of every pair's angle at positions [B T].
 Rotations = Callable[[Array, Config], tuple[Array, Array]]

@@ -6,7 +6,8 @@ from typing import Any
 
 from jaxtyping import Array
 
-Tap = Callable[[str, Array], Array]  # of an activation's name and its value; returns what goes on
+# It takes an activation's name and value, and returns the value that the network goes on with.
+Tap = Callable[[str, Array], Array]
 
 
 def no_tap(name: str, array: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import ctypes
 import mmap
-import resource
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,9 +11,8 @@ import jax
 import numpy as np
 
 ALIGNMENT = 64  # bytes; XLA takes over memory aligned to it without a copy
-_TOGETHER_BYTES = (
-    1 << 26
-)  # arrays are moved together up to here, because neighbours share huge pages
+# Arrays are moved together up to so many bytes, because neighbours share huge pages.
+_TOGETHER_BYTES = 1 << 26
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT_BYTES = 1 << 30
@@ -79,9 +77,8 @@ def move_to_huge_pages(leaves: list[jax.Array], moved: Callable[[int], Any]) -> 
         for index, copy in zip(range(first, last), copies, strict=True):
             np.copyto(copy, np.asarray(leaves[index]))
             leaves[index] = jax.device_put(copy, leaves[index].device)
-        _call_glibc(
-            "malloc_trim", 0
-        )  # glibc by itself keeps free memory that lies below memory in use
+        # glibc by itself keeps free memory that lies below memory in use.
+        _call_glibc("malloc_trim", 0)
         moved(nbytes)
         first = last
 
@@ -91,5 +88,7 @@ def peak_memory() -> float:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"] / 1e9
+    import resource  # Windows has none
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

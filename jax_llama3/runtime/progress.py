@@ -5,7 +5,7 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress(total: int, label: str, unit: str = "B") -> Any:
+def progress(total: int, label: str, unit: str = "B", *, shown: bool = True) -> Any:
     """A bar of `total` bytes, or of another `unit`, as a context manager; the caller updates it."""
     return tqdm(
         total=total,
@@ -13,6 +13,6 @@ def progress(total: int, label: str, unit: str = "B") -> Any:
         unit=unit,
         unit_scale=unit == "B",
         delay=2,
-        disable=None,
+        disable=None if shown else True,  # None: where stderr is no terminal
         leave=False,
     )

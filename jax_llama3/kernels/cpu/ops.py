@@ -21,6 +21,7 @@ from .gemm import gemm, serves_gemm
 from .gemv import gemv, serves_gemv
 from .prefill_attention import prefill_attention, serves_prefill_attention
 from .products import xla_products
+from .registration import has_kernels
 
 _FEW_ROWS = 3  # more are faster as a product of XLA's
 
@@ -32,6 +33,8 @@ def _on_cpu_products(
 
 
 def _numba_products(x: Float[Array, "M C"], weights: tuple[Weight, ...]) -> tuple[Array, ...]:
+    if not has_kernels():  # otherwise this makes them known to XLA
+        return xla_products(x, weights)
     stored = tuple(each.values if isinstance(each, Quantized) else each for each in weights)
     if serves_gemm(x, stored):
         sums = gemm(x, stored)
@@ -64,6 +67,8 @@ def _on_cpu_attend(
 def _numba_attend(
     q: Float[Array, "B T N H"], k: KV, v: KV, positions: Int[Array, "B T"]
 ) -> Float[Array, "B T N H"]:
+    if not has_kernels():
+        return attend_span(q, k, v, positions)
     if serves_decode_attention(q, k, v):
         return decode_attention(q, k, v, positions)
     if serves_prefill_attention(q, k, v):
