@@ -20,7 +20,8 @@ from jax_llama3 import Model, generate
 from jax_llama3.decoding.programs import bucket
 from jax_llama3.model.ops import Ops
 
-pytestmark = [pytest.mark.real, pytest.mark.reference]
+# transformers takes half a minute to read the file, and longer to compute in bfloat16.
+pytestmark = [pytest.mark.real, pytest.mark.reference, pytest.mark.slow]
 
 
 PARAGRAPH = """\
@@ -96,7 +97,6 @@ def test_default_model_equals_transformers(
         assert completion.tokens == greedy.tolist(), prompt
 
 
-@pytest.mark.slow
 def test_bfloat16_is_at_least_as_close_to_float32_as_transformers_own(
     default_model: Model,
     reference: torch.nn.Module,
