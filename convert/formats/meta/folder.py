@@ -12,8 +12,8 @@ from jax_llama3.model.config import Config
 from jax_llama3.text.tokenizer import MODEL
 
 from ...source import Source, SourceFile, TensorInfo, check_plain, refuse_all, source_file
+from ..pth import PthTensor, read_records, read_tensors
 from .config import parse_params
-from .pth import PthTensor, read_records, read_tensors
 
 PARAMS, CHECKLIST = "params.json", "checklist.chk"
 SHARD = "consolidated.{:02}.pth"

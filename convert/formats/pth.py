@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from ...source import Record
-from ..safetensors_rows import hint
+from ..source import Record
+from .safetensors_rows import hint
 
 # What a pickle may name, and how large it may be: so many bytes, and so many more for each record.
 # Meta's pickles have 0.2 kB for each record.
