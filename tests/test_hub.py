@@ -130,7 +130,10 @@ def test_a_name_is_brought_and_converted(tmp_path: Path, hub: tuple) -> None:
     handler.repositories["some-lab/Tiny.Llama-1"] = folder
     done = run(environment, "to-jax", "some-lab/Tiny.Llama-1", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert done.stderr.splitlines() == [
+        line for line in read_manifest(tmp_path / "out")["decisions"] if line.startswith("note: ")
+    ]
+    assert "no tokenizer" in done.stderr
     assert bits(load(tmp_path / "out").params) == bits(PARAMS)
     source = read_manifest(tmp_path / "out")["source"]
     assert source["hub"] == "some-lab/Tiny.Llama-1"
