@@ -111,6 +111,8 @@ def _read_index(folder: Path, names: FileSet) -> dict[str, str]:
     single, index = folder / names.single, folder / names.index
     if not index.exists():
         if not single.exists():
+            if any(folder.glob(f"{single.stem}-*{single.suffix}")):
+                raise FileNotFoundError(f"{index} is missing")
             raise FileNotFoundError(f"{folder} holds neither {names.single} nor {names.index}")
         return {}
     places = read_json(index).get("weight_map")
