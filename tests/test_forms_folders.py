@@ -172,9 +172,9 @@ def test_what_mistrals_absent_keys_mean_is_what_transformers_takes() -> None:
     absent = ("num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta", "rope_scaling")
     absent += ("max_position_embeddings", "tie_word_embeddings")
     values = {key: value for key, value in MISTRAL.items() if key not in absent}
-    values |= {"num_attention_heads": 16}
+    values |= {"hidden_size": 64, "num_attention_heads": 16}
     config = parse_config(values)
-    theirs = transformers.MistralConfig(hidden_size=48, num_attention_heads=16)
+    theirs = transformers.MistralConfig(hidden_size=64, num_attention_heads=16)
     assert config.n_kv_heads == theirs.num_key_value_heads == 8
     assert config.head_dim == theirs.head_dim
     assert config.norm_eps == theirs.rms_norm_eps

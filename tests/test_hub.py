@@ -204,6 +204,11 @@ def test_names_and_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not is_hub_name("lab/model")
     files = ["config.json", "a.safetensors", "../x.safetensors", "onnx/m.safetensors", "x.bin"]
     assert _choose("n", files) == ["config.json", "a.safetensors"]
+    files = ["config.json", "pytorch_model.bin", "training_args.bin", "model.gguf"]
+    assert _choose("n", files) == files[:2]
+    files = ["config.json", "params.json", "consolidated.safetensors", "model.safetensors"]
+    assert _choose("n", files) == ["config.json", "params.json", "model.safetensors"]
+    assert _choose("n", files[:3]) == files[:3]
     shards = ["original/consolidated.00.pth", "original/params.json", "original/../../x", "x.pth"]
     assert _choose("n", shards) == shards[:2]
     with pytest.raises(ValueError, match="2 GGUF files"):

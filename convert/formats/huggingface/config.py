@@ -43,6 +43,13 @@ _ROPE_KEYS = frozenset(
 )
 
 
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+)
 # What errors of Config call by our names.
 _THEIRS = {
     "dim": "hidden_size",
@@ -110,7 +117,16 @@ def _check_window(values: dict) -> None:
 def _config(values: dict) -> Config:
     # What the absence of a key, or null, means is transformers' default for it.
     mistral = values["model_type"] == "mistral"
-    dim, n_heads = _count(values, "hidden_size"), _count(values, "num_attention_heads")
+    context = values.get("max_position_embeddings", 131072 if mistral else 2048)
+    for key, value in [
+        *((key, values[key]) for key in _COUNTS),
+        ("max_position_embeddings", context),
+    ]:
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{key} must be a positive integer, not {value!r}")
+    if values.get("rms_norm_eps", 1e-6) is None:
+        raise ValueError("rms_norm_eps must be a positive number, not None")
+    dim, n_heads = values["hidden_size"], values["num_attention_heads"]
     theta, scaling = _parse_rope(values)
     head_dim = values.get("head_dim")
     if head_dim is None and dim % n_heads:
@@ -128,21 +144,15 @@ def _config(values: dict) -> Config:
         norm_eps=values.get("rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
-        max_seq_len=values.get("max_position_embeddings", 131072 if mistral else 2048),
+        max_seq_len=context,
         tie_embeddings=False if tied is None else tied,
     )
-    if values.get("max_sequence_length") not in (None, config.max_seq_len):
+    if (other := values.get("max_sequence_length")) not in (None, context):
         raise ValueError(
-            f"max_sequence_length {values['max_sequence_length']} contradicts "
-            f"max_position_embeddings {config.max_seq_len}; delete the wrong one"
+            f"max_sequence_length {other!r} contradicts max_position_embeddings {context}; "
+            "delete the wrong one"
         )
     return config
-
-
-def _count(values: dict, key: str) -> int:
-    if type(values[key]) is not int or values[key] < 1:
-        raise ValueError(f"{key} must be a positive integer, not {values[key]!r}")
-    return values[key]
 
 
 def _listed(values: tuple) -> str:
