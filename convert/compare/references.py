@@ -180,12 +180,10 @@ def _run_meta(
 def _load_meta(meta: ModuleType, arguments: Any, source: Source, tokens: np.ndarray) -> Any:
     """Meta's model of its own params.json and shards."""
     scaling = source.config.rope_scaling
-    given = read_json(source.files[0].path)
-    values = (
-        params_values(source.config) if "hidden_dim" in given else given
-    )  # Mistral's, in Meta's
+    values = read_json(source.files[0].path)
+    if "hidden_dim" in values:  # Mistral's; Meta's code knows Meta's keys alone
+        values = params_values(source.config)
     values |= {"max_batch_size": tokens.shape[0], "max_seq_len": tokens.shape[1]}
-    # params.json says no factor, and that of the conversion may have been given.
     values["use_scaled_rope"] = scaling == _META_SCALING
     model = meta.Transformer(arguments(**values)).eval()
     model.load_state_dict(_meta_tensors(source), strict=True)
