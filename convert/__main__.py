@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from jax_llama3.checkpoint.folder import check_output
 from jax_llama3.checkpoint.verification import verify
@@ -112,6 +113,7 @@ def _fetch(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         quantize=options.quantize,
         overwrite=options.overwrite,
+        on_note=_note,
     )
     _say(folder)
 
@@ -130,6 +132,7 @@ def _to_jax(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         rope_factor=options.rope_factor,
         origin=origin,
+        on_note=_note,
     )
     _say(options.folder)
 
@@ -174,9 +177,19 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _say(folder: Path) -> None:
-    """Print the path of the result; "?" stands for characters that the terminal cannot show."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(str(folder).encode(encoding, errors="replace").decode(encoding))
+    """Print the path of the result."""
+    print(_shown(str(folder), sys.stdout))
+
+
+def _note(line: str) -> None:
+    """Print what the converter decided for itself, as one line on stderr."""
+    print(_shown(" ".join(line.split()), sys.stderr), file=sys.stderr)
+
+
+def _shown(text: str, stream: TextIO) -> str:
+    """The text with "?" for characters that the terminal cannot show."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, errors="replace").decode(encoding)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from jax_llama3.checkpoint.manifest import read_manifest
 from jax_llama3.model.config import config_to_dict
 
 from .formats.jax.folder import open_jax
-from .source import Source
+from .source import NOTE, Source
 from .table import NAMES, buffer_bytes, plan
 from .to_jax import open_source
 
@@ -54,7 +54,7 @@ def _is_ours(path: Path) -> bool:
 def _head(path: Path, source: Source) -> list[str]:
     lines = [f"{path}: {source.kind}, {len(source.files)} files"]
     lines += [f"  {key:15} {value}" for key, value in config_to_dict(source.config).items()]
-    return lines + [f"  note: {decision}" for decision in source.decisions]
+    return lines + [f"  note: {text.removeprefix(NOTE)}" for text in source.decisions]
 
 
 def _table(source: Source) -> list[str]:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import re
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -15,6 +16,9 @@ from numpy import dtype, ndarray
 from jax_llama3.checkpoint.manifest import hash_file
 from jax_llama3.model.config import Config
 from jax_llama3.runtime.progress import progress
+
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a blob is named by its sha1 or its sha256
+NOTE = "note: "  # begins those decisions that the user should hear of
 
 
 class TensorInfo(NamedTuple):
@@ -66,6 +70,15 @@ def refuse_all(errors: list[str]) -> None:
         raise ValueError("; ".join(errors[:8]) + more)
 
 
+def refuse_unknown(keys: set[str]) -> None:
+    """Raise ValueError if there are keys whose meaning is not known, since they could change numbers."""
+    if len(keys) == 1:
+        raise ValueError(f"unknown key {min(keys)}; delete it if it changes nothing")
+    if keys:
+        names = ", ".join(sorted(keys))
+        raise ValueError(f"unknown keys {names}; delete each if it changes nothing")
+
+
 def source_file(path: Path, **expected: Any) -> SourceFile:
     """Note a file before anything is read from it; one that is no plain file is refused."""
     check_plain(path)
@@ -73,16 +86,30 @@ def source_file(path: Path, **expected: Any) -> SourceFile:
 
 
 def check_plain(path: Path) -> None:
-    """Refuse what is no file, or a link that leaves its folder."""
-    # A link may only lead where the hub's own cache keeps its files: the repository's blobs.
-    target, folder = path.resolve(), path.parent.resolve()
-    blobs = [parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots"]
-    if path.is_symlink() and folder not in target.parents and target.parent not in blobs:
-        raise ValueError(f"{path} is a link that leaves its folder")
+    """Refuse what is no file, or a link that leaves its folder for anything but the hub's cache."""
+    if path.is_symlink():
+        target, folder = path.resolve(), path.parent.resolve()
+        if folder not in target.parents and not _is_blob(target, folder):
+            raise ValueError(
+                f"{path} is a link that leaves its folder; copy it, or name the real folder"
+            )
     if not path.is_file():
         if os.path.lexists(path):
             raise ValueError(f"{path} is no plain file, or a link to nothing")
         raise FileNotFoundError(f"{path} is missing")
+
+
+def _is_blob(target: Path, folder: Path) -> bool:
+    """Whether a file is where the hub's cache keeps those of a repository.
+
+    From a snapshot of that cache links lead to the repository's blobs; in folders that older versions
+    of the hub's library filled, to the blob's hash in the cache, wherever that is.
+    """
+    snapshots = [parent for parent in folder.parents if parent.name == "snapshots"]
+    if target.parent in [parent.parent / "blobs" for parent in snapshots]:
+        return True
+    in_cache = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+    return in_cache and _HASH.fullmatch(target.name) is not None
 
 
 class Hashing:
@@ -147,7 +174,7 @@ def _check_distinct(files: list[SourceFile], hashes: dict[str, dict]) -> None:
     """Refuse a file of weights that is there twice under two names."""
     seen: dict[str, Path] = {}
     for file in files:
-        if file.path.suffix in (".pth", ".safetensors"):
+        if file.path.suffix in (".pth", ".bin", ".safetensors"):
             first = seen.setdefault(hashes[file.path.name]["sha256"], file.path)
             if first != file.path:
                 raise ValueError(f"{file.path} is a copy of {first.name}; a shard is missing")

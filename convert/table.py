@@ -69,6 +69,8 @@ _GGUF = {
     "w_up": "blk.{}.ffn_up.weight",
     "w_down": "blk.{}.ffn_down.weight",
 }
+# The config's key that says whether the output is the embedding; a GGUF file says it by its tensors.
+_TIE_KEYS = {"huggingface": "tie_word_embeddings", "meta": "tied_embeddings"}
 NAMES = {"huggingface": _HUGGINGFACE, "meta": _META, "gguf": _GGUF}
 _INTERLEAVED = {"meta", "gguf"}
 
@@ -97,7 +99,11 @@ def resolve_tie(source: Source) -> Source:
         return source
     same = _are_equal(source, embedding, output)
     if not same and source.config.tie_embeddings:
-        raise ValueError(f"the config ties the embeddings, but {output} differs from {embedding}")
+        key = _TIE_KEYS[source.kind]
+        raise ValueError(
+            f"{output} differs from {embedding}, but the config ties them: set {key} to false to keep "
+            f"{output}, or delete {output} from the file"
+        )
     if not same:
         return source
     tensors = {name: info for name, info in source.tensors.items() if name != output}
@@ -140,7 +146,7 @@ def plan(source: Source, dtype: str | None, *, quantize: bool = False) -> list[T
     for rule, (_, leaf) in zip(table, abstract, strict=True):
         info = source.tensors.get(rule.theirs)
         if info is None:
-            errors.append(f"{rule.theirs} is missing")
+            errors.append(f"{rule.theirs} is missing{_tie_hint(source.kind, rule.ours)}")
         elif info.shape != (flat := flat_shape(rule.ours, leaf.shape)):
             shapes = f"has shape {list(info.shape)}, the config says {list(flat)}"
             errors.append(f"{rule.theirs} {shapes}")
@@ -152,6 +158,11 @@ def plan(source: Source, dtype: str | None, *, quantize: bool = False) -> list[T
     errors += [f"{name} has no place in the model" for name in sorted(unused)]
     refuse_all(errors)
     return tensors
+
+
+def _tie_hint(kind: str, ours: str) -> str:
+    key = _TIE_KEYS.get(kind)
+    return f" (if it is the embedding, set {key} to true)" if key and ours == "output" else ""
 
 
 def _to_ours(source: Source, rule: Rule, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:

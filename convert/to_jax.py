@@ -9,8 +9,9 @@ from jax_llama3.checkpoint.saving import write_model
 
 from .formats.gguf.file import open_gguf
 from .formats.huggingface.folder import open_huggingface
-from .formats.meta.folder import PARAMS, open_meta
-from .source import Hashing, Source, SourceFile, check_unchanged
+from .formats.meta.folder import open_meta
+from .recognition import recognise
+from .source import NOTE, Hashing, Source, SourceFile, check_unchanged
 from .table import plan, resolve_tie
 
 DTYPES = ("keep", "float32", "bfloat16", "float16")
@@ -28,32 +29,12 @@ def open_source(
     the other formats, which say it, it is refused. `on_file` is called with each file whose header
     takes long to read. What is no sound checkpoint raises ValueError or FileNotFoundError.
     """
-    folder = _meta_folder(path)
-    if folder is not None:
-        return open_meta(folder, rope_factor, on_file)
+    kind, place = recognise(path)
+    if kind == "meta":
+        return open_meta(place, rope_factor, on_file)
     if rope_factor is not None:
         raise ValueError(f"{path} says its own RoPE scaling; --rope-factor is for Meta's folders")
-    if path.is_file():
-        return open_gguf(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"no file or folder at {path}")
-    if os.path.lexists(path / "config.json"):
-        return open_huggingface(path)
-    if ggufs := sorted(path.glob("*.gguf")):
-        raise ValueError(f"{path} is a folder of GGUF files; name one of them, such as {ggufs[0]}")
-    raise ValueError(f"{path} holds neither config.json (Hugging Face) nor {PARAMS} (Meta)")
-
-
-def _meta_folder(path: Path) -> Path | None:
-    """The folder that holds Meta's files: this one, or its `original` as on the hub; None without any."""
-    if os.path.lexists(path / "config.json"):
-        return None
-    for folder in (path, path / "original"):
-        if folder != path and folder.is_symlink():
-            raise ValueError(f"{folder} is a link; name the folder that it leads to")
-        if os.path.lexists(folder / PARAMS) or any(folder.glob("consolidated*")):
-            return folder
-    return None
+    return open_gguf(place) if kind == "gguf" else open_huggingface(place, on_file)
 
 
 def to_jax(
@@ -65,13 +46,15 @@ def to_jax(
     overwrite: bool = False,
     rope_factor: float | None = None,
     origin: dict | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> None:
     """Convert the checkpoint at `path` into the new folder `folder`.
 
     `dtype` "keep" leaves each tensor's dtype; quantised ones become float32. With `quantize` "int8"
     matrices become int8 values and float32 scales, as `jax_llama3.quantize` makes them, and `dtype` is
     that of the norms. `rope_factor` is that of `open_source`. `origin` goes into the manifest: it says
-    where the files came from. What cannot be converted exactly raises ValueError, and an output that
+    where the files came from. `on_note` is called with each line that the user should hear of, which the
+    manifest keeps too. What cannot be converted exactly raises ValueError, and an output that
     exists FileExistsError; then nothing is written.
     """
     path, folder = Path(path), Path(folder)
@@ -83,6 +66,9 @@ def to_jax(
     refuse_overlap(path, folder)
     with Hashing() as hashing:
         source = resolve_tie(open_source(path, rope_factor, hashing.add))
+        for decision in source.decisions:
+            if decision.startswith(NOTE):
+                on_note(decision)
         kept = None if dtype == "keep" else dtype
         tensors = plan(source, kept, quantize=quantize is not None)
         hashes = hashing.result(source.files)

@@ -225,7 +225,7 @@ def test_a_gguf_header_costs_memory_like_its_size(tmp_path: Path) -> None:
     texts = struct.pack("<Q1sIIQ", 1, b"b", 9, 8, 200_000) + bytes(8 * 200_000)
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + numbers + texts + bytes(22))
     tracemalloc.start()
-    with pytest.raises(ValueError, match=r"damaged: 'general\.architecture'"):
+    with pytest.raises(ValueError, match="it holds no tensors"):
         open_gguf(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

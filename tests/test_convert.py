@@ -130,8 +130,7 @@ def test_bfloat16_is_rounded_to_the_nearest_and_keep_keeps(tmp_path: Path) -> No
 
 REFUSED_CONFIGS = {
     "unknown key": ({"rope_magic": 1}, "rope_magic"),
-    "quantised": ({"quantization_config": {}}, "quantization_config"),
-    "model_type": ({"model_type": "mistral"}, "mistral"),
+    "model_type": ({"model_type": "qwen2", "rope_magic": 1}, "^model_type 'qwen2' is not"),
     "activation": ({"hidden_act": "gelu"}, "gelu"),
     "bias": ({"attention_bias": True}, "attention_bias"),
     "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
@@ -143,9 +142,9 @@ REFUSED_CONFIGS = {
         "twice",
     ),
     "vocabulary": ({"vocab_size": -1}, "vocab_size"),
-    "heads": ({"num_attention_heads": 7}, "n_heads 7"),
-    "type": ({"hidden_size": "48"}, "dim"),
-    "eps": ({"rms_norm_eps": 0.0}, "norm_eps"),
+    "heads": ({"num_attention_heads": 7}, "num_attention_heads 7 .*num_key_value_heads 2"),
+    "type": ({"hidden_size": "48"}, "hidden_size must be a positive integer, not '48'"),
+    "eps": ({"rms_norm_eps": 0.0}, "rms_norm_eps must be"),
     "partial": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     "no type": (
         {"rope_scaling": {k: v for k, v in V4["rope_scaling"].items() if k != "rope_type"}},
@@ -282,9 +281,7 @@ def test_duplicate_keys_and_lying_counts_are_refused_at_once(tmp_path: Path) -> 
         to_jax(source, tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    "name", ["pytorch_model.bin", "consolidated.00.pth", "model.gguf", "model-2.safetensors"]
-)
+@pytest.mark.parametrize("name", ["consolidated.00.pth", "model.gguf", "model-2.safetensors"])
 def test_a_second_format_or_stray_shard_is_refused(tmp_path: Path, name: str) -> None:
     source = write_folder(tmp_path / "in", V4, hf_tensors(PARAMS))
     (source / name).write_bytes(b"")
@@ -392,7 +389,7 @@ def test_metas_tokenizer_in_a_hugging_face_folder_goes_along(tmp_path: Path) -> 
     to_jax(source, tmp_path / "other")
     assert load(tmp_path / "other").tokenizer is None
     decisions = read_manifest(tmp_path / "other")["decisions"]
-    assert "the source has no tokenizer that can be read" in decisions
+    assert any(line.startswith("note: the source has no tokenizer that") for line in decisions)
 
 
 def test_the_output_is_never_the_source_nor_lost(tmp_path: Path) -> None:
@@ -508,7 +505,8 @@ def test_the_command_converts_and_checks(tmp_path: Path, capsys: pytest.CaptureF
     captured = capsys.readouterr()
     assert captured.out.splitlines()[0] == out
     assert "21 tensors" in captured.out
-    assert captured.err == ""
+    note = "note: the source has no tokenizer that can be read; it takes and gives ids alone\n"
+    assert captured.err == note
 
 
 def test_the_axes_that_a_product_sums_over_stand_last() -> None:

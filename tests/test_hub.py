@@ -130,7 +130,10 @@ def test_a_name_is_brought_and_converted(tmp_path: Path, hub: tuple) -> None:
     handler.repositories["some-lab/Tiny.Llama-1"] = folder
     done = run(environment, "to-jax", "some-lab/Tiny.Llama-1", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert done.stderr.splitlines() == [
+        line for line in read_manifest(tmp_path / "out")["decisions"] if line.startswith("note: ")
+    ]
+    assert "no tokenizer" in done.stderr
     assert bits(load(tmp_path / "out").params) == bits(PARAMS)
     source = read_manifest(tmp_path / "out")["source"]
     assert source["hub"] == "some-lab/Tiny.Llama-1"
@@ -201,6 +204,11 @@ def test_names_and_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not is_hub_name("lab/model")
     files = ["config.json", "a.safetensors", "../x.safetensors", "onnx/m.safetensors", "x.bin"]
     assert _choose("n", files) == ["config.json", "a.safetensors"]
+    files = ["config.json", "pytorch_model.bin", "training_args.bin", "model.gguf"]
+    assert _choose("n", files) == files[:2]
+    files = ["config.json", "params.json", "consolidated.safetensors", "model.safetensors"]
+    assert _choose("n", files) == ["config.json", "params.json", "model.safetensors"]
+    assert _choose("n", files[:3]) == files[:3]
     shards = ["original/consolidated.00.pth", "original/params.json", "original/../../x", "x.pth"]
     assert _choose("n", shards) == shards[:2]
     with pytest.raises(ValueError, match="2 GGUF files"):

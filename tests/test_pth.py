@@ -18,7 +18,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from convert.formats.meta.pth import _check_opcodes, open_pth
+from convert.formats.pth import _check_opcodes, open_pth
 from convert.source import hash_files, source_file
 
 pytestmark = pytest.mark.reference
@@ -286,7 +286,7 @@ def test_a_damaged_container_is_refused(tmp_path: Path, change: Callable) -> Non
 
 
 def test_older_torch_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convert.formats.meta.pth._reads_nothing_for_meta", lambda torch: False)
+    monkeypatch.setattr("convert.formats.pth._reads_nothing_for_meta", lambda torch: False)
     found = read(save(tmp_path / "x.pth", {**PLAIN, "c": A[1:], "d": A.T}))
     np.testing.assert_array_equal(found["a"], A.numpy())
     np.testing.assert_array_equal(found["c"], A[1:].numpy())

@@ -18,6 +18,7 @@ from jax_llama3.checkpoint.manifest import read_json
 from jax_llama3.model.config import Config, RopeScaling, llama3_scaling
 from jax_llama3.runtime.progress import progress
 
+from ..formats.meta.config import params_values
 from ..source import Source
 from ..table import NAMES, rules
 
@@ -87,12 +88,13 @@ def _run_transformers(
     try:
         import torch
         import transformers
-        from transformers.models.llama import modeling_llama
     except ImportError as error:
         raise ImportError(
             f"comparing needs the package {error.name}: pip install 'jax_llama3[compare]'"
         ) from None
-    original = modeling_llama.eager_attention_forward
+    model = _load_transformers(transformers, path, source)
+    modeling = sys.modules[type(model).__module__]  # of Llama, or of Mistral
+    original = modeling.eager_attention_forward
 
     def attend(module: Any, query: Any, key: Any, *rest: Any, **options: Any) -> Any:
         mixed, pattern = original(module, query, key, *rest, **options)
@@ -102,11 +104,10 @@ def _run_transformers(
         save(prefix + "pattern", pattern)
         return mixed, pattern
 
-    model = _load_transformers(transformers, path, source)
     _round(model, "huggingface", source.config, dtypes)
     with (
         _hooked(model, _TRANSFORMERS, source.config.n_layers, save),
-        mock.patch.object(modeling_llama, "eager_attention_forward", attend),
+        mock.patch.object(modeling, "eager_attention_forward", attend),
         torch.inference_mode(),
     ):
         model(torch.tensor(tokens, dtype=torch.int64), use_cache=False)
@@ -116,16 +117,17 @@ def _run_transformers(
 def _load_transformers(transformers: ModuleType, path: Path, source: Source) -> Any:
     """The model as transformers itself reads it."""
     options: dict[str, Any] = {"dtype": "float32", "attn_implementation": "eager"}
+    kind = transformers.LlamaForCausalLM
     if source.kind == "gguf":
         path, options["gguf_file"] = path.parent, path.name
         if hasattr(transformers, "GgufConfig"):  # newer versions else compute with packed weights
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     else:
-        options["use_safetensors"] = True
+        options["use_safetensors"] = any(f.path.suffix == ".safetensors" for f in source.files)
+        if read_json(path / "config.json")["model_type"] == "mistral":
+            kind = transformers.MistralForCausalLM
     with _quiet(transformers):
-        loaded = transformers.LlamaForCausalLM.from_pretrained(
-            path, local_files_only=True, **options
-        )
+        loaded = kind.from_pretrained(path, local_files_only=True, **options)
     if source.kind == "gguf":
         # A GGUF file says its scaling in a tensor, which transformers passes over.
         for divisors in _gguf_tensors(path / options["gguf_file"], "rope_freqs.weight"):
@@ -179,8 +181,9 @@ def _load_meta(meta: ModuleType, arguments: Any, source: Source, tokens: np.ndar
     """Meta's model of its own params.json and shards."""
     scaling = source.config.rope_scaling
     values = read_json(source.files[0].path)
+    if "hidden_dim" in values:  # Mistral's; Meta's code knows Meta's keys alone
+        values = params_values(source.config)
     values |= {"max_batch_size": tokens.shape[0], "max_seq_len": tokens.shape[1]}
-    # params.json does not say a factor, and the one that was converted with may be given.
     values["use_scaled_rope"] = scaling == _META_SCALING
     model = meta.Transformer(arguments(**values)).eval()
     model.load_state_dict(_meta_tensors(source), strict=True)
@@ -192,8 +195,13 @@ def _load_meta(meta: ModuleType, arguments: Any, source: Source, tokens: np.ndar
 
 def _meta_tensors(source: Source) -> dict[str, Any]:
     """Every tensor of the shards, joined in torch as Meta's parallel layers split it."""
+    import safetensors.torch
     import torch
 
+    whole = [f.path for f in source.files if f.path.suffix == ".safetensors"]
+    if whole:  # Mistral's, which are in no parts
+        found = {n: t for path in whole for n, t in safetensors.torch.load_file(path).items()}
+        return {name: found[name].float() for name in source.tensors}
     paths = [file.path for file in source.files if file.path.suffix == ".pth"]
     shards = [torch.load(path, map_location="cpu", mmap=True, weights_only=True) for path in paths]
     joined = {}

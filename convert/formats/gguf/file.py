@@ -8,7 +8,7 @@ import numpy as np
 
 from jax_llama3.model.config import Config, RopeScaling, llama3_scaling
 
-from ...source import Source, TensorInfo, source_file
+from ...source import Source, TensorInfo, refuse_unknown, source_file
 from ..safetensors_rows import hint
 from .header import GgufHeader, GgufTensor, read_header
 from .vocabulary import gguf_texts
@@ -28,9 +28,32 @@ _USED = frozenset(
         "attention.value_length",
         "rope.freq_base",
         "rope.dimension_count",
-        "rope.scaling.type",
     ]
 )
+# Keys that some programs write for every model, and the values that mean "none".
+_NONE: dict[str, tuple] = {
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "expert_shared_count": (0,),
+    "expert_feed_forward_length": (0,),
+    "leading_dense_block_count": (0,),
+    "attention.sliding_window": (0,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.causal": (True,),
+    "attn_logit_softcapping": (0.0,),
+    "final_logit_softcapping": (0.0,),
+    "rope.scaling.type": ("none",),
+    "rope.scaling.factor": (0.0, 1.0),
+    "rope.scaling.finetuned": (False,),
+    "rope.scaling.original_context_length": (0,),
+    "rope.scale_linear": (0.0, 1.0),
+    "logit_scale": (0.0, 1.0),
+    "pooling_type": (0,),
+    "use_parallel_residual": (False,),
+    # The names of layouts in which q and k are interleaved, as they are in every file of this kind.
+    "tensor_data_layout": ("Meta AI original pth",),
+}
 _PLAIN = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
@@ -39,6 +62,7 @@ def open_gguf(path: Path) -> Source:
     file = source_file(path)
     try:
         fields, places = _read_header(path)
+        _refuse_other_kinds(fields, places)
 
         def read(name: str, start: int, stop: int) -> np.ndarray:
             return _read_rows(path, name, places[name], start, stop)
@@ -63,7 +87,7 @@ def open_gguf(path: Path) -> Source:
     if config.rope_scaling is not None:
         decisions.append(f"{_ROPE_FREQS} recovered as factor {config.rope_scaling.factor:g}")
     if not texts:
-        decisions.append("the source has no tokenizer")
+        decisions.append("note: the source has no tokenizer; it takes and gives ids alone")
     return Source("gguf", config, tensors, read, texts, [file], decisions)
 
 
@@ -78,16 +102,38 @@ def _read_header(path: Path) -> GgufHeader:
         raise ValueError(f"not a sound GGUF file{hint(path)}: {error}") from None
 
 
+def _refuse_other_kinds(fields: dict, places: dict[str, GgufTensor]) -> None:
+    """Refuse a file that holds no model, or one part of it, by what it is."""
+    kind = fields.get("general.type", "model")
+    if kind == "adapter":
+        base = fields.get("general.base_model.0.name", "a model that it does not name")
+        raise ValueError(
+            f"it is a LoRA adapter of {base}: convert that model, and then its PEFT folder: "
+            "convert merge DIR ADAPTER DST"
+        )
+    if kind != "model":
+        raise ValueError(f"it is of the type {kind!r}, not a model; name the model's own file")
+    if (parts := int(fields.get("split.count", 0))) > 1:
+        part = int(fields["split.no"]) + 1
+        raise ValueError(
+            f"it is part {part} of {parts} of a split model; join them: llama-gguf-split --merge"
+        )
+    if not places:
+        raise ValueError("it holds no tensors, only a vocabulary; name the model's own file")
+
+
 def _parse_config(fields: dict, places: dict[str, GgufTensor]) -> Config:
     if fields["general.architecture"] != "llama":
         raise ValueError(f"architecture {fields['general.architecture']!r}, not 'llama'")
     values = {
         key.removeprefix("llama."): value for key, value in fields.items() if key[:6] == "llama."
     }
-    if unknown := sorted(set(values) - _USED):
-        raise ValueError(f"unknown keys {', '.join(unknown)}; what they mean is not supported")
-    if values.get("rope.scaling.type", "none") != "none":
-        raise ValueError(f"RoPE scaling {values['rope.scaling.type']!r} is not supported")
+    refuse_unknown({f"llama.{key}" for key in set(values) - _USED - set(_NONE)})
+    for key in sorted(set(values) & set(_NONE)):
+        if values[key] not in _NONE[key]:
+            raise ValueError(
+                f"llama.{key} {values[key]!r} is not supported, only {_NONE[key][0]!r}"
+            )
     n_heads, dim = int(values["attention.head_count"]), int(values["embedding_length"])
     head_dim = int(values.get("attention.key_length", dim // n_heads))
     for key in ("attention.value_length", "rope.dimension_count"):

@@ -29,6 +29,12 @@ def gguf_texts(fields: dict) -> dict[str, bytes]:
         fields.get("tokenizer.ggml.eom_token_id"),
     )
     bos_id = fields.get("tokenizer.ggml.bos_token_id")
+    for name in ("bos", "eos", "eot", "eom"):
+        token = fields.get(f"tokenizer.ggml.{name}_token_id")
+        if token is not None and not 0 <= token < len(tokens):
+            raise ValueError(
+                f"tokenizer.ggml.{name}_token_id {token} is beyond its {len(tokens)} tokens"
+            )
     add_bos = fields.get("tokenizer.ggml.add_bos_token", pre in ("llama-bpe", "llama3"))
     if not isinstance(add_bos, bool):
         raise ValueError(f"tokenizer.ggml.add_bos_token {add_bos!r} is not true or false")

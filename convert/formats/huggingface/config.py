@@ -1,51 +1,14 @@
 """Our config from a Hugging Face config.json, of transformers 4 or 5, and back."""
 
+import re
 from typing import Any
 
 from jax_llama3.model.config import Config, RopeScaling
 
-# Keys that change nothing in what the network computes at inference.
-_WITHOUT_EFFECT = frozenset(
-    [
-        "_name_or_path",
-        "architectures",
-        "attention_dropout",
-        "bos_token_id",
-        "dtype",
-        "eos_token_id",
-        "initializer_range",
-        "name_or_path",
-        "pad_token_id",
-        "torch_dtype",
-        "transformers_version",
-        "unk_token_id",
-        "use_cache",
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "is_llama_config",
-        "return_dict",
-        "output_hidden_states",
-        "output_attentions",
-        "torchscript",
-        "id2label",
-        "label2id",
-        "problem_type",
-        "chunk_size_feed_forward",
-        "transformers.js_config",
-    ]
-)
-# Keys that may only have the value under which they change nothing.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "model_type": ("llama",),
-    "hidden_act": ("silu",),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "pretraining_tp": (1, None),
-    "rope_interleaved": (False, None),
-    "is_encoder_decoder": (False,),
-    "partial_rotary_factor": (1.0, None),
-    "sliding_window": (None,),
-}
+from ...source import refuse_unknown
+from .config_keys import FIXED, WITHOUT_EFFECT
+
+SUPPORTED = ("llama", "mistral")
 _USED = frozenset(
     [
         "vocab_size",
@@ -60,7 +23,10 @@ _USED = frozenset(
         "rope_scaling",
         "rope_parameters",
         "max_position_embeddings",
+        "max_sequence_length",
         "tie_word_embeddings",
+        "model_type",
+        "layer_types",
     ]
 )
 _ROPE_KEYS = frozenset(
@@ -77,42 +43,120 @@ _ROPE_KEYS = frozenset(
 )
 
 
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+)
+# What errors of Config call by our names.
+_THEIRS = {
+    "dim": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "ffn_dim": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+    "max_seq_len": "max_position_embeddings",
+    "tie_embeddings": "tie_word_embeddings",
+    "original_max_seq_len": "original_max_position_embeddings",
+}
+
+
+def model_type_refusal(values: dict) -> str | None:
+    """Why a model of this config.json's type is not read; None if it is."""
+    if values.get("model_type") is None:
+        return "model_type is missing; add it if the model is one of llama's or mistral's kind"
+    if values["model_type"] not in SUPPORTED:
+        return f"model_type {values['model_type']!r} is not supported, only {_listed(SUPPORTED)}"
+    return None
+
+
 def parse_config(values: dict) -> Config:
     """Our config from the values of a config.json; unknown or unsupported keys are refused."""
-    known = _WITHOUT_EFFECT | _USED | set(_FIXED)
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"unknown keys {', '.join(unknown)}; what they mean is not supported")
-    if "model_type" not in values:
-        raise ValueError("model_type is missing; only 'llama' is supported")
-    for key, allowed in _FIXED.items():
-        if key in values and values[key] not in allowed:
-            raise ValueError(f"{key} {values[key]!r} is not supported, only {allowed[0]!r}")
+    if refusal := model_type_refusal(values):
+        raise ValueError(refusal)
+    refuse_unknown(set(values) - _USED - set(WITHOUT_EFFECT) - set(FIXED))
+    _check_fixed(values)
     try:
-        dim, n_heads = values["hidden_size"], values["num_attention_heads"]
-        theta, scaling = _parse_rope(values)
-        head_dim = values.get("head_dim")
-        if head_dim is None and dim % n_heads:
-            raise ValueError(f"hidden_size {dim} is not a multiple of {n_heads} heads")
-        n_kv_heads = values.get("num_key_value_heads")
-        # What a key's absence means is transformers' default for it.
-        return Config(
-            vocab_size=values["vocab_size"],
-            dim=dim,
-            n_layers=values["num_hidden_layers"],
-            n_heads=n_heads,
-            n_kv_heads=n_heads if n_kv_heads is None else n_kv_heads,
-            head_dim=dim // n_heads if head_dim is None else head_dim,
-            ffn_dim=values["intermediate_size"],
-            norm_eps=values.get("rms_norm_eps", 1e-6),
-            rope_theta=theta,
-            rope_scaling=scaling,
-            max_seq_len=values.get("max_position_embeddings", 2048),
-            tie_embeddings=values.get("tie_word_embeddings", False),
-        )
+        return _config(values)
     except KeyError as error:
         raise ValueError(f"key {error} is missing") from None
     except (TypeError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"a value has the wrong type: {error}") from None
+    except ValueError as error:
+        theirs = re.sub(r"\w+", lambda word: _THEIRS.get(word[0], word[0]), str(error))
+        raise ValueError(theirs) from None
+
+
+def _check_fixed(values: dict) -> None:
+    """Refuse values that change what the network computes, and that it does not have here."""
+    if values["model_type"] == "mistral":
+        _check_window(values)
+    for key, allowed in FIXED.items():
+        if key in values and values[key] not in allowed:
+            raise ValueError(f"{key} {values[key]!r} is not supported, only {_listed(allowed)}")
+    if not {*(values.get("layer_types") or ())} <= {"full_attention"}:
+        raise ValueError(
+            f"layer_types {values['layer_types']!r} is not supported, only 'full_attention'"
+        )
+
+
+def _check_window(values: dict) -> None:
+    """Refuse a Mistral whose attention has a window; it has one of 4096 if the key is absent."""
+    window = values.get("sliding_window", 4096)
+    if window is not None:
+        absent = "" if "sliding_window" in values else ", which an absent key means,"
+        raise ValueError(
+            f"sliding_window {window!r}{absent} is not supported; set it to null if no text will be "
+            "longer: up to there a window changes nothing"
+        )
+
+
+def _config(values: dict) -> Config:
+    # What the absence of a key, or null, means is transformers' default for it.
+    mistral = values["model_type"] == "mistral"
+    context = values.get("max_position_embeddings", 131072 if mistral else 2048)
+    for key, value in [
+        *((key, values[key]) for key in _COUNTS),
+        ("max_position_embeddings", context),
+    ]:
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{key} must be a positive integer, not {value!r}")
+    if values.get("rms_norm_eps", 1e-6) is None:
+        raise ValueError("rms_norm_eps must be a positive number, not None")
+    dim, n_heads = values["hidden_size"], values["num_attention_heads"]
+    theta, scaling = _parse_rope(values)
+    head_dim = values.get("head_dim")
+    if head_dim is None and dim % n_heads:
+        raise ValueError(f"hidden_size {dim} is not a multiple of num_attention_heads {n_heads}")
+    n_kv_heads = values.get("num_key_value_heads", 8 if mistral else None)
+    tied = values.get("tie_word_embeddings")
+    config = Config(
+        vocab_size=values["vocab_size"],
+        dim=dim,
+        n_layers=values["num_hidden_layers"],
+        n_heads=n_heads,
+        n_kv_heads=n_heads if n_kv_heads is None else n_kv_heads,
+        head_dim=dim // n_heads if head_dim is None else head_dim,
+        ffn_dim=values["intermediate_size"],
+        norm_eps=values.get("rms_norm_eps", 1e-6),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        max_seq_len=context,
+        tie_embeddings=False if tied is None else tied,
+    )
+    if (other := values.get("max_sequence_length")) not in (None, context):
+        raise ValueError(
+            f"max_sequence_length {other!r} contradicts max_position_embeddings {context}; "
+            "delete the wrong one"
+        )
+    return config
+
+
+def _listed(values: tuple) -> str:
+    return " and ".join(repr(value) for value in values if value is not None) or "null"
 
 
 def _parse_rope(values: dict) -> tuple[float, RopeScaling | None]:
@@ -123,7 +167,7 @@ def _parse_rope(values: dict) -> tuple[float, RopeScaling | None]:
     for given in (new, old):
         if not isinstance(given, dict | None):
             raise ValueError(f"rope_parameters or rope_scaling {given!r} is no object")
-    rope = new or old or {}
+    rope = {key: value for key, value in (new or old or {}).items() if value is not None}
     if unknown := sorted(set(rope) - _ROPE_KEYS):
         raise ValueError(f"unknown RoPE keys {', '.join(unknown)}")
     thetas = {v for v in (values.get("rope_theta"), rope.get("rope_theta")) if v is not None}

@@ -51,6 +51,10 @@ def _huggingface_texts(folder: Path, config_values: dict) -> tuple[dict[str, byt
     stop_ids = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
     if not all(type(token) is int for token in stop_ids):
         raise ValueError(f"{folder}: eos_token_id {stops!r} is not a list of ids")
+    named = "generation_config.json" if "eos_token_id" in generation else "config.json"
+    _check_ids(folder / named, "eos_token_id", stop_ids, tokenizer)
+    if bos_id is not None:
+        _check_ids(folder / "config.json", "bos_token_id", [bos_id], tokenizer)
     eos_id = _special_id(tokenizer, settings.get("eos_token"), stop_ids[0] if stop_ids else None)
     if eos_id is not None and eos_id not in stop_ids:
         stop_ids.append(eos_id)
@@ -67,6 +71,16 @@ def _huggingface_texts(folder: Path, config_values: dict) -> tuple[dict[str, byt
         texts[TEMPLATE] = template.encode()
     names = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", TEMPLATE)
     return texts, [folder / name for name in names if (folder / name).is_file()]
+
+
+def _check_ids(path: Path, key: str, ids: list[int], tokenizer: Any) -> None:
+    """Refuse ids that the vocabulary does not have, by the file that names them."""
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if beyond := [token for token in ids if not 0 <= token < size]:
+        raise ValueError(
+            f"{path}: {key} {beyond[0]} is beyond the {size} tokens of tokenizer.json; "
+            "correct it, or bring the tokenizer that belongs to it"
+        )
 
 
 def _meta_texts(path: Path) -> tuple[dict[str, bytes], list[Path]]:

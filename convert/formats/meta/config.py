@@ -4,10 +4,27 @@ from typing import Any
 
 from jax_llama3.model.config import Config, RopeScaling, llama3_scaling
 
+from ...source import refuse_unknown
+
 _USED = frozenset(
     """dim n_layers n_heads n_kv_heads vocab_size multiple_of ffn_dim_multiplier norm_eps rope_theta
-    use_scaled_rope""".split()
+    use_scaled_rope head_dim hidden_dim tied_embeddings
+    max_position_embeddings""".split()
 )
+# Keys of Mistral's that may only have the value under which they change nothing.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("transformer", None),
+    "causal": (True, None),
+    "use_biases": (False, None),
+    "sliding_window": (None,),
+    "moe": (None,),
+    "lora": (None,),
+    "quantization": (None,),
+    "vision_encoder": (None,),
+    "multimodal": (None,),
+    "yarn": (None,),
+    "llama_4_scaling": (None,),
+}
 _WITHOUT_EFFECT = frozenset(["max_batch_size", "max_seq_len"])  # sizes of Meta's own cache
 # Llama 3.2 1B and 3B: (dim, n_layers). params.json does not say that their factor is not 8.
 _FACTOR_32 = {(2048, 16), (3072, 28)}
@@ -18,44 +35,44 @@ _KNOWN_FFN = ((1.3, 1024), (1.3, 4096), (1.2, 4096), (1.5, 256), (1.0, 256), (No
 
 def parse_params(values: dict, rope_factor: float | None) -> tuple[Config, list[str]]:
     """The config, and what had to be decided; `rope_factor` overrides what would be inferred."""
-    if unknown := sorted(set(values) - _USED - _WITHOUT_EFFECT):
-        raise ValueError(f"unknown keys {', '.join(unknown)}; what they mean is not supported")
+    refuse_unknown(set(values) - _USED - _WITHOUT_EFFECT - set(_FIXED))
+    for key, allowed in _FIXED.items():
+        if values.get(key) not in allowed:
+            raise ValueError(f"{key} {values[key]!r} is not supported, only {allowed[0]!r}")
     try:
         dim, n_heads, n_layers = values["dim"], values["n_heads"], values["n_layers"]
         n_kv_heads = values.get("n_kv_heads")
         for name in ("dim", "n_heads", "n_layers"):
             if type(values[name]) is not int or values[name] < 1:
                 raise ValueError(f"{name} must be a positive integer, not {values[name]!r}")
-        if dim % n_heads:
+        head_dim = values.get("head_dim")
+        if head_dim is None and dim % n_heads:
             raise ValueError(f"dim {dim} is not a multiple of {n_heads} heads")
-        multiplier, multiple = values.get("ffn_dim_multiplier"), values.get("multiple_of", 256)
-        if type(multiple) is not int or multiple < 1:
-            raise ValueError(f"multiple_of must be a positive integer, not {multiple!r}")
-        if multiplier is not None and not 0 < _number("ffn_dim_multiplier", multiplier) < 1000:
-            raise ValueError(f"ffn_dim_multiplier {multiplier!r} is not between 0 and 1000")
         scaled = values.get("use_scaled_rope", False)
         if not isinstance(scaled, bool):
             raise ValueError(f"use_scaled_rope must be true or false, not {scaled!r}")
         scaling, decision = _scaling(dim, n_layers, scaled, rope_factor)
+        context = values.get("max_position_embeddings")
         config = Config(
             vocab_size=values["vocab_size"],
             dim=dim,
             n_layers=n_layers,
             n_heads=n_heads,
             n_kv_heads=n_heads if n_kv_heads is None else n_kv_heads,
-            head_dim=dim // n_heads,
-            ffn_dim=ffn_dim(dim, multiplier, multiple),
+            head_dim=dim // n_heads if head_dim is None else head_dim,
+            ffn_dim=_ffn_dim(values),
             norm_eps=values["norm_eps"],
             rope_theta=values["rope_theta"],
             rope_scaling=scaling,
-            max_seq_len=_SCALED_CONTEXT if scaling else _CONTEXT,
-            tie_embeddings=False,
+            max_seq_len=context or (_SCALED_CONTEXT if scaling else _CONTEXT),
+            tie_embeddings=values.get("tied_embeddings") or False,
         )
     except KeyError as error:
         raise ValueError(f"key {error} is missing") from None
     except (TypeError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"a value has the wrong type: {error}") from None
-    return config, [decision, f"max_seq_len {config.max_seq_len}: params.json does not say"]
+    said = [] if context else [f"max_seq_len {config.max_seq_len}: params.json does not say"]
+    return config, [decision, *said]
 
 
 def params_values(config: Config) -> dict[str, Any]:
@@ -94,6 +111,18 @@ def ffn_dim(dim: int, multiplier: float | None, multiple: int) -> int:
     if multiplier is not None:
         width = int(multiplier * width)
     return multiple * -(-width // multiple)
+
+
+def _ffn_dim(values: dict) -> int:
+    """Mistral's hidden_dim, or what Meta's two numbers make of dim."""
+    if values.get("hidden_dim") is not None:
+        return values["hidden_dim"]
+    multiplier, multiple = values.get("ffn_dim_multiplier"), values.get("multiple_of", 256)
+    if type(multiple) is not int or multiple < 1:
+        raise ValueError(f"multiple_of must be a positive integer, not {multiple!r}")
+    if multiplier is not None and not 0 < _number("ffn_dim_multiplier", multiplier) < 1000:
+        raise ValueError(f"ffn_dim_multiplier {multiplier!r} is not between 0 and 1000")
+    return ffn_dim(values["dim"], multiplier, multiple)
 
 
 def _number(name: str, value: Any) -> float:

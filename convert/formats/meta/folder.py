@@ -1,9 +1,13 @@
-"""A folder of Meta's as a source: consolidated.NN.pth, params.json, checklist.chk, tokenizer.model."""
+"""A folder of Meta's as a source: consolidated.NN.pth, params.json, checklist.chk, tokenizer.model.
+
+Mistral's releases have the same names and layouts, in consolidated.safetensors.
+"""
 
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,13 +16,31 @@ from jax_llama3.model.config import Config
 from jax_llama3.text.tokenizer import MODEL
 
 from ...source import Source, SourceFile, TensorInfo, check_plain, refuse_all, source_file
+from ..pth import PthTensor, read_records, read_tensors
+from ..weight_files import CONSOLIDATED, open_weights
 from .config import parse_params
-from .pth import PthTensor, read_records, read_tensors
 
 PARAMS, CHECKLIST = "params.json", "checklist.chk"
 SHARD = "consolidated.{:02}.pth"
 _OTHER_FORMATS = ("*.safetensors", "*.gguf", "*.bin")
 _ROPE = "rope.freqs"
+
+
+class SafetensorsTensor(NamedTuple):
+    """A tensor of a safetensors file, to be read as those of `.pth` files are."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[str, int, int], np.ndarray]
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """The rows from `start` to `stop`."""
+        return self.read(self.name, start, stop)
+
+
+StoredTensor = PthTensor | SafetensorsTensor
 
 
 def open_meta(
@@ -30,32 +52,27 @@ def open_meta(
 
     `on_file` is called with each shard before its tensors are looked at.
     """
-    if others := [p.name for form in _OTHER_FORMATS for p in sorted(folder.glob(form))]:
-        raise ValueError(f"{folder} holds a second format, {others[0]}; move one away")
     sums = _read_checklist(folder)
-    paths = _shard_paths(folder, sums)
     params = source_file(folder / PARAMS, md5=sums.get(PARAMS))
     values = read_json(folder / PARAMS)
     try:
         config, decisions = parse_params(values, rope_factor)
     except ValueError as error:
         raise ValueError(f"{folder / PARAMS}: {error}") from None
-    files = [params]
-    for path in paths:
-        file = source_file(path, md5=sums.get(path.name))
-        files.append(file._replace(records=read_records(path)))
-        on_file(files[-1])
-    _check_order(files[1:])
-    shards = [
-        _without_rope(file.path, read_tensors(file.path, file.records), config, decisions)
-        for file in files[1:]
-    ]
+    if any(folder.glob(CONSOLIDATED.pattern)):
+        weight_files, opened = _open_safetensors(folder, sums)
+    else:
+        weight_files, opened = _open_pth(folder, sums, on_file)
+    files = [params, *weight_files]
+    shards = [_without_rope(tensors, config, decisions) for tensors in opened]
+    if os.path.lexists(folder / "config.json"):
+        decisions.append(f"note: config.json is not read; the model is that of {PARAMS}")
     texts = {}
     if os.path.lexists(folder / MODEL):
         files.append(source_file(folder / MODEL, md5=sums.get(MODEL)))
         texts[MODEL] = (folder / MODEL).read_bytes()
     else:
-        decisions.append("the source has no tokenizer")
+        decisions.append("note: the source has no tokenizer; it takes and gives ids alone")
     # Whatever else the list names must be as it says, too.
     used = {file.path.name for file in files}
     files += [source_file(folder / name, md5=sums[name]) for name in sorted({*sums} - used)]
@@ -70,6 +87,49 @@ def open_meta(
         files=files,
         decisions=[*decisions, f"{len(shards)} shards joined"],
     )
+
+
+def _open_pth(
+    folder: Path, sums: dict[str, str], on_file: Callable[[SourceFile], None]
+) -> tuple[list[SourceFile], list[dict[str, StoredTensor]]]:
+    _refuse_others(folder, _OTHER_FORMATS)
+    files = []
+    for path in _shard_paths(folder, sums):
+        file = source_file(path, md5=sums.get(path.name))
+        files.append(file._replace(records=read_records(path)))
+        on_file(files[-1])
+    _check_order(files)
+    return files, [{**read_tensors(file.path, file.records)} for file in files]
+
+
+def _open_safetensors(
+    folder: Path, sums: dict[str, str]
+) -> tuple[list[SourceFile], list[dict[str, StoredTensor]]]:
+    """The one shard that a set of safetensors files is: each tensor is whole in one of them."""
+    _refuse_others(folder, ("consolidated*.pth", "*.gguf", "*.bin"))
+    weights = open_weights(folder, CONSOLIDATED)
+    if foreign := {p.name for p in folder.glob("*.safetensors")} - {
+        f.path.name for f in weights.files
+    }:
+        raise ValueError(f"{folder} holds a second format, {min(foreign)}; move one away")
+    _check_listed(folder, sums, {file.path.name for file in weights.files})
+    files = [file._replace(md5=sums.get(file.path.name)) for file in weights.files]
+    return files, [
+        {
+            name: SafetensorsTensor(folder, name, info.dtype, info.shape, weights.read)
+            for name, info in weights.tensors.items()
+        }
+    ]
+
+
+def _refuse_others(folder: Path, forms: tuple[str, ...]) -> None:
+    if others := [path.name for form in forms for path in sorted(folder.glob(form))]:
+        raise ValueError(f"{folder} holds a second format, {others[0]}; move one away")
+
+
+def _check_listed(folder: Path, sums: dict[str, str], names: set[str]) -> None:
+    if sums and (unlisted := sorted(names - {*sums})):
+        raise ValueError(f"{folder / unlisted[0]} is not in {CHECKLIST}; is it of another model?")
 
 
 def _read_checklist(folder: Path) -> dict[str, str]:
@@ -94,14 +154,13 @@ def _read_checklist(folder: Path) -> dict[str, str]:
 
 
 def _shard_paths(folder: Path, sums: dict[str, str]) -> list[Path]:
-    found = sorted(path.name for path in folder.glob("consolidated*"))
+    found = sorted(path.name for path in folder.glob("consolidated*.pth"))
     expected = [SHARD.format(index) for index in range(max(len(found), 1))]
     if missing := sorted({*expected} - {*found}):
         raise FileNotFoundError(
             f"{folder / missing[0]} is missing; shards are numbered from 00 without gaps"
         )
-    if sums and (unlisted := sorted({*found} - {*sums})):
-        raise ValueError(f"{folder / unlisted[0]} is not in {CHECKLIST}; is it of another model?")
+    _check_listed(folder, sums, {*found})
     return [folder / name for name in expected]
 
 
@@ -120,8 +179,8 @@ def _check_order(shards: list[SourceFile]) -> None:
 
 
 def _without_rope(
-    path: Path, tensors: dict[str, PthTensor], config: Config, decisions: list[str]
-) -> dict[str, PthTensor]:
+    tensors: dict[str, StoredTensor], config: Config, decisions: list[str]
+) -> dict[str, StoredTensor]:
     """The tensors without RoPE's frequencies, which older files hold; they must be the config's."""
     if _ROPE not in tensors:
         return tensors
@@ -130,16 +189,20 @@ def _without_rope(
     given = stored.rows(0, stored.shape[0]).astype(np.float64)
     if given.shape != expected.shape or not np.allclose(given, expected, rtol=0.01, atol=0):
         raise ValueError(
-            f"{path}: {_ROPE} contradicts the rope_theta {config.rope_theta} of {PARAMS}"
+            f"{stored.path}: {_ROPE} contradicts the rope_theta {config.rope_theta} of {PARAMS}"
         )
-    decisions.append(f"{_ROPE} of {path.name} dropped: RoPE frequencies come from the config")
+    decisions.append(
+        f"{_ROPE} of {stored.path.name} dropped: RoPE frequencies come from the config"
+    )
     return {name: tensor for name, tensor in tensors.items() if name != _ROPE}
 
 
 Rows = Callable[[int, int], np.ndarray]
 
 
-def _join(shards: list[dict[str, PthTensor]], config: Config) -> dict[str, tuple[TensorInfo, Rows]]:
+def _join(
+    shards: list[dict[str, StoredTensor]], config: Config
+) -> dict[str, tuple[TensorInfo, Rows]]:
     """Every tensor that the shards hold in parts, as one; those that do not fit are told together."""
     joined = {}
     errors = []
@@ -157,7 +220,7 @@ def _join(shards: list[dict[str, PthTensor]], config: Config) -> dict[str, tuple
     return joined
 
 
-def _join_parts(name: str, parts: list[PthTensor], config: Config) -> tuple[TensorInfo, Rows]:
+def _join_parts(name: str, parts: list[StoredTensor], config: Config) -> tuple[TensorInfo, Rows]:
     shape, dtype = parts[0].shape, parts[0].dtype
     if len(shape) == 1:  # a norm, which every shard holds whole
         return TensorInfo(shape, dtype), _copies([parts])
@@ -174,7 +237,7 @@ def _join_parts(name: str, parts: list[PthTensor], config: Config) -> tuple[Tens
     return TensorInfo((shape[0] * len(groups), *shape[1:]), dtype), _copies(groups)
 
 
-def _copies(groups: list[list[PthTensor]]) -> Rows:
+def _copies(groups: list[list[StoredTensor]]) -> Rows:
     """Rows of the groups one after the other; the parts within a group must be equal."""
     height = groups[0][0].shape[0]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jax_llama3.checkpoint.stream import CheckedFile, Tensor, write_tensors
 
-from .pth import open_pth
+from ..pth import open_pth
 
 _ALIGNMENT = 64  # what torch.save uses
 _LARGE = 1 << 30  # from here on a record's sizes are written in 64 bits

@@ -1,4 +1,4 @@
-"""A `.pth` file, looked at without running it: where each tensor's bytes lie, and how."""
+"""A file of torch.save's, looked at without running it: where each tensor's bytes lie, and how."""
 
 import math
 import pickletools
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from ...source import Record
-from ..safetensors_rows import hint
+from ..source import Record
+from .safetensors_rows import hint
 
 # What a pickle may name, and how large it may be: so many bytes, and so many more for each record.
 # Meta's pickles have 0.2 kB for each record.
@@ -26,6 +26,8 @@ _PUT, _GET = ("BINPUT", "LONG_BINPUT"), ("BINGET", "LONG_BINGET")
 _TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "UNICODE")
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _HAS_DESCRIPTOR, _ENCRYPTED = 0x8, 0x1
+# The number that torch's format from before 1.6 begins with, as the pickle of it.
+_OLD_MAGIC = b"\x8a\x0a" + (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
 
 class PthTensor(NamedTuple):
@@ -92,9 +94,9 @@ def read_records(path: Path) -> tuple[Record, ...]:
             if any(archive.open(entry).read(16) != b"little" for entry in orders):
                 raise ValueError("its numbers are big-endian; save it again with torch.save")
     except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, IndexError) as error:
-        # torch's older formats, a tar or a bare pickle, have no such records.
         raise ValueError(
-            f"{path}: not a zip archive as torch.save writes it{hint(path)}: {error or 'empty'}"
+            f"{path}: not a zip archive as torch.save writes it{hint(path) or _older(path)}: "
+            f"{error or 'empty'}"
         ) from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -105,6 +107,18 @@ def read_records(path: Path) -> tuple[Record, ...]:
     if len(pickles) != 1 or pickles[0].size > _PICKLE_BYTES + _RECORD_BYTES * len(records):
         raise ValueError(f"{path}: it does not hold one data.pkl of a sensible size")
     return records
+
+
+def _older(path: Path) -> str:
+    """Words about the formats that torch.save wrote before 1.6, which have no records; "" for others."""
+    with open(path, "rb") as file:
+        head = file.read(262)
+    again = "; load it in torch with weights_only=True, and save it again with torch.save"
+    if head[:1] == b"\x80" and head[2:].startswith(_OLD_MAGIC):
+        return f" but torch's format from before 1.6{again}"
+    if head[257:] == b"ustar":
+        return f" but a tar, torch's first format{again}"
+    return " but a bare pickle; save its tensors with torch.save" if head[:1] == b"\x80" else ""
 
 
 def _record(file: Any, entry: zipfile.ZipInfo) -> Record:
