@@ -22,6 +22,9 @@ class TensorInfo(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: str  # as numpy names what `Source.read` returns
+    kept: str | None = (
+        None  # what it is stored as where the user names no dtype, if that is another
+    )
 
     @property
     def nbytes(self) -> int:

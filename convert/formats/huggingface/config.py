@@ -61,6 +61,8 @@ _USED = frozenset(
         "rope_parameters",
         "max_position_embeddings",
         "tie_word_embeddings",
+        "quantization_config",
+        "compression_config",
     ]
 )
 _ROPE_KEYS = frozenset(

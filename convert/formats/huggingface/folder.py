@@ -6,12 +6,12 @@ from jax_llama3.checkpoint.manifest import read_json
 from jax_llama3.model.config import Config
 
 from ...source import Source, TensorInfo, check_plain, source_file
+from ..quantized.scheme import dequantized, quantization_hint, readable_dtypes
 from ..safetensors_rows import check_header, open_safetensors, row_reader
 from .config import parse_config
 from .tokenizer import huggingface_texts
 
 _OTHER_FORMATS = ("pytorch_model*.bin", "consolidated*", "*.gguf", "*.pth")
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _READ = (".json", ".safetensors", ".jinja", ".model")
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -32,7 +32,9 @@ def open_huggingface(folder: Path) -> Source:
     files += [source_file(folder / name) for name in shards]
     if stray := sorted({path.name for path in folder.glob("*.safetensors")} - set(shards)):
         raise ValueError(f"{folder / stray[0]} belongs to no index; move it away")
-    tensors, decisions = _read_headers(folder, shards, places)
+    tensors, decisions = _read_headers(folder, shards, places, readable_dtypes(values))
+    paths = {name: folder / places[name] for name in tensors}
+    tensors, read, notes = dequantized(folder, values, tensors, row_reader(paths), paths)
     texts, text_paths = huggingface_texts(folder, values)
     if not texts:
         decisions.append("the source has no tokenizer that can be read")
@@ -40,10 +42,10 @@ def open_huggingface(folder: Path) -> Source:
         kind="huggingface",
         config=config,
         tensors=tensors,
-        read=row_reader({name: folder / places[name] for name in tensors}),
+        read=read,
         texts=texts,
         files=[*files, *(source_file(path) for path in text_paths)],
-        decisions=decisions,
+        decisions=[*decisions, *notes],
     )
 
 
@@ -60,7 +62,7 @@ def _read_config(path: Path) -> tuple[Config, dict]:
 
 
 def _read_headers(
-    folder: Path, shards: list[str], places: dict[str, str]
+    folder: Path, shards: list[str], places: dict[str, str], dtypes: dict[str, str]
 ) -> tuple[dict[str, TensorInfo], list[str]]:
     """The tensors of all shards, each of which must be where the index says."""
     tensors: dict[str, TensorInfo] = {}
@@ -78,12 +80,12 @@ def _read_headers(
                 decisions.append(f"{name} dropped: RoPE frequencies come from the config")
                 continue
             view = handle.get_slice(name)
-            if view.get_dtype() not in _DTYPES:
+            if view.get_dtype() not in dtypes:
                 raise ValueError(
                     f"{folder / file}: {name} is {view.get_dtype()}; "
-                    f"only {', '.join(_DTYPES)} are read"
+                    f"only {', '.join(dtypes)} are read{quantization_hint(dtypes)}"
                 )
-            tensors[name] = TensorInfo(tuple(view.get_shape()), _DTYPES[view.get_dtype()])
+            tensors[name] = TensorInfo(tuple(view.get_shape()), dtypes[view.get_dtype()])
     if absent := sorted(set(places) - found):
         raise ValueError(f"{folder}: the index names tensors its shards lack: {absent[0]}, ...")
     return tensors, decisions
