@@ -56,7 +56,9 @@ def write_safetensors(path: Path, tensors: Tensors) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
-def write_repository(folder: Path, form: Form, *, seed: int = 0, more: Tensors | None = None) -> Tensors:
+def write_repository(
+    folder: Path, form: Form, *, seed: int = 0, more: Tensors | None = None
+) -> Tensors:
     """A repository of one layer; returns its plain tensors, the quantised ones as what they mean."""
     stored, plain = {}, {}
     for name, array in hf_tensors(sharp_params(seed, SMALL)).items():
@@ -130,7 +132,7 @@ def gptq(
     ordered: bool = False,
     bias: bool = False,
     index: bool = True,
-    dtype: np.dtype = np.dtype(np.float16),
+    dtype: type = np.float16,
 ) -> Callable[[np.ndarray], tuple[Tensors, np.ndarray]]:
     """AutoGPTQ's layout, weights drawn at random: what they mean is computed number by number."""
 
@@ -164,8 +166,13 @@ def gptq(
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the output in each place of a word, from the lowest bits on
 
 
-def awq(group_size: int) -> Callable[[np.ndarray], tuple[Tensors, np.ndarray]]:
-    """AutoAWQ's GEMM layout, weights drawn at random: what they mean is computed number by number."""
+def awq(
+    group_size: int, zeros: str = "drawn"
+) -> Callable[[np.ndarray], tuple[Tensors, np.ndarray]]:
+    """AutoAWQ's GEMM layout, weights drawn at random: what they mean is computed number by number.
+
+    `zeros` are drawn, or the middle, or absent.
+    """
 
     def quantise(weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
         rng = np.random.default_rng(weight.size)
@@ -173,14 +180,14 @@ def awq(group_size: int) -> Callable[[np.ndarray], tuple[Tensors, np.ndarray]]:
         size = inputs if group_size == -1 else group_size
         groups = inputs // size
         numbers = rng.integers(0, 16, (inputs, outputs))
-        zeros = rng.integers(0, 16, (groups, outputs))
+        points = rng.integers(0, 16, (groups, outputs))
+        if zeros != "drawn":
+            points[:] = 8
         scales = (rng.uniform(0.5, 1.5, (groups, outputs)) / 240).astype(np.float16)
-        stored = {
-            "qweight": pack(_interleaved(numbers), 4),
-            "qzeros": pack(_interleaved(zeros), 4),
-            "scales": scales,
-        }
-        return stored, _one_by_one(numbers, zeros, scales, np.arange(inputs) // size)
+        stored = {"qweight": pack(_interleaved(numbers), 4), "scales": scales}
+        if zeros != "absent":
+            stored["qzeros"] = pack(_interleaved(points), 4)
+        return stored, _one_by_one(numbers, points, scales, np.arange(inputs) // size)
 
     return quantise
 

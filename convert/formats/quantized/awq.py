@@ -22,6 +22,7 @@ from .stored import Part
 from .words import FLOATS, unpack_span
 
 _BITS = 4
+_MIDDLE = np.float32(8)
 # The places of a word hold the outputs 0 2 4 6 1 3 5 7; so output 1 is in place 4, output 2 in place 1.
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 _KEYS = (
@@ -47,14 +48,18 @@ _KEYS = (
 
 
 class _Stored(NamedTuple):
+    """The module, and how its weight is packed."""
+
     module: str
     group_size: int
+    zero_point: bool
+    has_zeros: bool
 
 
 def find(config: dict, tensors: Tensors, part: Part) -> Found:
     """Weights as AutoAWQ's GEMM version stores them: `qweight`, `qzeros`, `scales`.
 
-    The zero points are in the file whether the config says `zero_point` or not, and are subtracted.
+    Without `zero_point` the zero point is the middle, 8, and zero points in the file must say the same.
     """
     check_keys(config, _KEYS, "quantization_config")
     bits, size = integer(config, "bits", _BITS), integer(config, "group_size", 128)
@@ -69,13 +74,16 @@ def find(config: dict, tensors: Tensors, part: Part) -> Found:
     if size != -1 and size < 1:
         raise ValueError(f"quantization_config: group_size {size} is no size; -1 means one group")
 
+    zero_point = flag(config, "zero_point", True)
+
     def make(module: str) -> Matrix:
-        return _matrix(module, tensors, size)
+        return _matrix(module, tensors, size, zero_point)
 
     matrices, errors = collect(modules_with(tensors, "qweight"), make)
     refuse_all(errors)
     groups = "one group" if size == -1 else f"groups of {size}"
-    return Found(f"awq ({bits} bits, {groups})", matrices)
+    symmetry = "" if zero_point else ", no zero points"
+    return Found(f"awq ({bits} bits, {groups}{symmetry})", matrices)
 
 
 def dequantize(
@@ -102,13 +110,21 @@ def unpack_outputs(words: np.ndarray, span: range) -> np.ndarray:
 def _rows(stored: _Stored, part: Part, start: int, stop: int) -> np.ndarray:
     module, span = stored.module, range(start, stop)
     weights = unpack_outputs(part(f"{module}.qweight"), span)
-    zeros = unpack_outputs(part(f"{module}.qzeros"), span)
     scales = np.array(part(f"{module}.scales")[:, start:stop])
+    if stored.has_zeros:
+        zeros = unpack_outputs(part(f"{module}.qzeros"), span)
+    else:
+        zeros = np.full(scales.shape, _MIDDLE, np.float32)
+    if not stored.zero_point and (zeros != _MIDDLE).any():
+        raise ValueError(
+            f"{module}.qzeros holds zero points, but quantization_config says zero_point false; "
+            "one of the two is wrong"
+        )
     return dequantize(weights, zeros, scales, stored.group_size)
 
 
-def _matrix(module: str, tensors: Tensors, size: int) -> Matrix:
-    names = [f"{module}.{part}" for part in ("qweight", "qzeros", "scales")]
+def _matrix(module: str, tensors: Tensors, size: int, zero_point: bool) -> Matrix:
+    names = [f"{module}.{part}" for part in ("qweight", "scales", "qzeros")]
     packed = expect(tensors, names[0], ("int32",)).shape
     if len(packed) != 2:
         raise ValueError(f"{names[0]} has shape {list(packed)}; a matrix was expected")
@@ -117,7 +133,10 @@ def _matrix(module: str, tensors: Tensors, size: int) -> Matrix:
     if inputs % group_size:
         raise ValueError(f"{names[0]} has {inputs} rows, which are no groups of {group_size}")
     groups = inputs // group_size
-    expect(tensors, names[1], ("int32",), (groups, packed[1]))
-    dtype = expect(tensors, names[2], FLOATS, (groups, outputs)).dtype
-    shape, stored = (outputs, inputs), _Stored(module, group_size)
+    dtype = expect(tensors, names[1], FLOATS, (groups, outputs)).dtype
+    has_zeros = zero_point or names[2] in tensors
+    if has_zeros:
+        expect(tensors, names[2], ("int32",), (groups, packed[1]))
+    names = names if has_zeros else names[:2]
+    shape, stored = (outputs, inputs), _Stored(module, group_size, zero_point, has_zeros)
     return Matrix(f"{module}.weight", shape, dtype, tuple(names), partial(_rows, stored))

@@ -18,7 +18,7 @@ from .matrix import (
     modules_with,
     unsupported,
 )
-from .stored import Part, as_dtype
+from .stored import Part
 from .words import FLOATS, unpack, unpack_span
 
 _BITS = (2, 4, 8)  # those of which a word holds a whole number
@@ -170,7 +170,6 @@ def _matrix(
         expect(tensors, names[3], ("int32", "int64"), (inputs,))
     shape = outputs, inputs
     stored = _Stored(module, shape, bits, group_size, ordered, first_version)
-    as_dtype(dtype)
     return Matrix(f"{module}.weight", shape, dtype, tuple(names), partial(_rows, stored))
 
 
