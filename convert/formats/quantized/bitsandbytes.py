@@ -205,8 +205,8 @@ def _parse_state(name: str, kind: str, data: bytes) -> _State:
 
 def _parse_nested(name: str, values: dict[str, Any]) -> _Nested:
     size, dtype, offset = (values.get(key) for key in _NESTED_KEYS)
-    is_size = type(size) is int and size > 0
-    if not is_size or dtype != "float32" or not isinstance(offset, int | float):
+    is_size = type(size) is int and 0 < size <= max(_BLOCK_SIZES)
+    if not is_size or dtype != "float32" or not isinstance(offset, float):
         raise ValueError(
             f"{name}: nested_blocksize {size!r}, nested_dtype {dtype!r} and nested_offset "
             f"{offset!r} are nothing that bitsandbytes writes"

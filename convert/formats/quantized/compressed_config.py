@@ -55,12 +55,13 @@ class Scheme(NamedTuple):
 
     def block_of(self, rows: int, columns: int) -> tuple[int, int]:
         """How many rows and columns of a matrix have one scale."""
-        return {
+        height, width = {
             "tensor": (rows, columns),
             "channel": (1, columns),
             "group": (1, self.group_size or columns),
             "block": self.block or (rows, columns),
         }[self.strategy]
+        return min(height, rows), min(width, columns)
 
     def __str__(self) -> str:
         size = {"group": f" of {self.group_size}", "block": f" of {self.block}"}

@@ -64,7 +64,7 @@ def find_blocks(config: dict, tensors: Tensors, part: Part) -> Found:
         rows, columns = _weight(tensors, module)
         names = [f"{module}.weight_scale_inv", f"{module}.weight_scale"]
         scale = next((name for name in names if name in tensors), names[0])
-        size = (rows, columns) if block is None else block
+        size = (rows, columns) if block is None else (min(block[0], rows), min(block[1], columns))
         grid = (-(-rows // size[0]), -(-columns // size[1]))
         shapes = [grid, (1,), ()] if grid == (1, 1) else [grid]
         expect(tensors, scale, FLOATS, *shapes)

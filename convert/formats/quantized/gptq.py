@@ -159,7 +159,7 @@ def _matrix(
     inputs, outputs = packed[0] * count, packed[1]
     if outputs % count:
         raise ValueError(f"{module}.qweight has {outputs} columns, no multiple of {count}")
-    group_size = inputs if size == -1 else size
+    group_size = inputs if size == -1 else min(size, inputs)
     groups = -(-inputs // group_size)
     names = [f"{module}.{part}" for part in ("qweight", "qzeros", "scales")]
     expect(tensors, names[1], ("int32",), (groups, outputs // count))

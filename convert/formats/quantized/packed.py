@@ -133,16 +133,16 @@ def _matrix(module: str, scheme: Scheme, tensors: Tensors, part: Part) -> Matrix
     scale = f"{module}.weight_scale"
     names, zero, groups = [values, scale], None, None
     dtype = expect(tensors, scale, FLOATS, *shapes).dtype
-    if not scheme.symmetric:
+    if not scheme.symmetric or f"{module}.weight_zero_point" in tensors:
         zero = f"{module}.weight_zero_point"
         packed = (-(-shape[0] * scheme.bits // 32), grid[1])
+        if scheme.format == "pack-quantized" and scheme.symmetric:
+            raise ValueError(f"{zero} is there, but quantization_config says symmetric")
         if scheme.format == "pack-quantized" and scheme.strategy in ("group", "channel"):
             expect(tensors, zero, ("int32",), packed)
         else:
-            expect(tensors, zero, ("int8",), *shapes)
+            expect(tensors, zero, ("int8", *FP8), *shapes)
         names.append(zero)
-    elif f"{module}.weight_zero_point" in tensors:
-        raise ValueError(f"{module}.weight_zero_point is there, but the config says symmetric")
     if f"{module}.weight_g_idx" in tensors:
         groups = f"{module}.weight_g_idx"
         if scheme.strategy != "group":

@@ -84,6 +84,8 @@ def _dequantized(
     matrices = {matrix.name: matrix for matrix in found.matrices}
     used = {part for matrix in found.matrices for part in matrix.parts}
     dropped, rest = _without_effect(found, matrices, tensors, used, read)
+    if twice := sorted(set(rest) & set(matrices)):
+        raise ValueError(f"{twice[0]} is stored twice, plain and quantised; remove one of them")
     plain = {name: tensors[name]._replace(kept=KEPT) for name in rest}
     made = {m.name: TensorInfo(m.shape, m.dtype, KEPT) for m in found.matrices}
     notes = _notes(config, found, dropped)
@@ -138,7 +140,8 @@ def _without_effect(
 def _is_zero(name: str, tensors: Tensors, read: Read) -> bool:
     """Whether a bias does nothing; some programs store one for layers that have none."""
     info = tensors[name]
-    return len(info.shape) == 1 and not read(name, 0, info.shape[0]).any()
+    is_plain = info.dtype in PLAIN.values() and len(info.shape) == 1
+    return is_plain and not read(name, 0, info.shape[0]).any()
 
 
 def _reader(matrices: dict[str, Matrix], mapping: Mapping, read: Read) -> Read:
