@@ -499,7 +499,7 @@ def test_a_pattern_that_takes_for_ever_is_refused(tmp_path: Path, target: str) -
 def test_compare_refuses_a_quantised_source_in_one_line(tmp_path: Path) -> None:
     write_repository(tmp_path / "source", FORMS["gptq"])
     source = open_huggingface(tmp_path / "source")
-    with pytest.raises(ValueError, match="is quantised, .* save it dequantised"):
+    with pytest.raises(ValueError, match=r"is quantised, .* save it dequantised"):
         record(tmp_path / "source", source, np.zeros((1, 1), np.int64), {})
 
 
