@@ -26,6 +26,8 @@ class TensorInfo(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: str  # as numpy names what `Source.read` returns
+    # What it is stored as where the user names no dtype, if that is another.
+    kept: str | None = None
 
     @property
     def nbytes(self) -> int:

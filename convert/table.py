@@ -128,9 +128,10 @@ def _are_equal(source: Source, left: str, right: str) -> bool:
 def plan(source: Source, dtype: str | None, *, quantize: bool = False) -> list[Tensor]:
     """The tensors of our tree, in tree order, whose blocks are read from the source when written.
 
-    `dtype` None keeps each tensor's own. With `quantize` it is that of the norms alone, and every
-    matrix becomes int8 values and a float32 scale, from the source's own numbers. Tensors that are
-    missing, of another shape or not of the model raise one ValueError, which names them all.
+    `dtype` None keeps each tensor's own, or what the source says it is kept as. With `quantize` it is
+    that of the norms alone, and every matrix becomes int8 values and a float32 scale, from the source's
+    own numbers. Tensors that are missing, of another shape or not of the model raise one ValueError,
+    which names them all.
     """
     config = source.config
     if config.n_layers > len(source.tensors):
@@ -153,7 +154,8 @@ def plan(source: Source, dtype: str | None, *, quantize: bool = False) -> list[T
         elif quantize and len(info.shape) > 1:
             tensors += _quantized(source, rule, leaf.shape)
         else:
-            tensors.append(_to_ours(source, rule, leaf.shape, np.dtype(dtype or info.dtype)))
+            kept = np.dtype(dtype or info.kept or info.dtype)
+            tensors.append(_to_ours(source, rule, leaf.shape, kept))
     unused = set(source.tensors) - {rule.theirs for rule in table}
     errors += [f"{name} has no place in the model" for name in sorted(unused)]
     refuse_all(errors)

@@ -10,6 +10,7 @@ from jax_llama3.checkpoint.manifest import read_json
 
 from ..source import SourceFile, TensorInfo, source_file
 from .pth import read_records, read_tensors
+from .quantized.stored import PLAIN
 from .safetensors_rows import check_header, open_safetensors, row_reader
 
 
@@ -26,7 +27,6 @@ PYTORCH = FileSet("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_
 CONSOLIDATED = FileSet(
     "consolidated.safetensors", "consolidated.safetensors.index.json", "consolidated*.safetensors"
 )
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _DROPPED = ".rotary_emb.inv_freq"  # RoPE's frequencies, which older versions of transformers stored
 OnFile = Callable[[SourceFile], None]
 Headers = dict[str, dict[str, TensorInfo]]  # by file name, then by tensor name
@@ -40,18 +40,27 @@ class Weights(NamedTuple):
     read: Rows
     files: list[SourceFile]
     decisions: list[str]
+    paths: dict[str, Path]  # of the file that holds each tensor
 
 
-def open_weights(folder: Path, names: FileSet, on_file: OnFile = lambda file: None) -> Weights:
+def open_weights(
+    folder: Path,
+    names: FileSet,
+    on_file: OnFile = lambda file: None,
+    dtypes: dict[str, str] = PLAIN,
+) -> Weights:
     """Read the headers of a set of files; what is off raises ValueError.
 
-    `on_file` is called with each file whose header takes long to read.
+    `on_file` is called with each file whose header takes long to read. `dtypes` are those that
+    safetensors may be stored in, with numpy's names for them.
     """
     places = _read_index(folder, names)
     shards = sorted(set(places.values())) or [names.single]
     _refuse_stray(folder, names, shards)
     files = [source_file(folder / file) for file in shards]
-    headers, read, files = _OPENERS[names](files, on_file)
+    headers, read, files = (
+        _open_torch(files, on_file) if names is PYTORCH else _open_safetensors(files, dtypes)
+    )
     if places:
         _check_index(folder, places, headers)
         files.insert(0, source_file(folder / names.index))
@@ -62,27 +71,33 @@ def open_weights(folder: Path, names: FileSet, on_file: OnFile = lambda file: No
         read=read,
         files=files,
         decisions=[f"{name} dropped: RoPE frequencies come from the config" for name in dropped],
+        paths={name: folder / file for file, header in headers.items() for name in header},
     )
 
 
 def _open_safetensors(
-    files: list[SourceFile], on_file: OnFile
+    files: list[SourceFile], dtypes: dict[str, str]
 ) -> tuple[Headers, Rows, list[SourceFile]]:
-    headers = {file.path.name: _safetensors_header(file.path) for file in files}
+    headers = {file.path.name: _safetensors_header(file.path, dtypes) for file in files}
     places = {name: file.path for file in files for name in headers[file.path.name]}
     return headers, row_reader(places), files
 
 
-def _safetensors_header(path: Path) -> dict[str, TensorInfo]:
+def _safetensors_header(path: Path, dtypes: dict[str, str]) -> dict[str, TensorInfo]:
     handle = open_safetensors(path)
     check_header(path)
     tensors = {}
     for name in handle.keys():  # noqa: SIM118  a handle is no mapping
         view = handle.get_slice(name)
         dtype = view.get_dtype()
-        if dtype not in _DTYPES and not name.endswith(_DROPPED):
-            raise ValueError(f"{path}: {name} is {dtype}; only {', '.join(_DTYPES)} are read")
-        tensors[name] = TensorInfo(tuple(view.get_shape()), _DTYPES.get(dtype, dtype))
+        if dtype not in dtypes and not name.endswith(_DROPPED):
+            how = (
+                "; if it is quantised, config.json must say how, under quantization_config"
+                if dtypes is PLAIN
+                else ""
+            )
+            raise ValueError(f"{path}: {name} is {dtype}; only {', '.join(dtypes)} are read{how}")
+        tensors[name] = TensorInfo(tuple(view.get_shape()), dtypes.get(dtype, dtype))
     return tensors
 
 
@@ -97,13 +112,6 @@ def _open_torch(files: list[SourceFile], on_file: OnFile) -> tuple[Headers, Rows
         for file, tensors in opened.items()
     }
     return headers, lambda name, start, stop: stored[name].rows(start, stop), files
-
-
-_OPENERS = {
-    HUGGINGFACE: _open_safetensors,
-    CONSOLIDATED: _open_safetensors,
-    PYTORCH: _open_torch,
-}
 
 
 def _read_index(folder: Path, names: FileSet) -> dict[str, str]:

@@ -27,6 +27,8 @@ _USED = frozenset(
         "tie_word_embeddings",
         "model_type",
         "layer_types",
+        "quantization_config",
+        "compression_config",
     ]
 )
 _ROPE_KEYS = frozenset(

@@ -41,7 +41,7 @@ _REASONS = {
         num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind
         target_lookbehind prompt_lookup_num_tokens
         """,
-    "folders whose weights are quantised are recognised before": "quantization_config quantization",
+    "folders whose weights are quantised so are recognised before": "quantization",
 }
 WITHOUT_EFFECT = {key: reason for reason, keys in _REASONS.items() for key in keys.split()}
 

@@ -7,6 +7,7 @@ from jax_llama3.checkpoint.manifest import read_json
 from jax_llama3.model.config import Config
 
 from ...source import Source, check_plain, source_file
+from ..quantized.scheme import dequantized, quantization_of, readable_dtypes
 from ..weight_files import CONSOLIDATED, HUGGINGFACE, PYTORCH, FileSet, OnFile, open_weights
 from .config import parse_config
 from .names import with_plain_names
@@ -27,7 +28,12 @@ def open_huggingface(folder: Path, on_file: OnFile = lambda file: None) -> Sourc
     files = [source_file(folder / "config.json")]
     config, values = _read_config(folder / "config.json")
     names, decisions = _weight_set(folder)
-    weights = with_plain_names(folder, open_weights(folder, names, on_file))
+    weights = open_weights(folder, names, on_file, readable_dtypes(values))
+    if names is PYTORCH and quantization_of(values) is not None:
+        raise ValueError(
+            f"{folder} holds quantised weights in {PYTORCH.single}; save them as safetensors"
+        )
+    weights = with_plain_names(folder, dequantized(folder, values, weights))
     texts, text_paths = huggingface_texts(folder, values)
     if not texts:
         decisions.append(

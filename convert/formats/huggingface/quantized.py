@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ..quantized.scheme import METHODS
+
 _BITS = {"fbgemm_fp8": 8, "fp8": 8, "mxfp4": 4, "bitnet": 2}
 
 
@@ -13,6 +15,8 @@ def quantization_refusal(values: dict) -> str | None:
     if settings is None:
         return None
     method, bits = describe_quantization(_as_dict(settings))
+    if method.split()[0] in METHODS:
+        return None
     return (
         f"quantization_config: weights quantised by {method}{bits} are not supported; "
         "convert the model that they were made of"
