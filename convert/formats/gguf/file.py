@@ -101,8 +101,8 @@ def _parse_config(fields: dict, places: dict[str, GgufTensor]) -> Config:
         n_kv_heads=int(values.get("attention.head_count_kv", n_heads)),
         head_dim=head_dim,
         ffn_dim=int(values["feed_forward_length"]),
-        norm_eps=_decimal(values["attention.layer_norm_rms_epsilon"]),
-        rope_theta=_decimal(values.get("rope.freq_base", 10000.0)),
+        norm_eps=decimal(values["attention.layer_norm_rms_epsilon"]),
+        rope_theta=decimal(values.get("rope.freq_base", 10000.0)),
         rope_scaling=None,
         max_seq_len=int(values["context_length"]),
         tie_embeddings="output.weight" not in places,
@@ -133,7 +133,7 @@ def rope_divisors(config: Config, scaling: RopeScaling) -> np.ndarray:
     return 1 / ((1 - kept) / scaling.factor + kept)
 
 
-def _decimal(value: float) -> float:
+def decimal(value: float) -> float:
     """The shortest decimal that is the same float32: the file's 9.99999974e-06 is meant as 1e-05."""
     return float(str(np.float32(value)))
 
