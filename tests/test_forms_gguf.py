@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from checkpoints import bits, hf_tensors, interleaved
+from checkpoints import bits, hf_tensors, interleaved, write_gguf
 from disks import full_from
 from divergence import divergence, jitted, texts
 from random_models import TINY, replace, sharp_params
@@ -417,6 +417,107 @@ def test_a_kill_between_the_renames_loses_nothing(
         "model.gguf",
         "model.gguf.manifest.json",
     ]
+
+
+# --- what people have ---
+
+
+def write_parts(folder: Path, **split: int) -> list[Path]:
+    """A model in several files, as the gguf library and llama.cpp split one."""
+    folder.mkdir()
+    write_gguf(folder / "model.gguf", SMALL, sharp_params(3, SMALL), **split)
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("first_empty", [False, True])
+def test_any_part_of_a_split_file_reads_all(tmp_path: Path, first_empty: bool) -> None:
+    parts = write_parts(tmp_path / "in", split_max_tensors=8, small_first_shard=first_empty)
+    assert [path.name for path in parts] == [
+        f"model-{index:05}-of-{len(parts):05}.gguf" for index in range(1, len(parts) + 1)
+    ]
+    assert len(parts) == 3 + first_empty
+    for index, path in enumerate(parts):
+        to_jax(path, tmp_path / f"out{index}")
+        model = load(tmp_path / f"out{index}")
+        assert bits(model.params) == bits(sharp_params(3, SMALL))
+        assert model.config == SMALL
+    manifest = verify(tmp_path / "out0")
+    assert {*manifest["source"]["files"]} == {path.name for path in parts}
+    assert f"{len(parts)} parts joined" in manifest["decisions"]
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    parts = write_parts(tmp_path / "in", split_max_tensors=8)
+    parts[1].unlink()
+    for path in (parts[0], parts[2]):
+        with pytest.raises(
+            FileNotFoundError, match=r"model-00002-of-00003\.gguf is missing; model"
+        ):
+            to_jax(path, tmp_path / "out")
+
+
+def test_a_renamed_part_is_refused(tmp_path: Path) -> None:
+    parts = write_parts(tmp_path / "in", split_max_tensors=8)
+    for name in ("mine.gguf", "model-00001-of-00003.gguf", "model-00002-of-00004.gguf"):
+        path = parts[1].rename(tmp_path / name)
+        with pytest.raises(ValueError, match=r"not end in -00002-of-00003\.gguf; give it its name"):
+            to_jax(path, tmp_path / "out")
+        path.rename(parts[1])
+    # Both in place of each other: each has the other's number.
+    parts[1].rename(tmp_path / "x")
+    parts[2].rename(parts[1])
+    (tmp_path / "x").rename(parts[2])
+    with pytest.raises(ValueError, match=r"split\.no is 2, not 1; is it a part of another model"):
+        to_jax(parts[0], tmp_path / "out")
+
+
+def test_parts_of_different_models_are_refused(tmp_path: Path) -> None:
+    parts = write_parts(tmp_path / "in", split_max_tensors=8)
+    other = tmp_path / "other"
+    other.mkdir()
+    larger = replace(SMALL, n_layers=1, tie_embeddings=True)
+    write_gguf(other / "model.gguf", larger, sharp_params(3, larger), split_max_tensors=4)
+    data = parts[1].read_bytes()
+    parts[1].write_bytes((other / parts[1].name).read_bytes())
+    with pytest.raises(ValueError, match=r"split\.tensors\.count is 11, not 21; is it a part of"):
+        to_jax(parts[0], tmp_path / "out")
+    # The same number of tensors, of which some are in two parts.
+    fewer = write_parts(tmp_path / "again", split_max_tensors=9)
+    parts[1].write_bytes(fewer[1].read_bytes())
+    with pytest.raises(
+        ValueError, match=r"00003-of-00003\.gguf: blk\..* is in model-00002-of-00003"
+    ):
+        to_jax(parts[0], tmp_path / "out")
+    parts[1].write_bytes(data)
+    parts[2].write_bytes(fewer[2].read_bytes())
+    with pytest.raises(
+        ValueError, match=r"3 parts hold 19 tensors, and split\.tensors\.count is 21"
+    ):
+        to_jax(parts[0], tmp_path / "out")
+
+
+def write_type(path: Path, kind: str, **fields: str) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(kind)
+    for key, value in fields.items():
+        writer.add_string(key.replace("_", "."), value)
+    writer.add_tensor("blk.0.attn_q.weight.lora_a", np.ones((4, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_an_adapter_in_gguf_is_called_one(tmp_path: Path) -> None:
+    path = write_type(tmp_path / "adapter.gguf", "adapter", adapter_type="lora")
+    with pytest.raises(
+        ValueError, match=r"adapter\.gguf: it is an adapter \(lora\) of another mod"
+    ):
+        to_jax(path, tmp_path / "out")
+    path = write_type(tmp_path / "mmproj.gguf", "mmproj")
+    with pytest.raises(ValueError, match=r"is of general\.type 'mmproj', and no model; name"):
+        to_jax(path, tmp_path / "out")
 
 
 # --- other programs ---

@@ -8,9 +8,9 @@ import numpy as np
 
 from jax_llama3.model.config import Config, RopeScaling, llama3_scaling
 
-from ...source import Source, TensorInfo, source_file
-from ..safetensors_rows import hint
-from .header import GgufHeader, GgufTensor, read_header
+from ...source import Source, TensorInfo
+from .header import GgufTensor
+from .parts import open_parts
 from .vocabulary import gguf_texts
 
 _ROPE_FREQS = "rope_freqs.weight"
@@ -35,14 +35,17 @@ _PLAIN = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
 def open_gguf(path: Path) -> Source:
-    """Read a GGUF file's fields and tensor table; what is off raises ValueError."""
-    file = source_file(path)
+    """Read a GGUF file's fields and tensor table; what is off raises ValueError.
+
+    Of a model in several files any one may be named.
+    """
+    fields, places, paths, files = open_parts(path)
+
+    def read(name: str, start: int, stop: int) -> np.ndarray:
+        return _read_rows(paths[name], name, places[name], start, stop)
+
     try:
-        fields, places = _read_header(path)
-
-        def read(name: str, start: int, stop: int) -> np.ndarray:
-            return _read_rows(path, name, places[name], start, stop)
-
+        _check_type(fields)
         config = _parse_config(fields, places)
         if _ROPE_FREQS in places:
             config = _with_scaling(config, read(_ROPE_FREQS, 0, places[_ROPE_FREQS].shape[0]))
@@ -64,18 +67,22 @@ def open_gguf(path: Path) -> Source:
         decisions.append(f"{_ROPE_FREQS} recovered as factor {config.rope_scaling.factor:g}")
     if not texts:
         decisions.append("the source has no tokenizer")
-    return Source("gguf", config, tensors, read, texts, [file], decisions)
+    if len(files) > 1:
+        decisions.append(f"{len(files)} parts joined")
+    return Source("gguf", config, tensors, read, texts, files, decisions)
 
 
-def _read_header(path: Path) -> GgufHeader:
-    try:
-        return read_header(path)
-    except ImportError:
-        raise ModuleNotFoundError(
-            "reading GGUF needs the package gguf: pip install 'jax_llama3[convert]'"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"not a sound GGUF file{hint(path)}: {error}") from None
+def _check_type(fields: dict) -> None:
+    """Refuse what says that it is no model, such as an adapter."""
+    kind = fields.get("general.type", "model")
+    if kind == "adapter":
+        base = fields.get("general.base_model.0.name", "another model")
+        raise ValueError(
+            f"it is an adapter ({fields.get('adapter.type', 'of no known type')}) of {base}, and no "
+            "model; merge takes the adapter as PEFT saves it, a folder with adapter_config.json"
+        )
+    if kind != "model":
+        raise ValueError(f"it is of general.type {kind!r}, and no model; name the model's own file")
 
 
 def _parse_config(fields: dict, places: dict[str, GgufTensor]) -> Config:
