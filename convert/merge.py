@@ -14,6 +14,7 @@ from jax_llama3.checkpoint.casting import cast
 from jax_llama3.checkpoint.folder import check_output
 from jax_llama3.checkpoint.saving import write_model
 from jax_llama3.model.config import Config
+from jax_llama3.text.tokenizer import JSON, TEMPLATE
 
 from .formats.jax.folder import open_unquantized
 from .formats.peft.folder import WEIGHT, A, Adapter, B, open_adapter
@@ -54,12 +55,13 @@ def merge(
     for source_path in (path, adapter_path):
         refuse_overlap(source_path, folder)
     base, tokenizer = open_unquantized(path)
+    texts = {} if tokenizer is None else tokenizer.files
     opened = open_adapter(adapter_path)
     try:
         merged = resolve_tie(_merged_source(base, opened, scale))
     except ValueError as error:
         raise ValueError(f"{adapter_path}: {error}") from None
-    decisions = list(merged.decisions)
+    decisions = [*merged.decisions, *_unused_texts(adapter_path, texts)]
     if base.config.tie_embeddings and not merged.config.tie_embeddings:
         decisions.append(
             "note: the output matrix is no longer the embedding, because the adapter changes one "
@@ -79,12 +81,27 @@ def merge(
         folder,
         merged.config,
         plan(merged, None),
-        {} if tokenizer is None else tokenizer.files,
+        texts,
         receipt,
         overwrite=overwrite,
         resumable=True,
         check=lambda: check_unchanged(merged.files),
     )
+
+
+def _unused_texts(folder: Path, texts: dict[str, bytes]) -> list[str]:
+    """A note on files of the adapter's folder that differ from the model's own."""
+    others = []
+    for name in (JSON, TEMPLATE):
+        path, own = folder / name, texts.get(name, b"")
+        if path.is_file() and (path.stat().st_size != len(own) or path.read_bytes() != own):
+            others.append(name)
+    if not others:
+        return []
+    return [
+        f"note: {' and '.join(others)} of {folder.name} not used: the merged model has the "
+        "tokenizer and the template of the base model"
+    ]
 
 
 def _merged_source(base: Source, adapter: Adapter, scale: float) -> Source:
@@ -97,7 +114,7 @@ def _merged_source(base: Source, adapter: Adapter, scale: float) -> Source:
         # PEFT saves an embedding beside its adapter if its rows were changed before training.
         replaced = changes.get(f"{_EMBEDDING}.weight", Change()).weight
         changes[f"{_HEAD}.weight"] = Change(weight=replaced)
-    decisions = [*base.decisions, *adapter.decisions]
+    decisions = [*base.decisions, *adapter.config.decisions]
     read = _Merged(base, tensors, adapter, changes).read
     files = [*base.files, *adapter.files]
     return Source("huggingface", config, tensors, read, {}, files, decisions)

@@ -61,7 +61,7 @@ def to_gguf(
         fields = {**_config_fields(source.config), **tokens}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    fields["general.name"] = path.resolve().name
+    fields["general.name"] = os.fsencode(path.resolve().name).decode(errors="replace")
     fields["general.file_type"] = _FILE_TYPES[parts[0].kind]
     receipt = {
         "source": {"kind": "jax_llama3", "files": hash_files(source.files)},

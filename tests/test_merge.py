@@ -397,12 +397,13 @@ def test_the_command_says_what_it_decided(tmp_path: Path, capfd: pytest.CaptureF
     tokenizer = tokenizer_from_files(files)
     save(tmp_path / "jax", Model(config, sharp_params(5, config), tokenizer))
     adapter = write_adapter(tmp_path / "adapter", lora(SHAPES))
-    (adapter / "tokenizer.json").write_text("{}")
+    (adapter / "tokenizer.json").write_bytes(sentencepiece_like())  # which needs no word
+    (adapter / "chat_template.jinja").write_text("{{ messages }}")
     arguments = ["merge", *(str(tmp_path / name) for name in ("jax", "adapter", "out"))]
     assert main([*arguments, "--scale", "0.5"]) == 0
     out, error = capfd.readouterr()
     assert out == f"{tmp_path / 'out'}\n"
-    assert error.startswith("note: tokenizer.json of adapter not used: the merged model has")
+    assert error.startswith("note: chat_template.jinja of adapter not used: the merged model has")
     assert error.count("\n") == 1
     assert load(tmp_path / "out").tokenizer.files == files
     manifest = verify(tmp_path / "out")

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_llama3.text.tokenizer import JSON, TEMPLATE
-
 from ...source import SourceFile, TensorInfo, check_plain, refuse_all, source_file
 from ..meta.pth import read_records, read_tensors
 from ..safetensors_rows import check_header, open_safetensors, row_reader
@@ -43,7 +41,6 @@ class Adapter(NamedTuple):
     tensors: dict[str, TensorInfo]
     reader: Callable[[], Read]  # a new function that reads rows of a tensor
     files: list[SourceFile]
-    decisions: list[str]
 
 
 def open_adapter(folder: Path) -> Adapter:
@@ -59,17 +56,11 @@ def open_adapter(folder: Path) -> Adapter:
     check_plain(path)
     file, tensors, reader = (_read_bin if path.name == _BIN else _read_safetensors)(path)
     files.append(file)
-    decisions = list(config.decisions)
-    if others := [name for name in (JSON, TEMPLATE) if (folder / name).exists()]:
-        decisions.append(
-            f"note: {' and '.join(others)} of {folder.name} not used: the merged model has the "
-            "tokenizer and the template of the base model"
-        )
     try:
         parts = _sort(tensors)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return Adapter(config, parts, tensors, reader, files, decisions)
+    return Adapter(config, parts, tensors, reader, files)
 
 
 _Opened = tuple[SourceFile, dict[str, TensorInfo], Callable[[], Read]]
