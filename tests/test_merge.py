@@ -505,7 +505,8 @@ def test_the_result_is_pefts_own_merge(
         units = np.abs(array - wanted) / np.spacing(np.maximum(np.abs(wanted), 1))
         worst = max(worst, units.max())
     record_property("merge, units in the last place at 1", float(worst))
-    assert worst <= 2
+    # Sums of up to 16 terms, in another order; a missing term is a hundred thousand units.
+    assert worst <= 4
 
 
 @pytest.mark.reference
