@@ -3,9 +3,11 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from jax_llama3.checkpoint.folder import check_output
+from jax_llama3.checkpoint.manifest import read_manifest
+from jax_llama3.checkpoint.receipt import read_receipt
 from jax_llama3.checkpoint.verification import verify
 from jax_llama3.cli.errors import OneLineParser, run_command
 from jax_llama3.runtime.picture import check_picture
@@ -14,6 +16,9 @@ from .export import to_hf, to_meta
 from .fetch.hub import download, is_hub_name
 from .fetch.models import fetch, located
 from .inspection import inspect
+from .merge import merge
+from .to_gguf import DTYPES as GGUF_DTYPES
+from .to_gguf import to_gguf
 from .to_jax import DTYPES, QUANTIZATIONS, to_jax
 
 
@@ -43,14 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_rope_factor(command)
     command.set_defaults(run=_to_jax)
 
-    command = commands.add_parser("to-hf", help="write a converted model for transformers")
-    _add_export_options(command)
-    command.set_defaults(run=_to_hf)
-
-    command = commands.add_parser("to-meta", help="write a converted model for Meta's own code")
-    _add_export_options(command)
-    command.add_argument("--shards", type=int, default=1, metavar="N", help="default: 1")
-    command.set_defaults(run=_to_meta)
+    _add_exports(commands)
 
     command = commands.add_parser("inspect", help="show what a checkpoint is; reads headers only")
     command.add_argument("source", metavar="SRC", type=Path)
@@ -72,9 +70,44 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_compare)
 
     command = commands.add_parser("check", help="verify every byte against the manifest")
-    command.add_argument("folder", metavar="DIR", type=Path)
+    command.add_argument(
+        "folder", metavar="DIR", type=Path, help="a converted model, or a file that to-gguf wrote"
+    )
     command.set_defaults(run=_check)
     return parser
+
+
+def _add_exports(commands: Any) -> None:
+    """The commands that begin with a converted model."""
+    command = commands.add_parser("to-hf", help="write a converted model for transformers")
+    _add_export_options(command)
+    command.set_defaults(run=_to_hf)
+
+    command = commands.add_parser("to-meta", help="write a converted model for Meta's own code")
+    _add_export_options(command)
+    command.add_argument("--shards", type=int, default=1, metavar="N", help="default: 1")
+    command.set_defaults(run=_to_meta)
+
+    command = commands.add_parser("to-gguf", help="write a converted model for llama.cpp")
+    command.add_argument("source", metavar="DIR", type=Path, help="a converted model")
+    command.add_argument("file", metavar="FILE", type=Path)
+    command.add_argument(
+        "--dtype", choices=GGUF_DTYPES, help="of the matrices; default: as they are stored"
+    )
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace a file that to-gguf wrote"
+    )
+    command.set_defaults(run=_to_gguf)
+
+    command = commands.add_parser("merge", help="merge a PEFT LoRA adapter into a converted model")
+    command.add_argument("source", metavar="DIR", type=Path, help="a converted model")
+    command.add_argument("adapter", metavar="ADAPTER", type=Path, help="the adapter's folder")
+    command.add_argument("folder", metavar="DST", type=Path)
+    command.add_argument(
+        "--scale", type=float, default=1.0, metavar="S", help="of what the adapter adds; default: 1"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace a converted model")
+    command.set_defaults(run=_merge)
 
 
 def _add_output_options(command: argparse.ArgumentParser) -> None:
@@ -145,6 +178,31 @@ def _to_hf(options: argparse.Namespace) -> None:
 def _to_meta(options: argparse.Namespace) -> None:
     to_meta(options.source, options.folder, shards=options.shards, overwrite=options.overwrite)
     _say(options.folder)
+
+
+def _to_gguf(options: argparse.Namespace) -> None:
+    to_gguf(options.source, options.file, dtype=options.dtype, overwrite=options.overwrite)
+    _say_notes(read_receipt(options.file)["decisions"])
+    _say(options.file)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    merge(
+        options.source,
+        options.adapter,
+        options.folder,
+        scale=options.scale,
+        overwrite=options.overwrite,
+    )
+    _say_notes(read_manifest(options.folder)["decisions"])
+    _say(options.folder)
+
+
+def _say_notes(decisions: list[str]) -> None:
+    """Print those decisions that a user should hear of."""
+    for decision in decisions:
+        if decision.startswith("note: "):
+            print(decision, file=sys.stderr)
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -119,8 +119,9 @@ def write_gguf(
     *,
     kind: gguf.GGMLQuantizationType | None = None,
     divisors: np.ndarray | None = None,
+    **split: int,
 ) -> Path:
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", **split)
     writer.add_block_count(config.n_layers)
     writer.add_context_length(config.max_seq_len)
     writer.add_embedding_length(config.dim)

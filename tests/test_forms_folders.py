@@ -590,15 +590,9 @@ def add_adapter(writer: gguf.GGUFWriter) -> None:
     writer.add_string("general.base_model.0.name", "Llama 3.2 1B")
 
 
-def add_split(writer: gguf.GGUFWriter) -> None:
-    writer.add_uint16("split.no", 1)
-    writer.add_uint16("split.count", 3)
-
-
 GGUF_IS = {
     "an adapter": (add_adapter, "it is a LoRA adapter of Llama 3.2 1B: convert that model"),
     "a projector": (lambda w: w.add_type("mmproj"), "it is of the type 'mmproj', not a model"),
-    "a part": (add_split, "it is part 2 of 3 of a split model"),
 }
 
 

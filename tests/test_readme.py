@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from adapters import lora, write_adapter
 from checkpoints import META, write_meta
 from commands import run
 from random_models import sharp_params
@@ -45,11 +46,18 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("timed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_commands_run(tmp_path: Path, capsys: pytest.CaptureFixture, timed: bool) -> None:
     source = write_meta(tmp_path / "in", sharp_params(1, META))
+    modules = {
+        f"model.layers.{layer}.self_attn.{name}_proj": (rows, 64)
+        for layer in range(META.n_layers)
+        for name, rows in (("q", 64), ("v", 32))
+    }
+    adapter = write_adapter(tmp_path / "adapter", lora(modules))
     mains = {"jax_llama3": library_main, "convert": convert_main}
     chosen = [line for line in commands() if (" bench " in line) == timed]
     assert len(chosen) >= (2 if timed else 6)
     for line in chosen:
         line = line.replace("PATH/TO/Llama-3.2-1B", str(source))
+        line = line.replace("PATH/TO/ADAPTER", str(adapter))
         words = shlex.split(re.sub(r"\bOUT\b", str(tmp_path / "out"), line))
         assert run(mains[words[2]], words[3:]) == 0, line
     assert capsys.readouterr().out

@@ -46,3 +46,26 @@ def _pre_tokenizer(pre: str) -> Any:
         plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         return pre_tokenizers.Sequence([split, plain])
     raise ValueError(f"its pre-tokenizer {pre!r} is not supported")
+
+
+def pre_tokenizer_name(values: dict[str, Any]) -> str | None:
+    """GGUF's name of the pre-tokenizer that a tokenizer.json has; None if it is none of these."""
+    wanted = _steps(values["pre_tokenizer"]), values["model"]["ignore_merges"]
+    for pre in ("llama-bpe", "smollm", "gpt-2"):
+        known = json.loads(byte_level_bpe({}, [], pre).to_str())
+        if (_steps(known["pre_tokenizer"]), known["model"]["ignore_merges"]) == wanted:
+            return pre
+    return None
+
+
+def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """What a pre-tokenizer does, step by step, without what changes no id."""
+    pre_tokenizer = pre_tokenizer or {}
+    steps = []
+    for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]):
+        if step.get("type") == "Sequence":
+            steps += _steps(step)
+        # What is removed are bytes without a token, which every reader of a GGUF file finds itself.
+        elif (step.get("type"), step.get("behavior")) != ("Split", "Removed"):
+            steps.append({key: value for key, value in step.items() if key != "trim_offsets"})
+    return steps

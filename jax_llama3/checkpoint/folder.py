@@ -23,19 +23,30 @@ def new_folder(folder: Path, *, overwrite: bool, resumable: bool = False) -> Ite
     same folder, and an output that may not be replaced, raise FileExistsError; a full disk OSError.
     """
     folder = folder.absolute()
-    parents = _make_parents(folder.parent)
+    with partial_sibling(folder, resumable=resumable) as partial_folder:
+        _undo(folder)
+        check_output(folder, overwrite=overwrite)
+        if not resumable:
+            empty(partial_folder)
+        yield partial_folder
+        sync(partial_folder)
+        check_output(folder, overwrite=overwrite)
+        _replace(partial_folder, folder)
+
+
+@contextmanager
+def partial_sibling(output: Path, *, resumable: bool = False) -> Iterator[Path]:
+    """A locked folder beside an output, with what a killed run left in it; removed if the block fails.
+
+    With `resumable` it outlives a KeyboardInterrupt. The output's parents are made, and those that
+    are empty are removed again if the block fails.
+    """
+    parents = _make_parents(output.parent)
     try:
-        partial_folder = _sibling(folder, PARTIAL)
-        descriptor = _lock(partial_folder, folder)
+        partial_folder = sibling(output, PARTIAL)
+        descriptor = _lock(partial_folder, output)
         try:
-            _undo(folder)
-            check_output(folder, overwrite=overwrite)
-            if not resumable:
-                _empty(partial_folder)
             yield partial_folder
-            sync(partial_folder)
-            check_output(folder, overwrite=overwrite)
-            _replace(partial_folder, folder)
         except BaseException as error:
             if not (resumable and isinstance(error, KeyboardInterrupt)):
                 shutil.rmtree(partial_folder, ignore_errors=True)
@@ -48,7 +59,7 @@ def new_folder(folder: Path, *, overwrite: bool, resumable: bool = False) -> Ite
                 parent.rmdir()
         if isinstance(error, OSError) and error.errno in _FULL:
             raise OSError(
-                f"{folder} cannot be written: {error.strerror}; make room or choose another place"
+                f"{output} cannot be written: {error.strerror}; make room or choose another place"
             ) from None
         raise
 
@@ -57,10 +68,10 @@ def new_folder(folder: Path, *, overwrite: bool, resumable: bool = False) -> Ite
 def scratch_folder(folder: Path) -> Iterator[Path]:
     """A sibling of `folder` for temporary files, empty at first and removed after the block."""
     folder = folder.absolute()
-    path = _sibling(folder, _SCRATCH)
+    path = sibling(folder, _SCRATCH)
     descriptor = _lock(path, folder)
     try:
-        _empty(path)
+        empty(path)
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
@@ -72,8 +83,7 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
 
     Names that unfinished folders have raise ValueError.
     """
-    if folder.absolute().name.endswith((PARTIAL, OLD, _SCRATCH)):
-        raise ValueError(f"{folder}: such names are for what is being written; choose another")
+    check_name(folder)
     if not os.path.lexists(folder):
         return
     if not overwrite:
@@ -82,6 +92,12 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         raise FileExistsError(
             f"{folder} is not a converted model and nothing else, and is not replaced; move it away"
         )
+
+
+def check_name(output: Path) -> None:
+    """Raise ValueError for a name that an unfinished output has."""
+    if output.absolute().name.endswith((PARTIAL, OLD, _SCRATCH)):
+        raise ValueError(f"{output}: such names are for what is being written; choose another")
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -123,7 +139,7 @@ def drop_cached_pages(path: Path) -> None:
             os.close(descriptor)
 
 
-def _sibling(folder: Path, suffix: str) -> Path:
+def sibling(folder: Path, suffix: str) -> Path:
     """A hidden name beside the folder's; it holds the hash of a name that is too long."""
     name = os.fsencode(folder.name)
     stem = folder.name if len(name) <= 200 else hashlib.sha256(name).hexdigest()
@@ -167,7 +183,8 @@ def _lock(partial_folder: Path, folder: Path) -> int:
         os.close(descriptor)
 
 
-def _empty(folder: Path) -> None:
+def empty(folder: Path) -> None:
+    """Delete whatever is in a folder."""
     for path in folder.iterdir():
         remove(path)
 
@@ -191,7 +208,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _old(folder: Path) -> Path:
-    return _sibling(folder, OLD)
+    return sibling(folder, OLD)
 
 
 def _undo(folder: Path) -> None:

@@ -28,20 +28,26 @@ def read_manifest(folder: Path) -> dict:
         )
     if folder.absolute().name.endswith(PARTIAL):
         raise ValueError(f"{folder} is being written, or was cut short; run the same command again")
-    manifest = read_json(folder / MANIFEST)
-    if not is_format(manifest):
-        raise ValueError(f"{folder / MANIFEST}: format {manifest.get('format')!r}, not {FORMAT!r}")
-    # The hash is of the values. A byte that changed without changing a value, such as a space, shows
-    # in that the file is not what this module would write.
-    written = (folder / MANIFEST).read_bytes() == json_bytes(manifest)
-    if not written or manifest.get("sha256") != _self_hash(manifest):
-        raise ValueError(f"{folder / MANIFEST} is damaged: it does not match its own sha256")
+    manifest = read_sealed(folder / MANIFEST)
     for name, entry in manifest["files"].items():
         path = folder / name
         if Path(name).name != name or not path.is_file() or path.is_symlink():
             raise ValueError(f"{path} is missing or no plain file; convert again with --overwrite")
         if path.stat().st_size != entry["bytes"]:
             raise ValueError(f"{path} has {path.stat().st_size} bytes, not {entry['bytes']}")
+    return manifest
+
+
+def read_sealed(path: Path) -> dict:
+    """The values of a manifest that is as it was written; any other file raises ValueError."""
+    manifest = read_json(path)
+    if not is_format(manifest):
+        raise ValueError(f"{path}: format {manifest.get('format')!r}, not {FORMAT!r}")
+    # The hash is of the values. A byte that changed without changing a value, such as a space, shows
+    # in that the file is not what this module would write.
+    written = path.read_bytes() == json_bytes(manifest)
+    if not written or manifest.get("sha256") != _self_hash(manifest):
+        raise ValueError(f"{path} is damaged: it does not match its own sha256")
     return manifest
 
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from jax_llama3.model.config import Config, RopeScaling, llama3_scaling
 
-from ...source import Source, TensorInfo, refuse_unknown, source_file
-from ..safetensors_rows import hint
-from .header import GgufHeader, GgufTensor, read_header
+from ...source import Source, TensorInfo, refuse_unknown
+from .header import GgufTensor
+from .parts import open_parts
 from .vocabulary import gguf_texts
 
 _ROPE_FREQS = "rope_freqs.weight"
@@ -58,15 +58,17 @@ _PLAIN = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
 def open_gguf(path: Path) -> Source:
-    """Read a GGUF file's fields and tensor table; what is off raises ValueError."""
-    file = source_file(path)
+    """Read a GGUF file's fields and tensor table; what is off raises ValueError.
+
+    Of a model in several files any one may be named.
+    """
+    fields, places, paths, files = open_parts(path)
+
+    def read(name: str, start: int, stop: int) -> np.ndarray:
+        return _read_rows(paths[name], name, places[name], start, stop)
+
     try:
-        fields, places = _read_header(path)
         _refuse_other_kinds(fields, places)
-
-        def read(name: str, start: int, stop: int) -> np.ndarray:
-            return _read_rows(path, name, places[name], start, stop)
-
         config = _parse_config(fields, places)
         if _ROPE_FREQS in places:
             config = _with_scaling(config, read(_ROPE_FREQS, 0, places[_ROPE_FREQS].shape[0]))
@@ -88,18 +90,9 @@ def open_gguf(path: Path) -> Source:
         decisions.append(f"{_ROPE_FREQS} recovered as factor {config.rope_scaling.factor:g}")
     if not texts:
         decisions.append("note: the source has no tokenizer; it takes and gives ids alone")
-    return Source("gguf", config, tensors, read, texts, [file], decisions)
-
-
-def _read_header(path: Path) -> GgufHeader:
-    try:
-        return read_header(path)
-    except ImportError:
-        raise ModuleNotFoundError(
-            "reading GGUF needs the package gguf: pip install 'jax_llama3[convert]'"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"not a sound GGUF file{hint(path)}: {error}") from None
+    if len(files) > 1:
+        decisions.append(f"{len(files)} parts joined")
+    return Source("gguf", config, tensors, read, texts, files, decisions)
 
 
 def _refuse_other_kinds(fields: dict, places: dict[str, GgufTensor]) -> None:
@@ -113,11 +106,6 @@ def _refuse_other_kinds(fields: dict, places: dict[str, GgufTensor]) -> None:
         )
     if kind != "model":
         raise ValueError(f"it is of the type {kind!r}, not a model; name the model's own file")
-    if (parts := int(fields.get("split.count", 0))) > 1:
-        part = int(fields["split.no"]) + 1
-        raise ValueError(
-            f"it is part {part} of {parts} of a split model; join them: llama-gguf-split --merge"
-        )
     if not places:
         raise ValueError("it holds no tensors, only a vocabulary; name the model's own file")
 
@@ -147,8 +135,8 @@ def _parse_config(fields: dict, places: dict[str, GgufTensor]) -> Config:
         n_kv_heads=int(values.get("attention.head_count_kv", n_heads)),
         head_dim=head_dim,
         ffn_dim=int(values["feed_forward_length"]),
-        norm_eps=_decimal(values["attention.layer_norm_rms_epsilon"]),
-        rope_theta=_decimal(values.get("rope.freq_base", 10000.0)),
+        norm_eps=decimal(values["attention.layer_norm_rms_epsilon"]),
+        rope_theta=decimal(values.get("rope.freq_base", 10000.0)),
         rope_scaling=None,
         max_seq_len=int(values["context_length"]),
         tie_embeddings="output.weight" not in places,
@@ -179,7 +167,7 @@ def rope_divisors(config: Config, scaling: RopeScaling) -> np.ndarray:
     return 1 / ((1 - kept) / scaling.factor + kept)
 
 
-def _decimal(value: float) -> float:
+def decimal(value: float) -> float:
     """The shortest decimal that is the same float32: the file's 9.99999974e-06 is meant as 1e-05."""
     return float(str(np.float32(value)))
 

@@ -140,7 +140,8 @@ def _tensors(data: _Bytes, n_tensors: int, alignment: int) -> dict[str, GgufTens
 
 def _placed(tensors: dict[str, GgufTensor], data: _Bytes, alignment: int) -> dict[str, GgufTensor]:
     """The tensors with their offsets from the beginning of the file, after a check that they fill it."""
-    start = _padded(data.file.tell(), alignment)
+    header_end = data.file.tell()
+    start = _padded(header_end, alignment)
     end = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if tensor.offset != _padded(end, alignment):
@@ -148,8 +149,9 @@ def _placed(tensors: dict[str, GgufTensor], data: _Bytes, alignment: int) -> dic
                 f"tensor {name} begins at {tensor.offset}, not where the one before it ends"
             )
         end = tensor.offset + tensor.nbytes
-    # A file of a vocabulary alone ends with its fields.
-    if tensors and not start + end <= data.size <= start + _padded(end, alignment):
+    # A header without tensors, as the first of several parts may be, need not be padded.
+    least = start + end if tensors else header_end
+    if not least <= data.size <= start + _padded(end, alignment):
         raise ValueError(f"{data.size} bytes, but its tensors end at {start + end}")
     return {n: tensor._replace(offset=start + tensor.offset) for n, tensor in tensors.items()}
 

@@ -12,7 +12,7 @@ _CONTROL, _USER_DEFINED = 3, 4  # GGUF's token types
 
 def gguf_texts(fields: dict) -> dict[str, bytes]:
     """Our tokenizer files from the fields of a GGUF file; none if it has no vocabulary."""
-    if "tokenizer.ggml.model" not in fields:
+    if fields.get("tokenizer.ggml.model", "no_vocab") in ("no_vocab", "none"):
         return {}
     model, pre = fields["tokenizer.ggml.model"], fields.get("tokenizer.ggml.pre", "default")
     if model != "gpt2":

@@ -138,9 +138,7 @@ def _optional_json(path: Path) -> dict:
 def huggingface_files(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, bytes]:
     """tokenizer.json, tokenizer_config.json and generation_config.json of a tokenizer."""
     names = tokenizer.special_names
-    template = tokenizer.chat_template
-    if template is None and "<|start_header_id|>" in tokenizer.vocabulary.special:
-        template = _LLAMA3_TEMPLATE
+    template = exported_template(tokenizer)
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": tokenizer.add_bos,
@@ -165,6 +163,13 @@ def huggingface_files(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, bytes
     }
 
 
+def exported_template(tokenizer: Tokenizer) -> str | None:
+    """The chat template for other programs: the model's own, or Meta's format for Meta's tokens."""
+    if tokenizer.chat_template is None and "<|start_header_id|>" in tokenizer.vocabulary.special:
+        return _LLAMA3_TEMPLATE
+    return tokenizer.chat_template
+
+
 def _tokenizer_json(tokenizer: Tokenizer) -> bytes:
     """The model's tokenizer.json, or one made of Meta's ranks; it adds the BOS token as ours does."""
     from tokenizers import Tokenizer as Fast
@@ -174,7 +179,7 @@ def _tokenizer_json(tokenizer: Tokenizer) -> bytes:
         data = tokenizer.files[JSON]
         fast = Fast.from_buffer(data)
     else:
-        fast = _from_ranks(tokenizer.vocabulary)
+        fast = ranks_tokenizer(tokenizer.vocabulary)
         data = fast.to_str().encode()
     bos_id = tokenizer.bos_id
     adds = bos_id is not None and fast.encode("a").ids[:1] == [bos_id]
@@ -189,7 +194,7 @@ def _tokenizer_json(tokenizer: Tokenizer) -> bytes:
     return data
 
 
-def _from_ranks(vocabulary: Any) -> Any:
+def ranks_tokenizer(vocabulary: Any) -> Any:
     """Meta's tokenizer.model as byte-level BPE.
 
     tiktoken merges whichever neighbours make the token of lowest rank; so every pair of tokens that
