@@ -1,0 +1,185 @@
+"""SentencePiece's byte-pair vocabularies, from whatever file, as a `tokenizer.json`."""
+
+import math
+import re
+from typing import Any, NamedTuple
+
+SPACE = "\u2581"  # what a space is in a piece
+
+# The kinds of pieces, numbered alike in SentencePiece's files and in GGUF.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+
+class Piece(NamedTuple):
+    """One token; its id is its place in the list of them."""
+
+    text: str
+    score: float
+    kind: int
+
+
+class Spaces(NamedTuple):
+    """What happens to a text before it is cut into pieces."""
+
+    prefix: bool  # a space is put before it, so that its first word is written like the others
+    prefix_after_special: bool  # and before the text that follows a special token
+    collapse: bool = False  # spaces at its ends go, and runs of them become one
+    charsmap: bytes = b""  # SentencePiece's compiled table of replacements
+
+
+def pieces_json(pieces: list[Piece], added: dict[int, dict], spaces: Spaces) -> bytes:
+    """The `tokenizer.json` whose ids are SentencePiece's own.
+
+    `added` are tokens by their id as tokenizer_config.json describes them: more tokens than the
+    pieces, or pieces that are special although they are not marked so. What a `tokenizer.json` cannot
+    say raises ValueError.
+    """
+    from tokenizers import AddedToken, Tokenizer, models
+
+    pieces = [_marked(piece, added.get(index)) for index, piece in enumerate(pieces)]
+    vocab = {piece.text: index for index, piece in enumerate(pieces)}
+    if len(vocab) < len(pieces):
+        raise ValueError("its vocabulary holds a token twice")
+    vocab |= {entry["content"]: index for index, entry in added.items()}
+    symbols = [piece.text for piece in pieces if piece.kind == USER_DEFINED]
+    model = models.BPE(
+        vocab=vocab,
+        merges=_merges(pieces),
+        unk_token=next((piece.text for piece in pieces if piece.kind == UNKNOWN), None),
+        fuse_unk=True,
+        byte_fallback=_falls_back(pieces),
+        ignore_merges=bool(symbols),
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = _steps(spaces, symbols)
+    tokenizer.decoder = _decoder(spaces)
+    # A special token found in the text as it is cuts it into parts, each of which gets a space.
+    plain = {"normalized": not spaces.prefix_after_special, "special": True}
+    special = {
+        index: {"content": piece.text, **plain}
+        for index, piece in enumerate(pieces)
+        if piece.kind in (CONTROL, UNKNOWN)
+    }
+    for _, entry in sorted({**special, **added}.items()):
+        if entry.get("special"):
+            entry = {**entry, **plain}
+        tokenizer.add_tokens([AddedToken(**entry)])
+    return tokenizer.to_str().encode()
+
+
+def _marked(piece: Piece, entry: dict | None) -> Piece:
+    """The piece as the tokenizer's settings see it: a special one is never made of text."""
+    if entry is None:
+        return piece
+    if entry["content"] != piece.text:
+        raise ValueError(f"token {piece.text!r} has the id of the added token {entry['content']!r}")
+    special = entry.get("special") and piece.kind != UNKNOWN
+    return piece._replace(kind=CONTROL) if special else piece
+
+
+def _falls_back(pieces: list[Piece]) -> bool:
+    """Whether a character without a piece becomes its bytes."""
+    found = {piece.text for piece in pieces if piece.kind == BYTE}
+    if found and found != {f"<0x{byte:02X}>" for byte in range(256)}:
+        raise ValueError(f"its vocabulary has {len(found)} tokens of single bytes, not all 256")
+    return bool(found)
+
+
+def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
+    """The merges whose order is that of the scores of what they make.
+
+    SentencePiece merges the neighbours whose piece has the highest score, and of equal ones the
+    leftmost; the tokenizers library those of the first merge in the list. Both are the same if no
+    two pieces have one score, and if of two ways to make one piece the right one stands first.
+    """
+    scores = {piece.text: piece.score for piece in pieces if piece.kind == NORMAL}
+    ranked = sorted(scores, key=lambda text: -scores[text])
+    merges: list[tuple[str, str]] = []
+    before = None
+    for text in ranked:
+        cuts = [cut for cut in range(1, len(text)) if _is_merge(text, cut, scores)]
+        if cuts:
+            if before is not None and not scores[before] > scores[text]:
+                raise ValueError(
+                    f"its tokens {before!r} and {text!r} have the same score {scores[text]:g}, and a "
+                    "tokenizer.json cannot say that the one further left is made first; convert a "
+                    "Hugging Face folder that has a tokenizer.json"
+                )
+            before = text
+        merges += [(text[:cut], text[cut:]) for cut in _leftmost_first(text, cuts)]
+    for piece in pieces:
+        if piece.kind == UNUSED and any(
+            _is_merge(piece.text, cut, scores) for cut in range(1, len(piece.text))
+        ):
+            raise ValueError(f"its token {piece.text!r} is marked as unused, which is not supported")
+    if not all(map(math.isfinite, scores.values())):
+        raise ValueError("its vocabulary holds a score that is not finite")
+    return merges
+
+
+def _is_merge(text: str, cut: int, scores: dict[str, float]) -> bool:
+    sides = text[:cut], text[cut:]
+    if all(side in scores for side in sides):
+        return True
+    if all(side in scores or len(side) == 1 for side in sides):
+        raise ValueError(f"its token {text!r} holds a character that is no token itself")
+    return False
+
+
+def _leftmost_first(text: str, cuts: list[int]) -> list[int]:
+    """The cuts in such an order that where two overlap in a text, the one further left comes first.
+
+    Cuts at k and at len(text) - k overlap: in "ab|aba|ba" both halves make "ababa", and (ab, aba) stands
+    left of (aba, ba). In runs of one character both orders occur, and what is left over of a run stands
+    at its right end, so the longer left side comes first.
+    """
+    size = len(text)
+
+    def before_its_mirror(cut: int) -> bool:
+        return text[cut:] == text[: size - cut]
+
+    order: list[int] = []
+    for cut in sorted(cuts, reverse=True):
+        mirror = size - cut
+        if cut > mirror and mirror in cuts:
+            swapped = before_its_mirror(mirror) and not before_its_mirror(cut)
+            order += [mirror, cut] if swapped else [cut, mirror]
+        elif cut not in order:
+            order.append(cut)
+    return order
+
+
+def _steps(spaces: Spaces, symbols: list[str]) -> tuple[Any, Any]:
+    """Normalizer and pre-tokenizer, in SentencePiece's order."""
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    first: list[Any] = []
+    if spaces.charsmap:
+        first.append(normalizers.Precompiled(spaces.charsmap))
+    if spaces.collapse:
+        first.append(normalizers.Replace(Regex(r"\A +| +\z"), ""))
+        first.append(normalizers.Replace(Regex(" {2,}"), " "))
+    if spaces.prefix and spaces.prefix_after_special:
+        first.append(normalizers.Prepend(SPACE))
+    first.append(normalizers.Replace(" ", SPACE))
+    then: list[Any] = []
+    if spaces.prefix and not spaces.prefix_after_special:
+        # Metaspace alone puts no space before a text that begins with one.
+        first.append(normalizers.Replace(Regex(rf"\A{SPACE}"), 2 * SPACE))
+        then.append(pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False))
+    if symbols:
+        # A symbol is cut out and taken whole. What else would be taken whole by its name, if it
+        # stands alone, is cut once more.
+        names = "|".join(re.escape(text) for text in sorted(symbols, key=len, reverse=True))
+        then.append(pre_tokenizers.Split(Regex(names), "isolated"))
+        then.append(pre_tokenizers.Split(Regex(r"\A<(?=0x[0-9A-F]{2}>\z)"), "isolated"))
+    return normalizers.Sequence(first), pre_tokenizers.Sequence(then) if then else None
+
+
+def _decoder(spaces: Spaces) -> Any:
+    from tokenizers import decoders
+
+    steps: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if spaces.prefix:
+        steps.append(decoders.Strip(" ", 1, 0))
+    return decoders.Sequence(steps)
