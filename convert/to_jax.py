@@ -10,6 +10,7 @@ from jax_llama3.checkpoint.saving import write_model
 from .formats.gguf.file import open_gguf
 from .formats.huggingface.folder import open_huggingface
 from .formats.meta.folder import PARAMS, open_meta
+from .formats.tokenizer import beyond_rows
 from .source import Hashing, Source, SourceFile, check_unchanged
 from .table import plan, resolve_tie
 
@@ -86,10 +87,11 @@ def to_jax(
         kept = None if dtype == "keep" else dtype
         tensors = plan(source, kept, quantize=quantize is not None)
         hashes = hashing.result(source.files)
+    notes = beyond_rows(source.texts, source.config.vocab_size)
     decisions = [f"dtype {dtype}", *([] if quantize is None else [f"quantize {quantize}"])]
     receipt = {
         "source": {"kind": source.kind, **(origin or {}), "files": hashes},
-        "decisions": [*decisions, *source.decisions],
+        "decisions": [*decisions, *source.decisions, *notes],
     }
     write_model(
         folder,

@@ -54,16 +54,14 @@ def pieces_json(pieces: list[Piece], added: dict[int, dict], spaces: Spaces) -> 
     tokenizer.normalizer, tokenizer.pre_tokenizer = _steps(spaces, symbols)
     tokenizer.decoder = _decoder(spaces)
     # A special token found in the text as it is cuts it into parts, each of which gets a space.
-    plain = {"normalized": not spaces.prefix_after_special, "special": True}
+    normalized = not spaces.prefix_after_special
     special = {
-        index: {"content": piece.text, **plain}
+        index: {"content": piece.text, "special": True}
         for index, piece in enumerate(pieces)
         if piece.kind in (CONTROL, UNKNOWN)
     }
     for _, entry in sorted({**special, **added}.items()):
-        if entry.get("special"):
-            entry = {**entry, **plain}
-        tokenizer.add_tokens([AddedToken(**entry)])
+        tokenizer.add_tokens([AddedToken(**{**entry, "normalized": normalized})])
     return tokenizer.to_str().encode()
 
 
@@ -111,7 +109,9 @@ def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
         if piece.kind == UNUSED and any(
             _is_merge(piece.text, cut, scores) for cut in range(1, len(piece.text))
         ):
-            raise ValueError(f"its token {piece.text!r} is marked as unused, which is not supported")
+            raise ValueError(
+                f"its token {piece.text!r} is marked as unused, which is not supported"
+            )
     if not all(map(math.isfinite, scores.values())):
         raise ValueError("its vocabulary holds a score that is not finite")
     return merges

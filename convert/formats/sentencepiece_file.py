@@ -23,7 +23,9 @@ class PieceFile(NamedTuple):
 
 def is_sentencepiece(data: bytes) -> bool:
     """Whether a `tokenizer.model` is one of SentencePiece's: Meta's other kind is a text."""
-    return data[:1] == b"\n"  # the tag of the first piece; a text of base64 begins with no empty line
+    return (
+        data[:1] == b"\n"
+    )  # the tag of the first piece; a text of base64 begins with no empty line
 
 
 def read_sentencepiece(data: bytes) -> PieceFile:
@@ -43,7 +45,9 @@ def _read(data: bytes) -> PieceFile:
         if number == 1:
             fields = dict(_fields(value))
             score = struct.unpack("<f", fields.get(2, bytes(4)))[0]
-            pieces.append(Piece(fields[1].decode() if 1 in fields else "", score, fields.get(3, NORMAL)))
+            pieces.append(
+                Piece(fields[1].decode() if 1 in fields else "", score, fields.get(3, NORMAL))
+            )
         elif number in (2, 3, 5):
             {2: trainer, 3: normalizer, 5: denormalizer}[number].update(_fields(value))
     kind = trainer.get(3, 1)

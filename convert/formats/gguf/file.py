@@ -10,8 +10,9 @@ from jax_llama3.model.config import Config, RopeScaling, llama3_scaling
 
 from ...source import Source, TensorInfo, source_file
 from ..safetensors_rows import hint
+from ..tokenizer import NO_TOKENIZER
 from .header import GgufHeader, GgufTensor, read_header
-from .vocabulary import gguf_texts
+from .vocabulary import gguf_notes, gguf_texts
 
 _ROPE_FREQS = "rope_freqs.weight"
 _USED = frozenset(
@@ -62,8 +63,9 @@ def open_gguf(path: Path) -> Source:
     decisions = [f"tensor types {', '.join(types)}"]
     if config.rope_scaling is not None:
         decisions.append(f"{_ROPE_FREQS} recovered as factor {config.rope_scaling.factor:g}")
+    decisions += gguf_notes(fields)
     if not texts:
-        decisions.append("the source has no tokenizer")
+        decisions.append(NO_TOKENIZER)
     return Source("gguf", config, tensors, read, texts, [file], decisions)
 
 

@@ -7,6 +7,7 @@ from jax_llama3.model.config import Config
 
 from ...source import Source, TensorInfo, check_plain, source_file
 from ..safetensors_rows import check_header, open_safetensors, row_reader
+from ..tokenizer import NO_TOKENIZER
 from .config import parse_config
 from .tokenizer import huggingface_texts
 
@@ -33,9 +34,10 @@ def open_huggingface(folder: Path) -> Source:
     if stray := sorted({path.name for path in folder.glob("*.safetensors")} - set(shards)):
         raise ValueError(f"{folder / stray[0]} belongs to no index; move it away")
     tensors, decisions = _read_headers(folder, shards, places)
-    texts, text_paths = huggingface_texts(folder, values)
+    texts, text_paths, notes = huggingface_texts(folder, values)
+    decisions += notes
     if not texts:
-        decisions.append("the source has no tokenizer that can be read")
+        decisions.append(NO_TOKENIZER)
     return Source(
         kind="huggingface",
         config=config,

@@ -12,6 +12,7 @@ from jax_llama3.model.config import Config
 from jax_llama3.text.tokenizer import MODEL
 
 from ...source import Source, SourceFile, TensorInfo, check_plain, refuse_all, source_file
+from ..tokenizer import NO_TOKENIZER, model_file_texts
 from .config import parse_params
 from .pth import PthTensor, read_records, read_tensors
 
@@ -50,12 +51,12 @@ def open_meta(
         _without_rope(file.path, read_tensors(file.path, file.records), config, decisions)
         for file in files[1:]
     ]
-    texts = {}
+    texts: dict[str, bytes] = {}
     if os.path.lexists(folder / MODEL):
         files.append(source_file(folder / MODEL, md5=sums.get(MODEL)))
-        texts[MODEL] = (folder / MODEL).read_bytes()
+        texts = model_file_texts((folder / MODEL).read_bytes())
     else:
-        decisions.append("the source has no tokenizer")
+        decisions.append(NO_TOKENIZER)
     # Whatever else the list names must be as it says, too.
     used = {file.path.name for file in files}
     files += [source_file(folder / name, md5=sums[name]) for name in sorted({*sums} - used)]
