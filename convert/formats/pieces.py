@@ -157,7 +157,8 @@ def _steps(spaces: Spaces, symbols: list[str]) -> tuple[Any, Any]:
     if spaces.charsmap:
         first.append(normalizers.Precompiled(spaces.charsmap))
     if spaces.collapse:
-        first.append(normalizers.Replace(Regex(r"\A +| +\z"), ""))
+        # At the end SentencePiece takes its own sign for a space, too.
+        first.append(normalizers.Replace(Regex(rf"\A +|[ {SPACE}]+\z"), ""))
         first.append(normalizers.Replace(Regex(" {2,}"), " "))
     if spaces.prefix and spaces.prefix_after_special:
         first.append(normalizers.Prepend(SPACE))
