@@ -28,7 +28,7 @@ KINDS: dict[str, dict] = {
     "symbols": {"user_defined_symbols": ["<|im_start|>", "<|im_end|>", "Jax"]},
     "no space before": {"add_dummy_prefix": False},
     "collapsed": {"remove_extra_whitespaces": True},
-    "normalised": {"normalization_rule_name": "nmt_nfkc"},
+    "collapsed, no space before": {"remove_extra_whitespaces": True, "add_dummy_prefix": False},
 }
 
 

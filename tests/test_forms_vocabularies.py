@@ -21,7 +21,7 @@ from jax_llama3.text.tokenizer import (
 )
 from jax_llama3.text.tokenizer_json import build
 
-PLAIN = [kind for kind in KINDS if kind not in ("collapsed", "normalised")]
+PLAIN = [kind for kind in KINDS if kind not in ("collapsed", "collapsed, no space before")]
 # What stands in the way: names of tokens, spaces at the borders, the sign of a space itself.
 NAMES = ["<s>", "</s>", "<unk>", "<0x0A>", "<0xFF>", "[INST]", "<|im_start|>", "Jax", "JaxJax"]
 ODD = [f"{a}{name}{b}" for name in NAMES for a in ("", " ", "a", "Jax") for b in ("", " ", "\n")]
@@ -42,7 +42,7 @@ ODD += [
 
 def tokenizer_of(kind: str, *, legacy: bool = True) -> Tokenizer:
     file = pieces_of(kind)
-    spaces = Spaces(file.prefix, legacy, file.collapse, file.charsmap)
+    spaces = Spaces(file.prefix, legacy, file.collapse)
     generation = {"bos_id": 1, "eos_id": 2, "add_bos": True, "stop_ids": [2]}
     files = {
         JSON: pieces_json(file.pieces, {}, spaces),
@@ -56,13 +56,7 @@ def tokenizer_of(kind: str, *, legacy: bool = True) -> Tokenizer:
 def test_a_thousand_texts_have_sentencepieces_ids(kind: str, legacy: bool) -> None:
     theirs, ours = processor(trained(kind)), tokenizer_of(kind, legacy=legacy)
     for text in TEXTS + ODD:
-        if kind != "normalised" or is_in_tables_of_both(text):
-            assert ours.encode(text) == theirs.encode(text), repr(text)
-
-
-def is_in_tables_of_both(text: str) -> bool:
-    """The two libraries compose marks with letters from the same table but cut texts differently."""
-    return text.isascii() or all(ord(character) < 0x300 for character in text)
+        assert ours.encode(text) == theirs.encode(text), repr(text)
 
 
 @pytest.mark.parametrize("kind", PLAIN)
@@ -148,26 +142,6 @@ def test_a_word_is_never_taken_for_a_special_token_of_its_name() -> None:
     assert 3 not in tokenizer.encode("end")
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        # A leftmost merge is the shorter left side here, and the longer one of two there.
-        ("abxabaxba", ["ab", "x", "aba", "x", "ba"]),
-        ("abababa", ["ababa", "ba"]),
-        ("aaaaa", ["aaaa", "a"]),
-    ],
-)
-def test_of_two_merges_to_one_piece_the_one_further_left_comes_first(
-    text: str, expected: list[str]
-) -> None:
-    order = ["ab", "aba", "ba", "ababa", "aa", "aaa", "aaaa"]
-    letters = [Piece(letter, -99.0, NORMAL) for letter in "abx"]
-    pieces = [*letters, *(Piece(piece, -float(i), NORMAL) for i, piece in enumerate(order))]
-    tokenizer = build(json.loads(pieces_json(pieces, {}, Spaces(False, False))))
-    found = tokenizer.encode(text).tokens
-    assert found == expected == spelled(text, pieces)
-
-
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_merges_are_those_of_the_definition(data: st.DataObject) -> None:
@@ -177,8 +151,7 @@ def test_merges_are_those_of_the_definition(data: st.DataObject) -> None:
     pieces = [*letters, *(Piece(word, -float(i), NORMAL) for i, word in enumerate(words))]
     tokenizer = build(json.loads(pieces_json(pieces, {}, Spaces(False, False))))
     text = data.draw(st.text("ab", max_size=24))
-    expected, is_tied = spelled(text, pieces), ties_of_powers(pieces)
-    assert is_tied or tokenizer.encode(text).tokens == expected
+    assert tokenizer.encode(text).tokens == spelled(text, pieces)
 
 
 def spelled(text: str, pieces: list[Piece]) -> list[str]:
@@ -193,19 +166,11 @@ def spelled(text: str, pieces: list[Piece]) -> list[str]:
         parts[place : place + 2] = [joined[place]]
 
 
-def ties_of_powers(pieces: list[Piece]) -> bool:
-    """Whether a piece repeats a shorter one and can be made in two mirrored ways of unequal sides."""
-    return any(len(piece.text) > 2 and is_power(piece.text) for piece in pieces)
-
-
-def is_power(text: str) -> bool:
-    return text in (2 * text)[1:-1]
-
-
 REFUSED = {
     "unigram": (lambda: train(model_type="unigram"), "'unigram'"),
     "words": (lambda: train(model_type="word", hard_vocab_limit=False), "'word'"),
     "a suffix": (lambda: train(treat_whitespace_as_suffix=True), "spaces"),
+    "a table": (lambda: train(normalization_rule_name="nmt_nfkc"), "table"),
     "half": (lambda: trained("llama")[:3000], "damaged"),
     "no number": (lambda: b"\x0a\xff", "damaged"),
     "a group": (lambda: b"\x0a\x00\x0b", "damaged"),

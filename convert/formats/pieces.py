@@ -24,7 +24,6 @@ class Spaces(NamedTuple):
     prefix: bool  # a space is put before it, so that its first word is written like the others
     prefix_after_special: bool  # and before the text that follows a special token
     collapse: bool = False  # spaces at its ends go, and runs of them become one
-    charsmap: bytes = b""  # SentencePiece's compiled table of replacements
 
 
 def pieces_json(pieces: list[Piece], added: dict[int, dict], spaces: Spaces) -> bytes:
@@ -87,8 +86,9 @@ def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
     """The merges whose order is that of the scores of what they make.
 
     SentencePiece merges the neighbours whose piece has the highest score, and of equal ones the
-    leftmost; the tokenizers library those of the first merge in the list. Both are the same if no
-    two pieces have one score, and if of two ways to make one piece the right one stands first.
+    leftmost; the tokenizers library those of the first merge in the list, and of equal ones the
+    leftmost. That is the same if no two pieces have one score, which is checked. The two ways to make
+    one piece follow each other; that their order does not matter was seen in many texts, not proved.
     """
     scores = {piece.text: piece.score for piece in pieces if piece.kind == NORMAL}
     ranked = sorted(scores, key=lambda text: -scores[text])
@@ -104,7 +104,7 @@ def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
                     "Hugging Face folder that has a tokenizer.json"
                 )
             before = text
-        merges += [(text[:cut], text[cut:]) for cut in _leftmost_first(text, cuts)]
+        merges += [(text[:cut], text[cut:]) for cut in cuts]
     for piece in pieces:
         if piece.kind == UNUSED and any(
             _is_merge(piece.text, cut, scores) for cut in range(1, len(piece.text))
@@ -126,48 +126,11 @@ def _is_merge(text: str, cut: int, scores: dict[str, float]) -> bool:
     return False
 
 
-def _leftmost_first(text: str, cuts: list[int]) -> list[int]:
-    """The cuts in such an order that where two overlap in a text, the one further left comes first.
-
-    Cuts at k and at len(text) - k overlap: in "ab|aba|ba" both halves make "ababa", and (ab, aba) stands
-    left of (aba, ba). In runs of one character both orders occur, and what is left over of a run stands
-    at its right end, so the longer left side comes first.
-    """
-    size = len(text)
-
-    def before_its_mirror(cut: int) -> bool:
-        return text[cut:] == text[: size - cut]
-
-    order: list[int] = []
-    for cut in sorted(cuts, reverse=True):
-        mirror = size - cut
-        if cut > mirror and mirror in cuts:
-            swapped = before_its_mirror(mirror) and not before_its_mirror(cut)
-            order += [mirror, cut] if swapped else [cut, mirror]
-        elif cut not in order:
-            order.append(cut)
-    return order
-
-
 def _steps(spaces: Spaces, symbols: list[str]) -> tuple[Any, Any]:
     """Normalizer and pre-tokenizer, in SentencePiece's order."""
     from tokenizers import Regex, normalizers, pre_tokenizers
 
-    first: list[Any] = []
-    if spaces.charsmap:
-        first.append(normalizers.Precompiled(spaces.charsmap))
-    if spaces.collapse:
-        # At the end SentencePiece takes its own sign for a space, too.
-        first.append(normalizers.Replace(Regex(rf"\A +|[ {SPACE}]+\z"), ""))
-        first.append(normalizers.Replace(Regex(" {2,}"), " "))
-    if spaces.prefix and spaces.prefix_after_special:
-        first.append(normalizers.Prepend(SPACE))
-    first.append(normalizers.Replace(" ", SPACE))
-    then: list[Any] = []
-    if spaces.prefix and not spaces.prefix_after_special:
-        # Metaspace alone puts no space before a text that begins with one.
-        first.append(normalizers.Replace(Regex(rf"\A{SPACE}"), 2 * SPACE))
-        then.append(pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False))
+    first, then = _space_steps(spaces)
     if symbols:
         # A symbol is cut out and taken whole. What else would be taken whole by its name, if it
         # stands alone, is cut once more.
@@ -175,6 +138,32 @@ def _steps(spaces: Spaces, symbols: list[str]) -> tuple[Any, Any]:
         then.append(pre_tokenizers.Split(Regex(names), "isolated"))
         then.append(pre_tokenizers.Split(Regex(r"\A<(?=0x[0-9A-F]{2}>\z)"), "isolated"))
     return normalizers.Sequence(first), pre_tokenizers.Sequence(then) if then else None
+
+
+def _space_steps(spaces: Spaces) -> tuple[list[Any], list[Any]]:
+    """Normalizers and pre-tokenizers that make "\u2581" of spaces, and put one before the text.
+
+    Metaspace alone puts none before a text that begins with a space, as SentencePiece does unless it
+    collapses spaces.
+    """
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    signs = normalizers.Replace(" ", SPACE)
+    doubled = normalizers.Replace(Regex(rf"\A{SPACE}"), 2 * SPACE)
+    scheme = "always" if spaces.prefix_after_special else "first"
+    metaspace = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=False)
+    if spaces.collapse:
+        # At the end SentencePiece takes its own sign for a space, too.
+        ends = normalizers.Replace(Regex(rf"[ {SPACE}]+\z"), "")
+        runs = normalizers.Replace(Regex(" {2,}"), " ")
+        if spaces.prefix:
+            return [ends, runs, doubled, signs], [metaspace]
+        return [normalizers.Replace(Regex(r"\A +"), ""), ends, runs, signs], []
+    if not spaces.prefix:
+        return [signs], []
+    if spaces.prefix_after_special:
+        return [normalizers.Prepend(SPACE), signs], []
+    return [signs, doubled], [metaspace]
 
 
 def _decoder(spaces: Spaces) -> Any:

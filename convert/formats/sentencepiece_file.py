@@ -14,7 +14,6 @@ class PieceFile(NamedTuple):
     """What such a file says."""
 
     pieces: list[Piece]
-    charsmap: bytes
     prefix: bool  # a space is put before a text
     collapse: bool  # spaces at its ends go, and runs of them become one
     bos_id: int
@@ -56,10 +55,14 @@ def _read(data: bytes) -> PieceFile:
         raise ValueError(f"its SentencePiece model is of type {name!r}, only 'BPE' is supported")
     if trainer.get(24) or not normalizer.get(5, 1) or denormalizer.get(2):
         raise ValueError("what it does to spaces or to decoded text is not supported")
+    if normalizer.get(2):
+        raise ValueError(
+            "it replaces characters by a table of its own, which a tokenizer.json cannot do exactly; "
+            "save a tokenizer.json beside it with transformers, if its ids are good enough"
+        )
     ids = [_signed(trainer.get(field, default)) for field, default in ((41, 1), (42, 2))]
     return PieceFile(
         pieces=pieces,
-        charsmap=normalizer.get(2, b""),
         prefix=bool(normalizer.get(3, 1)),
         collapse=bool(normalizer.get(4, 1)),
         bos_id=ids[0],

@@ -28,7 +28,7 @@ def model_file_texts(data: bytes) -> dict[str, bytes]:
         return {MODEL: data}
     try:
         file = read_sentencepiece(data)
-        spaces = Spaces(file.prefix, False, file.collapse, file.charsmap)
+        spaces = Spaces(file.prefix, False, file.collapse)
         made = pieces_json(file.pieces, {}, spaces)
     except ValueError as error:
         raise ValueError(f"{MODEL}: {error}") from None

@@ -74,10 +74,8 @@ def _from_pieces(folder: Path, settings: dict) -> tuple[bytes, dict, list[str]]:
             "note: nothing says whether text after a special token gets a space before it "
             '("legacy" in tokenizer_config.json); it gets none'
         )
-    if file.charsmap or file.collapse:
-        notes.append(
-            f"note: {MODEL} normalises text, so what is decoded may differ from what was encoded"
-        )
+    if file.collapse:
+        notes.append(f"note: {MODEL} makes one space of several, so not every text comes back")
     prefix = file.prefix and settings.get("add_prefix_space") is not False
     defaults = {"add_bos_token": True}
     for key, token in (("bos_token", file.bos_id), ("eos_token", file.eos_id)):
@@ -86,7 +84,7 @@ def _from_pieces(folder: Path, settings: dict) -> tuple[bytes, dict, list[str]]:
     settings = _with_defaults(settings, defaults)
     vocab = {piece.text: index for index, piece in enumerate(file.pieces)}
     added = _added_tokens(folder, settings, vocab)
-    spaces = Spaces(prefix, prefix and bool(legacy), file.collapse, file.charsmap)
+    spaces = Spaces(prefix, prefix and bool(legacy), file.collapse)
     return pieces_json(file.pieces, added, spaces), settings, notes
 
 
