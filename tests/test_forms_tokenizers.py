@@ -73,9 +73,9 @@ def test_vocab_json_and_merges_txt_have_transformers_ids(tmp_path: Path, spaced:
     from transformers import GPT2Tokenizer
 
     folder = slow_gpt2(tmp_path, add_prefix_space=spaced)
-    ours, theirs = tokenizer_of(folder), GPT2Tokenizer.from_pretrained(folder)
+    ours = tokenizer_of(folder)
+    theirs = GPT2Tokenizer.from_pretrained(folder, split_special_tokens=True)
     assert len(theirs) == SIZE
-    theirs._tokenizer.encode_special_tokens = True
     for text in [*TEXTS, "a <think> b", "<|im_start|>x"]:
         assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"], repr(text)
 

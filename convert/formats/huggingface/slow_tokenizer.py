@@ -103,7 +103,10 @@ def _from_merges(folder: Path, settings: dict) -> tuple[bytes, dict, list[str]]:
     vocab |= {entry["content"]: token for token, entry in added.items()}
     if len({*vocab.values()}) < len(vocab):
         raise ValueError("two of its tokens have the same id")
-    tokenizer = byte_level_bpe(vocab, merges, "gpt-2")
+    try:
+        tokenizer = byte_level_bpe(vocab, merges, "gpt-2")
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"it does not go with {MERGES}: {error}") from None
     spaced = bool(settings.get("add_prefix_space"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
     for _, entry in sorted(added.items()):
