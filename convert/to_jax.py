@@ -10,6 +10,7 @@ from jax_llama3.checkpoint.saving import write_model
 from .formats.gguf.file import open_gguf
 from .formats.huggingface.folder import open_huggingface
 from .formats.meta.folder import open_meta
+from .formats.tokenizer import beyond_rows
 from .recognition import recognise
 from .source import NOTE, Hashing, Source, SourceFile, check_unchanged
 from .table import plan, resolve_tie
@@ -66,7 +67,8 @@ def to_jax(
     refuse_overlap(path, folder)
     with Hashing() as hashing:
         source = resolve_tie(open_source(path, rope_factor, hashing.add))
-        for decision in source.decisions:
+        decided = [*source.decisions, *beyond_rows(source.texts, source.config.vocab_size)]
+        for decision in decided:
             if decision.startswith(NOTE):
                 on_note(decision)
         kept = None if dtype == "keep" else dtype
@@ -75,7 +77,7 @@ def to_jax(
     decisions = [f"dtype {dtype}", *([] if quantize is None else [f"quantize {quantize}"])]
     receipt = {
         "source": {"kind": source.kind, **(origin or {}), "files": hashes},
-        "decisions": [*decisions, *source.decisions],
+        "decisions": [*decisions, *decided],
     }
     write_model(
         folder,

@@ -191,7 +191,7 @@ def _score(model: Model, text: str, row: int) -> Score:
 
 
 def _text_stream(tokenizer: Tokenizer | None) -> TextStream | None:
-    return None if tokenizer is None else TextStream(tokenizer)
+    return None if tokenizer is None else TextStream(tokenizer, start=False)
 
 
 def _pieces(steps: Iterator[tuple[NewTokens, Timings]], rows: list[GrowingText]) -> Iterator[Piece]:

@@ -385,11 +385,11 @@ def test_metas_tokenizer_in_a_hugging_face_folder_goes_along(tmp_path: Path) -> 
     (source / "tokenizer.model").write_bytes(rank_file())
     to_jax(source, tmp_path / "out")
     assert load(tmp_path / "out").tokenizer.encode("hello", bos=True) == [263, 259]
-    (source / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>")  # SentencePiece's
+    (source / "tokenizer.model").unlink()
     to_jax(source, tmp_path / "other")
     assert load(tmp_path / "other").tokenizer is None
     decisions = read_manifest(tmp_path / "other")["decisions"]
-    assert any(line.startswith("note: the source has no tokenizer that") for line in decisions)
+    assert any(text.startswith("note: the source has no tokenizer") for text in decisions)
 
 
 def test_the_output_is_never_the_source_nor_lost(tmp_path: Path) -> None:

@@ -658,7 +658,7 @@ def test_an_end_that_the_vocabulary_lacks_is_named_in_the_users_file(
     if name != "config.json":
         (source / name).write_text(json.dumps({"eos_token_id": [1, 280]}))
     assert refused(source) == (
-        f"{source / name}: eos_token_id 280 is beyond the 261 tokens of tokenizer.json; "
+        f"{source / name}: eos_token_id 280 is beyond the 261 tokens of the tokenizer; "
         "correct it, or bring the tokenizer that belongs to it"
     )
 

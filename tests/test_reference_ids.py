@@ -17,7 +17,7 @@ from texts import SPECIAL_NAMES, is_newest
 from tokenizers import Tokenizer as JsonTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from convert.formats.gguf.vocabulary import gguf_texts
+from convert.formats.gguf.vocabulary import gguf_notes, gguf_texts
 from convert.formats.huggingface.tokenizer import huggingface_files
 from jax_llama3 import Model, apply_chat_template
 from jax_llama3.text.chat import chat_tokens
@@ -168,15 +168,14 @@ def test_any_dialog_has_transformers_ids(
     assert_transformers_ids(default_model, transformers_tokenizer, messages)
 
 
-def test_a_gguf_file_of_llama_3_has_metas_ids(
-    ours: Tokenizer, theirs: meta_tokenizer.Tokenizer
-) -> None:
-    """Its vocabulary as llama.cpp's converter writes it: tokens and merges, no ranks."""
+@pytest.fixture(scope="module")
+def llama3_fields(ours: Tokenizer) -> dict:
+    """Llama 3's vocabulary as llama.cpp's converter writes it: tokens and merges, no ranks."""
     values = json.loads(huggingface_files(ours, 8192)["tokenizer.json"])
     ids = {**values["model"]["vocab"], **{t["content"]: t["id"] for t in values["added_tokens"]}}
     tokens = sorted(ids, key=ids.__getitem__)
     special = set(ours.vocabulary.special)
-    fields = {
+    return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "llama-bpe",
         "tokenizer.ggml.tokens": tokens,
@@ -185,8 +184,31 @@ def test_a_gguf_file_of_llama_3_has_metas_ids(
         "tokenizer.ggml.bos_token_id": ours.bos_id,
         "tokenizer.ggml.eos_token_id": 128009,
     }
-    tokenizer = tokenizer_from_files(gguf_texts(fields))
+
+
+def test_a_gguf_file_of_llama_3_has_metas_ids(
+    llama3_fields: dict, theirs: meta_tokenizer.Tokenizer
+) -> None:
+    tokenizer = tokenizer_from_files(gguf_texts(llama3_fields))
     assert tokenizer.stop_ids == (128009,)
     for text in TEXTS:
         if not is_newest(text):
             assert tokenizer.encode(text, bos=True) == theirs.encode(text, bos=True, eos=False)
+
+
+def test_llama_3s_tokens_are_known_where_a_gguf_file_does_not_name_them(
+    llama3_fields: dict,
+) -> None:
+    named = gguf_texts(llama3_fields)
+    assert gguf_notes(llama3_fields) == []
+    key = "tokenizer.ggml.pre"
+    for name in (None, "default", "smaug-bpe"):
+        fields = {**llama3_fields, key: name}
+        (note,) = gguf_notes(fields)
+        assert note.startswith("note: ")
+        assert "Llama 3's" in note
+    assert gguf_texts({k: v for k, v in llama3_fields.items() if k != key}) == named
+    # One token more or another order is another vocabulary.
+    tokens = llama3_fields["tokenizer.ggml.tokens"]
+    with pytest.raises(ValueError, match=r"tokenizer\.ggml\.pre"):
+        gguf_notes({**fields, "tokenizer.ggml.tokens": [tokens[1], tokens[0], *tokens[2:]]})

@@ -3,9 +3,15 @@
 import json
 from typing import Any
 
+from jax_llama3.text.tokenizer import GENERATION, JSON, MODEL, tokenizer_from_files
 from jax_llama3.text.vocabulary import LLAMA3_PATTERN
 
+from .pieces import Spaces, pieces_json
+from .sentencepiece_file import is_sentencepiece, read_sentencepiece
+
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")  # GGUF's names of Llama 3's pre-tokenizer
+
+NO_TOKENIZER = "note: the source has no tokenizer; the model takes and gives token ids only"
 
 
 def generation_bytes(
@@ -14,6 +20,37 @@ def generation_bytes(
     """The generation.json that `tokenizer_from_files` reads."""
     values = {"bos_id": bos_id, "eos_id": eos_id, "add_bos": add_bos, "stop_ids": stop_ids}
     return (json.dumps(values) + "\n").encode()
+
+
+def model_file_texts(data: bytes) -> dict[str, bytes]:
+    """Our tokenizer files from a tokenizer.model alone: Meta's of Llama 3, or SentencePiece's."""
+    if not is_sentencepiece(data):
+        return {MODEL: data}
+    try:
+        file = read_sentencepiece(data)
+        spaces = Spaces(file.prefix, False, file.collapse)
+        made = pieces_json(file.pieces, {}, spaces)
+    except ValueError as error:
+        raise ValueError(f"{MODEL}: {error}") from None
+    bos_id, eos_id = (
+        token if 0 <= token < len(file.pieces) else None for token in (file.bos_id, file.eos_id)
+    )
+    ends = [] if eos_id is None else [eos_id]
+    rest = generation_bytes(bos_id=bos_id, eos_id=eos_id, add_bos=bos_id is not None, stop_ids=ends)
+    return {JSON: made, GENERATION: rest}
+
+
+def beyond_rows(texts: dict[str, bytes], rows: int) -> list[str]:
+    """A note if the tokenizer has tokens for which the embedding has no row."""
+    tokenizer = tokenizer_from_files(texts, rows)
+    if tokenizer is None or tokenizer.vocabulary.size <= rows:
+        return []
+    names = sorted(name for token, name in tokenizer.special_names.items() if token >= rows)
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return [
+        f"note: the embedding has {rows} rows and the tokenizer {tokenizer.vocabulary.size} tokens; "
+        f"those from {rows} on ({shown}) cannot be used, and no text makes them"
+    ]
 
 
 def byte_level_bpe(vocab: dict[str, int], merges: list[tuple[str, str]], pre: str) -> Any:
@@ -39,13 +76,16 @@ def _pre_tokenizer(pre: str) -> Any:
     if pre == "smollm":
         digits = pre_tokenizers.Digits(individual_digits=True)
         return pre_tokenizers.Sequence([digits, byte_level])
-    if pre in ("gpt-2", "default"):
+    if pre == "gpt-2":
         return byte_level
     if pre in _LLAMA3:
         split = pre_tokenizers.Split(Regex(LLAMA3_PATTERN), behavior="isolated")
         plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         return pre_tokenizers.Sequence([split, plain])
-    raise ValueError(f"its pre-tokenizer {pre!r} is not supported")
+    raise ValueError(
+        f"its pre-tokenizer {pre!r} is not supported; convert the model's Hugging Face folder, "
+        "whose tokenizer.json says itself how text is cut"
+    )
 
 
 def pre_tokenizer_name(values: dict[str, Any]) -> str | None:

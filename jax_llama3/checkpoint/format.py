@@ -52,7 +52,7 @@ def read_config(folder: Path) -> Config:
 def read_tokenizer(folder: Path, manifest: dict) -> Tokenizer | None:
     """The tokenizer of a converted folder, None without one; damaged files raise ValueError."""
     texts = {name: (folder / name).read_bytes() for name in _TEXTS if name in manifest["files"]}
-    return tokenizer_from_files(texts)
+    return tokenizer_from_files(texts, read_config(folder).vocab_size) if texts else None
 
 
 def holds_quantized(tensors: dict) -> bool:

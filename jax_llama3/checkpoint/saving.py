@@ -21,8 +21,8 @@ def save(path: str | os.PathLike, model: Model) -> None:
     """Write a model as a folder that `load` and `convert check` accept.
 
     Weights are written in their dtypes: float32, bfloat16, float16, or int8 from `quantize`. A path that
-    exists raises FileExistsError; weights of other shapes or dtypes, or a tokenizer with more tokens than
-    the embedding has rows, ValueError.
+    exists raises FileExistsError; weights of other shapes or dtypes, or a tokenizer with more ordinary
+    tokens than the embedding has rows, ValueError.
     """
     expected = abstract_params(model.config, np.float32)
     if is_quantized(model.params):
@@ -55,9 +55,16 @@ def write_model(
 
 def _check_tokenizer(files: dict[str, bytes], config: Config) -> None:
     """Refuse one that cannot be read, or that makes ids without a row in the embedding."""
-    tokenizer = tokenizer_from_files(files)
-    if tokenizer is not None and tokenizer.vocabulary.size > config.vocab_size:
+    rows = config.vocab_size
+    tokenizer = tokenizer_from_files(files, rows)
+    if tokenizer is None:
+        return
+    if tokenizer.vocabulary.n_ordinary > rows:
         raise ValueError(
-            f"the tokenizer has {tokenizer.vocabulary.size} tokens, "
-            f"the embedding only {config.vocab_size} rows"
+            f"the tokenizer has {tokenizer.vocabulary.n_ordinary} tokens, the embedding only {rows} "
+            "rows: they belong to different models"
+        )
+    if tokenizer.add_bos and tokenizer.bos_id is not None and tokenizer.bos_id >= rows:
+        raise ValueError(
+            f"every text begins with token {tokenizer.bos_id}, but the embedding has {rows} rows"
         )

@@ -64,7 +64,8 @@ def _from_template(tokenizer: Tokenizer, template: str, messages: Sequence[Messa
         if piece in special:
             tokens.append(special[piece])
         elif piece:
-            tokens += tokenizer.encode(_replace(piece, unshield), start=index == 0)
+            start = index == 0 or tokenizer.vocabulary.prefix_after_special
+            tokens += tokenizer.encode(_replace(piece, unshield), start=start)
     return tokens
 
 

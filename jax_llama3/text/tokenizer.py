@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from .vocabulary import JSON, MODEL, JsonVocabulary, MetaVocabulary, Vocabulary
+from .tokenizer_json import JSON
+from .vocabulary import MODEL, JsonVocabulary, MetaVocabulary, Vocabulary
 
 GENERATION, TEMPLATE = "generation.json", "chat_template.jinja"
 
@@ -35,9 +36,14 @@ class Tokenizer:
         prefix = [self.bos_id] if bos and self.add_bos and self.bos_id is not None else []
         return prefix + self.vocabulary.encode(text, start=start)
 
-    def decode(self, tokens: Iterable[int], *, skip_special: bool = False) -> str:
-        """Text of the ids; bytes that are no UTF-8 become U+FFFD."""
-        stream = TextStream(self, skip_special=skip_special)
+    def decode(
+        self, tokens: Iterable[int], *, skip_special: bool = False, start: bool = True
+    ) -> str:
+        """Text of the ids; bytes that are no UTF-8 become U+FFFD.
+
+        `start` is False for ids that continue others.
+        """
+        stream = TextStream(self, skip_special=skip_special, start=start)
         return stream.push(tokens) + stream.close()
 
     @cached_property
@@ -46,30 +52,46 @@ class Tokenizer:
 
 
 class TextStream:
-    """Text of ids that arrive piece by piece; a character is held back until it is whole."""
+    """Text of ids that arrive piece by piece; a character is held back until it is whole.
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+    SentencePiece puts a space before a text; it is taken away where the text begins, and kept in ids
+    that continue others (`start` False).
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, skip_special: bool = True, start: bool = True
+    ) -> None:
         self._tokenizer = tokenizer
         self._skip = tokenizer.special_names if skip_special else {}
+        self._prefix = tokenizer.vocabulary.prefix if start else b""
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, tokens: Iterable[int]) -> str:
         """The text that these ids complete."""
         vocabulary = self._tokenizer.vocabulary
         pieces = [vocabulary.token_bytes(token) for token in tokens if token not in self._skip]
-        return self._decoder.decode(b"".join(pieces))
+        data = b"".join(pieces)
+        if data:
+            data, self._prefix = data.removeprefix(self._prefix), b""
+        return self._decoder.decode(data)
 
     def close(self) -> str:
         """What is left: U+FFFD if the ids ended inside a character."""
         return self._decoder.decode(b"", final=True)
 
 
-def tokenizer_from_files(files: dict[str, bytes]) -> Tokenizer | None:
-    """The tokenizer whose files these are (None without any); damaged ones raise ValueError."""
+def tokenizer_from_files(files: dict[str, bytes], rows: int | None = None) -> Tokenizer | None:
+    """The tokenizer whose files these are (None without any); damaged ones raise ValueError.
+
+    No text makes an id from `rows` on: the embedding's height, if it is known.
+    """
     if MODEL not in files and JSON not in files:
         return None
     kept = {name: files[name] for name in (MODEL, JSON, GENERATION, TEMPLATE) if name in files}
-    vocabulary = JsonVocabulary(files[JSON]) if JSON in files else MetaVocabulary(files[MODEL])
+    if JSON in files:
+        vocabulary: Vocabulary = JsonVocabulary(files[JSON], rows)
+    else:
+        vocabulary = MetaVocabulary(files[MODEL])
     settings = _read_generation(files.get(GENERATION), vocabulary)
     template = files.get(TEMPLATE)
     return Tokenizer(

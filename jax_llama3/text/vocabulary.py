@@ -1,11 +1,19 @@
 """Vocabularies: token ids for plain text and bytes for ids, from Meta's file or a Hugging Face one."""
 
 import binascii
-import json
 import re
 import string
 
-MODEL, JSON = "tokenizer.model", "tokenizer.json"
+from .tokenizer_json import (
+    as_text,
+    begins_every_part,
+    build,
+    decoder_steps,
+    read_tokenizer_json,
+    without_prefix,
+)
+
+MODEL = "tokenizer.model"
 
 # Meta's split pattern.
 LLAMA3_PATTERN = (
@@ -42,6 +50,8 @@ class MetaVocabulary:
         names = _SPECIAL | {p: f"<|reserved_special_token_{i}|>" for i, p in enumerate(reserved)}
         self.special = {names[place]: len(ranks) + place for place in range(_N_SPECIAL)}
         self.size = len(ranks) + _N_SPECIAL
+        self.n_ordinary = len(ranks)  # ids below it are those that text is made of
+        self.prefix, self.prefix_after_special = b"", False
         self._encoding = tiktoken.Encoding(
             "llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=self.special
         )
@@ -101,40 +111,40 @@ def _runs(text: str) -> list[str]:
 
 
 class JsonVocabulary:
-    """A `tokenizer.json` of the byte-level kind, or of the SentencePiece kind with byte fallback."""
+    """A `tokenizer.json` of byte-pair merges: of bytes, or of SentencePiece's characters.
 
-    def __init__(self, data: bytes) -> None:
-        import tokenizers
+    In the second kind "\u2581" is a space and "<0x0A>" a byte. `rows` is the height of the embedding.
+    """
 
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
-            values = json.loads(data)
-            decoder = values.get("decoder") or {}
-            # A tokenizer that puts a space before a text's first piece must not do so before a later one.
-            split = values.get("pre_tokenizer") or {}
-            first = split.get("prepend_scheme") == "first"
-            within = {**values, "pre_tokenizer": {**split, "prepend_scheme": "never"}}
-            self._within = self._tokenizer
-            if first:
-                self._within = tokenizers.Tokenizer.from_str(json.dumps(within))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{JSON}: {error}") from None
-        for tokenizer in (self._tokenizer, self._within):
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-            tokenizer.encode_special_tokens = True
-        kinds = {step["type"] for step in decoder.get("decoders", [decoder]) if "type" in step}
-        if not kinds & {"ByteLevel", "ByteFallback"}:
-            raise ValueError(f"{JSON}: its decoder {sorted(kinds)} is not supported")
-        self._bytes = byte_level() if "ByteLevel" in kinds else None
+    def __init__(self, data: bytes, rows: int | None = None) -> None:
+        values = read_tokenizer_json(data)
+        self._tokenizer = build(values, data)
+        steps = decoder_steps(values)
+        self._bytes = byte_level() if "ByteLevel" in {step["type"] for step in steps} else None
+        # A space that was put before a text is taken away again where the text begins.
+        self.prefix = b" " if any(map(_strips_a_space, steps)) else b""
+        self.prefix_after_special = begins_every_part(values)
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = {token: entry.content for token, entry in added.items()}
-        self.special = {entry.content: token for token, entry in added.items() if entry.special}
-        self.size = max(self._tokenizer.get_vocab().values()) + 1
+        self.special = {
+            entry.content: token
+            for token, entry in added.items()
+            if entry.special or (rows is not None and token >= rows)
+        }
+        ids = self._tokenizer.get_vocab()
+        self.size = max(ids.values()) + 1
+        self.n_ordinary = max((i for i in ids.values() if i not in self._added), default=-1) + 1
+        plain = as_text(values, self.special)
+        self._whole = self._tokenizer if plain is values else build(plain)
+        within = without_prefix(plain)
+        self._within = self._whole if within is plain else build(within)
 
     def encode(self, text: str, *, start: bool = True) -> list[int]:
-        """Ids of plain text: a special token's name in it is text like any other."""
-        tokenizer = self._tokenizer if start else self._within
+        """Ids of plain text: a special token's name in it is text like any other.
+
+        Text that continues other text (`start` False) gets no space before it.
+        """
+        tokenizer = self._whole if start else self._within
         return tokenizer.encode(text, add_special_tokens=False).ids
 
     def token_bytes(self, token: int) -> bytes:
@@ -149,6 +159,12 @@ class JsonVocabulary:
         if match := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):
             return bytes.fromhex(match[1])
         return piece.replace("\u2581", " ").encode()
+
+
+def _strips_a_space(step: dict) -> bool:
+    if step["type"] == "Metaspace":
+        return step.get("prepend_scheme", "always") != "never"
+    return step["type"] == "Strip" and step["content"] == " " and step["start"] > 0
 
 
 def byte_level() -> dict[str, int]:

@@ -9,9 +9,10 @@ import numpy as np
 from jax_llama3.model.config import Config, RopeScaling, llama3_scaling
 
 from ...source import Source, TensorInfo, refuse_unknown
+from ..tokenizer import NO_TOKENIZER
 from .header import GgufTensor
 from .parts import open_parts
-from .vocabulary import gguf_texts
+from .vocabulary import gguf_notes, gguf_texts
 
 _ROPE_FREQS = "rope_freqs.weight"
 _USED = frozenset(
@@ -88,8 +89,9 @@ def open_gguf(path: Path) -> Source:
     decisions = [f"tensor types {', '.join(types)}"]
     if config.rope_scaling is not None:
         decisions.append(f"{_ROPE_FREQS} recovered as factor {config.rope_scaling.factor:g}")
+    decisions += gguf_notes(fields)
     if not texts:
-        decisions.append("note: the source has no tokenizer; it takes and gives ids alone")
+        decisions.append(NO_TOKENIZER)
     if len(files) > 1:
         decisions.append(f"{len(files)} parts joined")
     return Source("gguf", config, tensors, read, texts, files, decisions)

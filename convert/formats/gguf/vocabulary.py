@@ -1,66 +1,123 @@
 """The vocabulary of a GGUF file as the tokenizer files that jax_llama3 keeps."""
 
+import hashlib
 import re
 
 from jax_llama3.text.tokenizer import GENERATION, JSON, TEMPLATE
 from jax_llama3.text.vocabulary import byte_level
 
+from ..pieces import CONTROL, SPACE, USER_DEFINED, Piece, Spaces, pieces_json
 from ..tokenizer import byte_level_bpe, generation_bytes
 
-_CONTROL, _USER_DEFINED = 3, 4  # GGUF's token types
+_LLAMA3 = ("llama-bpe", "llama3")
+# What files call a pre-tokenizer that they do not know, or that is Llama 3's under another name.
+_UNSAID = (None, "", "default", "smaug-bpe")
+_LLAMA3_TOKENS = 128_000
+# Of Llama 3's ordinary tokens in their order, in the letters of byte-level BPE, a line each.
+_LLAMA3_SHA256 = "8dd8b994f25dc533e90df9906b38f5729193ae5b07a383cb23058e0e0960dc10"
 
 
 def gguf_texts(fields: dict) -> dict[str, bytes]:
     """Our tokenizer files from the fields of a GGUF file; none if it has no vocabulary."""
-    if fields.get("tokenizer.ggml.model", "no_vocab") in ("no_vocab", "none"):
+    model = fields.get("tokenizer.ggml.model")
+    if model in (None, "none", "no_vocab"):
         return {}
-    model, pre = fields["tokenizer.ggml.model"], fields.get("tokenizer.ggml.pre", "default")
-    if model != "gpt2":
+    if model == "llama":
+        data, adds_bos = _pieces_json(fields), True
+    elif model == "gpt2":
+        pre, _ = _pre_tokenizer(fields)
+        data, adds_bos = _merges_json(fields, pre), pre in _LLAMA3
+    else:
         raise ValueError(
-            f"its vocabulary is of kind {model!r}, only 'gpt2' (byte-level BPE) is supported; "
-            "convert the model's Hugging Face folder instead"
+            f"its vocabulary is of kind {model!r}; only 'gpt2' (byte-level BPE) and 'llama' "
+            "(SentencePiece's BPE) are supported; convert the model's Hugging Face folder instead"
         )
-    tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    data = _tokenizer_json(tokens, kinds, fields["tokenizer.ggml.merges"], pre)
-    eos_id = fields.get("tokenizer.ggml.eos_token_id")
-    ends = (
-        eos_id,
-        fields.get("tokenizer.ggml.eot_token_id"),
-        fields.get("tokenizer.ggml.eom_token_id"),
-    )
-    bos_id = fields.get("tokenizer.ggml.bos_token_id")
-    for name in ("bos", "eos", "eot", "eom"):
-        token = fields.get(f"tokenizer.ggml.{name}_token_id")
-        if token is not None and not 0 <= token < len(tokens):
-            raise ValueError(
-                f"tokenizer.ggml.{name}_token_id {token} is beyond its {len(tokens)} tokens"
-            )
-    add_bos = fields.get("tokenizer.ggml.add_bos_token", pre in ("llama-bpe", "llama3"))
-    if not isinstance(add_bos, bool):
-        raise ValueError(f"tokenizer.ggml.add_bos_token {add_bos!r} is not true or false")
-    texts = {
-        JSON: data,
-        GENERATION: generation_bytes(
-            bos_id=bos_id,
-            eos_id=eos_id,
-            add_bos=add_bos,
-            stop_ids=list(dict.fromkeys(end for end in ends if end is not None)),
-        ),
-    }
+    texts = {JSON: data, GENERATION: _generation(fields, adds_bos)}
     if template := fields.get("tokenizer.chat_template"):
         texts[TEMPLATE] = template.encode()
     return texts
 
 
-def _tokenizer_json(tokens: list[str], kinds: list[int], merges: list[str], pre: str) -> bytes:
+def gguf_notes(fields: dict) -> list[str]:
+    """What `gguf_texts` decides for the user."""
+    if fields.get("tokenizer.ggml.model") != "gpt2":
+        return []
+    return _pre_tokenizer(fields)[1]
+
+
+def _pre_tokenizer(fields: dict) -> tuple[str, list[str]]:
+    """The name of the way in which text is cut, and a note if the file does not say it."""
+    key = "tokenizer.ggml.pre"
+    name, tokens = fields.get(key), fields["tokenizer.ggml.tokens"]
+    if name not in _UNSAID:
+        return name, []
+    said = f"has no {key}" if name in (None, "") else f"has the {key} {name!r}"
+    found = hashlib.sha256("\n".join(tokens[:_LLAMA3_TOKENS]).encode()).hexdigest()
+    if found == _LLAMA3_SHA256:
+        return _LLAMA3[0], [f"note: the file {said}; its tokens are Llama 3's and are read as such"]
+    raise ValueError(
+        f"it {said}, which does not say how text is cut into words; make the file again with a "
+        "newer convert_hf_to_gguf.py of llama.cpp, or convert the model's Hugging Face folder"
+    )
+
+
+def _generation(fields: dict, adds_bos: bool) -> bytes:
+    size = len(fields["tokenizer.ggml.tokens"])
+
+    def token_id(name: str) -> int | None:
+        key = f"tokenizer.ggml.{name}_token_id"
+        token = fields.get(key)
+        if token is not None and not 0 <= token < size:
+            raise ValueError(f"{key} {token} is beyond its {size} tokens")
+        return token
+
+    add_bos = fields.get("tokenizer.ggml.add_bos_token", adds_bos)
+    if not isinstance(add_bos, bool):
+        raise ValueError(f"tokenizer.ggml.add_bos_token {add_bos!r} is not true or false")
+    ends = [token_id(name) for name in ("eos", "eot", "eom")]
+    return generation_bytes(
+        bos_id=token_id("bos"),
+        eos_id=ends[0],
+        add_bos=add_bos,
+        stop_ids=list(dict.fromkeys(end for end in ends if end is not None)),
+    )
+
+
+def _pieces_json(fields: dict) -> bytes:
+    """SentencePiece's tokens, whose scores say the order of merges."""
+    tokens, scores, kinds = (
+        list(fields[f"tokenizer.ggml.{name}"]) for name in ("tokens", "scores", "token_type")
+    )
+    if not len(tokens) == len(scores) == len(kinds):
+        raise ValueError("its tokens, their scores and their types are not of one number")
+    pieces = [
+        Piece(_symbol(token) if kind == USER_DEFINED else token, float(score), int(kind))
+        for token, score, kind in zip(tokens, scores, kinds, strict=True)
+    ]
+    prefix = fields.get("tokenizer.ggml.add_space_prefix", True)
+    # llama.cpp puts a space before the text after a special token, too.
+    return pieces_json(pieces, {}, Spaces(prefix, prefix_after_special=prefix))
+
+
+def _symbol(token: str) -> str:
+    """A token that is looked for in the text itself, in which a space is none of the pieces' yet."""
+    return token.replace(" ", SPACE)
+
+
+def _merges_json(fields: dict, pre: str) -> bytes:
     from tokenizers import AddedToken, Regex, pre_tokenizers
 
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens) or len(kinds) != len(tokens):
+    tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    if len({*tokens}) != len(tokens) or len(kinds) != len(tokens):
         raise ValueError("its vocabulary holds a token twice, or too few token types")
-    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    merges = [merge.partition(" ") for merge in fields["tokenizer.ggml.merges"]]
+    pairs = [(left, right) for left, _, right in merges]
     if any(not left or not right or " " in right for left, right in pairs):
         raise ValueError("its vocabulary holds a merge that is not of two tokens")
+    added = {index for index, kind in enumerate(kinds) if kind in (CONTROL, USER_DEFINED)}
+    # Those at the end get their ids as they are added; in the vocabulary a word could be taken for one.
+    ordinary = max((index + 1 for index in range(len(tokens)) if index not in added), default=0)
+    vocabulary = {token: index for index, token in enumerate(tokens[:ordinary])}
     tokenizer = byte_level_bpe(vocabulary, pairs, pre)
     if lost := _lost_bytes(vocabulary):
         # A byte without a token is lost either way; but the library alone would merge what stands
@@ -68,10 +125,9 @@ def _tokenizer_json(tokens: list[str], kinds: list[int], merges: list[str], pre:
         split = pre_tokenizers.Split(Regex("|".join(map(re.escape, lost))), "removed")
         both = [tokenizer.pre_tokenizer, split]
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(both)
-    for token, kind in zip(tokens, kinds, strict=True):
-        if kind in (_CONTROL, _USER_DEFINED):
-            special = kind == _CONTROL
-            tokenizer.add_tokens([AddedToken(token, special=special, normalized=False)])
+    for index in sorted(added):
+        special = kinds[index] == CONTROL
+        tokenizer.add_tokens([AddedToken(tokens[index], special=special, normalized=False)])
     return tokenizer.to_str().encode()
 
 

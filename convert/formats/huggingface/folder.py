@@ -8,6 +8,7 @@ from jax_llama3.model.config import Config
 
 from ...source import Source, check_plain, source_file
 from ..quantized.scheme import dequantized, quantization_of, readable_dtypes
+from ..tokenizer import NO_TOKENIZER
 from ..weight_files import CONSOLIDATED, HUGGINGFACE, PYTORCH, FileSet, OnFile, open_weights
 from .config import parse_config
 from .names import with_plain_names
@@ -34,11 +35,10 @@ def open_huggingface(folder: Path, on_file: OnFile = lambda file: None) -> Sourc
             f"{folder} holds quantised weights in {PYTORCH.single}; save them as safetensors"
         )
     weights = with_plain_names(folder, dequantized(folder, values, weights))
-    texts, text_paths = huggingface_texts(folder, values)
+    texts, text_paths, notes = huggingface_texts(folder, values)
+    decisions += notes
     if not texts:
-        decisions.append(
-            "note: the source has no tokenizer that can be read; it takes and gives ids alone"
-        )
+        decisions.append(NO_TOKENIZER)
     return Source(
         kind="huggingface",
         config=config,

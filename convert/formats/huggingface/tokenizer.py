@@ -1,8 +1,9 @@
 """Hugging Face's tokenizer files: as those that jax_llama3 keeps, and made of those."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax_llama3.checkpoint.manifest import json_bytes, read_json
 from jax_llama3.text.tokenizer import (
@@ -13,9 +14,14 @@ from jax_llama3.text.tokenizer import (
     Tokenizer,
     tokenizer_from_files,
 )
+from jax_llama3.text.tokenizer_json import read_tokenizer_json
 from jax_llama3.text.vocabulary import MetaVocabulary, byte_level
 
+from ..sentencepiece_file import is_sentencepiece
 from ..tokenizer import byte_level_bpe, generation_bytes
+from .slow_tokenizer import MadeTokenizer, make_tokenizer
+
+_GENERATION = "generation_config.json"
 
 # Meta's format as `jax_llama3.text.chat` writes it, for tokenizers that bring no template of their own.
 _LLAMA3_TEMPLATE = (
@@ -30,31 +36,33 @@ _LLAMA3_TEMPLATE = (
 )
 
 
-def huggingface_texts(folder: Path, config_values: dict) -> tuple[dict[str, bytes], list[Path]]:
-    """Our tokenizer files from a Hugging Face folder, and the paths they come from."""
+class TokenizerTexts(NamedTuple):
+    """Our tokenizer files, the paths that they come from, and what was decided for the user."""
+
+    texts: dict[str, bytes]
+    paths: list[Path]
+    notes: list[str]
+
+
+def huggingface_texts(folder: Path, config_values: dict) -> TokenizerTexts:
+    """Our tokenizer files from a Hugging Face folder; none if it has no tokenizer."""
     try:
         return _huggingface_texts(folder, config_values)
     except (AttributeError, TypeError, KeyError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder}: a tokenizer file is damaged: {error}") from None
 
 
-def _huggingface_texts(folder: Path, config_values: dict) -> tuple[dict[str, bytes], list[Path]]:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return _meta_texts(folder / MODEL)
-    settings = _optional_json(folder / "tokenizer_config.json")
-    generation = _optional_json(folder / "generation_config.json")
-    data = path.read_bytes()
-    tokenizer = _read_tokenizer(path, data)
+def _huggingface_texts(folder: Path, config_values: dict) -> TokenizerTexts:
+    if (meta := _metas_file(folder)) is not None:
+        return TokenizerTexts({MODEL: meta}, [folder / MODEL], [])
+    made = _tokenizer_file(folder)
+    if made is None:
+        return TokenizerTexts({}, [], [])
+    settings, data = made.settings, made.data
+    tokenizer = _read_tokenizer(folder / made.names[0], data)
     bos_id = _special_id(tokenizer, settings.get("bos_token"), config_values.get("bos_token_id"))
-    stops = generation.get("eos_token_id", config_values.get("eos_token_id"))
-    stop_ids = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
-    if not all(type(token) is int for token in stop_ids):
-        raise ValueError(f"{folder}: eos_token_id {stops!r} is not a list of ids")
-    named = "generation_config.json" if "eos_token_id" in generation else "config.json"
-    _check_ids(folder / named, "eos_token_id", stop_ids, tokenizer)
-    if bos_id is not None:
-        _check_ids(folder / "config.json", "bos_token_id", [bos_id], tokenizer)
+    stop_ids = _stop_ids(folder, config_values, tokenizer)
+    _check_ids(folder / "config.json", "bos_token_id", [bos_id], tokenizer)
     eos_id = _special_id(tokenizer, settings.get("eos_token"), stop_ids[0] if stop_ids else None)
     if eos_id is not None and eos_id not in stop_ids:
         stop_ids.append(eos_id)
@@ -69,28 +77,60 @@ def _huggingface_texts(folder: Path, config_values: dict) -> tuple[dict[str, byt
     }
     if template := _chat_template(folder, settings):
         texts[TEMPLATE] = template.encode()
-    names = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", TEMPLATE)
-    return texts, [folder / name for name in names if (folder / name).is_file()]
+    names = (*made.names, "tokenizer_config.json", _GENERATION, TEMPLATE)
+    paths = [folder / name for name in names if (folder / name).is_file()]
+    return TokenizerTexts(texts, paths, made.notes)
 
 
-def _check_ids(path: Path, key: str, ids: list[int], tokenizer: Any) -> None:
-    """Refuse ids that the vocabulary does not have, by the file that names them."""
-    size = max(tokenizer.get_vocab().values(), default=-1) + 1
-    if beyond := [token for token in ids if not 0 <= token < size]:
-        raise ValueError(
-            f"{path}: {key} {beyond[0]} is beyond the {size} tokens of tokenizer.json; "
-            "correct it, or bring the tokenizer that belongs to it"
-        )
-
-
-def _meta_texts(path: Path) -> tuple[dict[str, bytes], list[Path]]:
-    """Meta's tokenizer.model, if the folder has that one; SentencePiece's has the same name."""
+def _metas_file(folder: Path) -> bytes | None:
+    """Meta's tokenizer.model, if the folder has that and no tokenizer.json; SentencePiece's has its name."""
+    path = folder / MODEL
+    if (folder / JSON).is_file() or not path.is_file():
+        return None
+    data = path.read_bytes()
+    if is_sentencepiece(data):
+        return None
     try:
-        texts = {MODEL: path.read_bytes()}
-        tokenizer_from_files(texts)
-    except (FileNotFoundError, ValueError):
-        return {}, []
-    return texts, [path]
+        tokenizer_from_files({MODEL: data})
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return data
+
+
+def _tokenizer_file(folder: Path) -> MadeTokenizer | None:
+    """The folder's tokenizer.json, or one made of what it has instead."""
+    settings = _optional_json(folder / "tokenizer_config.json")
+    if not (folder / JSON).is_file():
+        return make_tokenizer(folder, settings)
+    data = (folder / JSON).read_bytes()
+    try:
+        read_tokenizer_json(data)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return MadeTokenizer(data, settings, [JSON], [])
+
+
+def _stop_ids(folder: Path, config_values: dict, tokenizer: Any) -> list[int]:
+    """What generation_config.json, or else config.json, says of the ends of a text."""
+    generation = _optional_json(folder / _GENERATION)
+    name = _GENERATION if "eos_token_id" in generation else "config.json"
+    stops = generation.get("eos_token_id", config_values.get("eos_token_id"))
+    stop_ids = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+    if not all(type(token) is int for token in stop_ids):
+        raise ValueError(f"{folder / name}: eos_token_id {stops!r} is not a list of ids")
+    _check_ids(folder / name, "eos_token_id", stop_ids, tokenizer)
+    return stop_ids
+
+
+def _check_ids(path: Path, key: str, ids: Sequence[int | None], tokenizer: Any) -> None:
+    """Refuse ids that no token has, in the words of the file that they stand in."""
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1
+    for token in ids:
+        if token is not None and not 0 <= token < size:
+            raise ValueError(
+                f"{path}: {key} {token} is beyond the {size} tokens of the tokenizer; "
+                "correct it, or bring the tokenizer that belongs to it"
+            )
 
 
 def _read_tokenizer(path: Path, data: bytes) -> Any:

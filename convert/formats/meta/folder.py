@@ -17,6 +17,7 @@ from jax_llama3.text.tokenizer import MODEL
 
 from ...source import Source, SourceFile, TensorInfo, check_plain, refuse_all, source_file
 from ..pth import PthTensor, read_records, read_tensors
+from ..tokenizer import NO_TOKENIZER, model_file_texts
 from ..weight_files import CONSOLIDATED, open_weights
 from .config import parse_params
 
@@ -67,12 +68,12 @@ def open_meta(
     shards = [_without_rope(tensors, config, decisions) for tensors in opened]
     if os.path.lexists(folder / "config.json"):
         decisions.append(f"note: config.json is not read; the model is that of {PARAMS}")
-    texts = {}
+    texts: dict[str, bytes] = {}
     if os.path.lexists(folder / MODEL):
         files.append(source_file(folder / MODEL, md5=sums.get(MODEL)))
-        texts[MODEL] = (folder / MODEL).read_bytes()
+        texts = model_file_texts((folder / MODEL).read_bytes())
     else:
-        decisions.append("note: the source has no tokenizer; it takes and gives ids alone")
+        decisions.append(NO_TOKENIZER)
     # Whatever else the list names must be as it says, too.
     used = {file.path.name for file in files}
     files += [source_file(folder / name, md5=sums[name]) for name in sorted({*sums} - used)]
