@@ -9,10 +9,27 @@ _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")  # GGUF's names of Llama 3's pre-t
 
 
 def generation_bytes(
-    *, bos_id: int | None, eos_id: int | None, add_bos: bool, stop_ids: list[int]
+    *,
+    bos_id: int | None,
+    eos_id: int | None,
+    add_bos: bool,
+    stop_ids: list[int],
+    special_tokens: dict[str, str] | None = None,
+    chat_templates: dict[str, str] | None = None,
+    chat_format: str | None = None,
 ) -> bytes:
-    """The generation.json that `tokenizer_from_files` reads."""
+    """The generation.json that `tokenizer_from_files` reads.
+
+    `special_tokens` are the texts that templates know by a name, `chat_templates` those beside the
+    default one, `chat_format` is that of a model without a template.
+    """
     values = {"bos_id": bos_id, "eos_id": eos_id, "add_bos": add_bos, "stop_ids": stop_ids}
+    extras = {
+        "special_tokens": special_tokens,
+        "chat_templates": chat_templates or None,
+        "chat_format": chat_format,
+    }
+    values |= {name: value for name, value in extras.items() if value is not None}
     return (json.dumps(values) + "\n").encode()
 
 

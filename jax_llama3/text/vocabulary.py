@@ -4,6 +4,9 @@ import binascii
 import json
 import re
 import string
+import threading
+from collections.abc import Iterable
+from typing import NamedTuple
 
 MODEL, JSON = "tokenizer.model", "tokenizer.json"
 
@@ -31,6 +34,25 @@ _BASE64 = (string.ascii_letters + string.digits + "+/= ").encode()
 _SPACES = bytes.maketrans(b"\t\n\r\v\f", b" " * 5)
 
 
+class Added(NamedTuple):
+    """A token beside the model's own pieces, and how the tokenizers library finds its name in a text."""
+
+    name: str
+    id: int
+    special: bool = True
+    lstrip: bool = False  # it takes the blanks before it too
+    rstrip: bool = False
+    single_word: bool = False
+
+
+class Found(NamedTuple):
+    """A token and the characters of the text that it stands for."""
+
+    id: int
+    start: int
+    stop: int
+
+
 class MetaVocabulary:
     """Llama 3's byte-pair ranks (tiktoken's format) and its 256 special tokens."""
 
@@ -41,6 +63,7 @@ class MetaVocabulary:
         reserved = (place for place in range(_N_SPECIAL) if place not in _SPECIAL)
         names = _SPECIAL | {p: f"<|reserved_special_token_{i}|>" for i, p in enumerate(reserved)}
         self.special = {names[place]: len(ranks) + place for place in range(_N_SPECIAL)}
+        self.added = [Added(name, token) for name, token in self.special.items()]
         self.size = len(ranks) + _N_SPECIAL
         self._encoding = tiktoken.Encoding(
             "llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=self.special
@@ -50,6 +73,10 @@ class MetaVocabulary:
         """Ids of plain text: a special token's name in it is text like any other."""
         # tiktoken's regex overflows its stack on very long runs without a word boundary.
         return [token for run in _runs(text) for token in self._encoding.encode_ordinary(run)]
+
+    def encode_apart(self, text: str, names: Iterable[str], *, start: bool = True) -> list[int]:
+        """`encode`; no added token is made of a text here."""
+        return self.encode(text, start=start)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token stands for; alone they need not be UTF-8."""
@@ -123,6 +150,8 @@ class JsonVocabulary:
             tokenizer.no_truncation()
             tokenizer.no_padding()
             tokenizer.encode_special_tokens = True
+        self._lock = threading.Lock()  # while names of special tokens are tokens
+        self._apart: dict[tuple[str, ...], JsonVocabulary] = {}
         kinds = {step["type"] for step in decoder.get("decoders", [decoder]) if "type" in step}
         if not kinds & {"ByteLevel", "ByteFallback"}:
             raise ValueError(f"{JSON}: its decoder {sorted(kinds)} is not supported")
@@ -130,12 +159,44 @@ class JsonVocabulary:
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = {token: entry.content for token, entry in added.items()}
         self.special = {entry.content: token for token, entry in added.items() if entry.special}
+        self.added = [
+            Added(e.content, token, e.special, e.lstrip, e.rstrip, e.single_word)
+            for token, e in added.items()
+        ]
         self.size = max(self._tokenizer.get_vocab().values()) + 1
 
     def encode(self, text: str, *, start: bool = True) -> list[int]:
         """Ids of plain text: a special token's name in it is text like any other."""
         tokenizer = self._tokenizer if start else self._within
-        return tokenizer.encode(text, add_special_tokens=False).ids
+        with self._lock:
+            return tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_with_added(self, text: str) -> list[Found]:
+        """The tokens of a text in which every added token's name is that token, special or not."""
+        with self._lock:
+            self._tokenizer.encode_special_tokens = False
+            try:
+                encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            finally:
+                self._tokenizer.encode_special_tokens = True
+        places = zip(encoding.ids, encoding.offsets, strict=True)
+        return [Found(token, *place) for token, place in places]
+
+    def encode_apart(self, text: str, names: Iterable[str], *, start: bool = True) -> list[int]:
+        """`encode` where these names of added tokens are text too, special or not."""
+        others = tuple(sorted({*names} - {*self.special}))
+        if not any(name in text for name in others):
+            return self.encode(text, start=start)
+        if others not in self._apart:
+            self._apart = {others: self._without(others)}
+        return self._apart[others].encode(text, start=start)
+
+    def _without(self, names: tuple[str, ...]) -> "JsonVocabulary":
+        """A copy to which these added tokens are special ones."""
+        values = json.loads(self._tokenizer.to_str())
+        for entry in values["added_tokens"]:
+            entry["special"] |= entry["content"] in names
+        return JsonVocabulary(json.dumps(values).encode())
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token stands for; alone they need not be UTF-8."""

@@ -8,6 +8,16 @@ from jax_llama3.text.vocabulary import byte_level
 from ..tokenizer import byte_level_bpe, generation_bytes
 
 _CONTROL, _USER_DEFINED = 3, 4  # GGUF's token types
+# What templates call a special token, and the key of its id.
+_NAMED = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "sep_token": "seperator_token_id",
+    "pad_token": "padding_token_id",
+    "cls_token": "cls_token_id",
+    "mask_token": "mask_token_id",
+}
 
 
 def gguf_texts(fields: dict) -> dict[str, bytes]:
@@ -39,11 +49,27 @@ def gguf_texts(fields: dict) -> dict[str, bytes]:
             eos_id=eos_id,
             add_bos=add_bos,
             stop_ids=list(dict.fromkeys(end for end in ends if end is not None)),
+            special_tokens=_special_tokens(fields),
+            chat_templates=_named_templates(fields),
         ),
     }
     if template := fields.get("tokenizer.chat_template"):
         texts[TEMPLATE] = template.encode()
     return texts
+
+
+def _special_tokens(fields: dict) -> dict[str, str]:
+    """The variables of templates; those of a bos or an eos that the file has not are empty."""
+    tokens = fields["tokenizer.ggml.tokens"]
+    ids = {name: fields.get(f"tokenizer.ggml.{key}") for name, key in _NAMED.items()}
+    found = {name: tokens[i] for name, i in ids.items() if i is not None and 0 <= i < len(tokens)}
+    return {"bos_token": "", "eos_token": "", **found}
+
+
+def _named_templates(fields: dict) -> dict[str, str]:
+    names = fields.get("tokenizer.chat_templates", [])
+    found = {name: fields.get(f"tokenizer.chat_template.{name}") for name in names}
+    return {name: template for name, template in found.items() if isinstance(template, str)}
 
 
 def _tokenizer_json(tokens: list[str], kinds: list[int], merges: list[str], pre: str) -> bytes:

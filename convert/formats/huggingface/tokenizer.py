@@ -17,7 +17,7 @@ from jax_llama3.text.vocabulary import MetaVocabulary, byte_level
 
 from ..tokenizer import byte_level_bpe, generation_bytes
 
-# Meta's format as `jax_llama3.text.chat` writes it, for tokenizers that bring no template of their own.
+# Meta's format as `jax_llama3.text.chat` writes it, for models that speak it without a template.
 _LLAMA3_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -27,6 +27,15 @@ _LLAMA3_TEMPLATE = (
     "{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
     "{% endif %}"
+)
+
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    TEMPLATE,
 )
 
 
@@ -42,7 +51,7 @@ def _huggingface_texts(folder: Path, config_values: dict) -> tuple[dict[str, byt
     path = folder / "tokenizer.json"
     if not path.is_file():
         return _meta_texts(folder / MODEL)
-    settings = _optional_json(folder / "tokenizer_config.json")
+    settings = _settings(folder)
     generation = _optional_json(folder / "generation_config.json")
     data = path.read_bytes()
     tokenizer = _read_tokenizer(path, data)
@@ -54,6 +63,8 @@ def _huggingface_texts(folder: Path, config_values: dict) -> tuple[dict[str, byt
     eos_id = _special_id(tokenizer, settings.get("eos_token"), stop_ids[0] if stop_ids else None)
     if eos_id is not None and eos_id not in stop_ids:
         stop_ids.append(eos_id)
+    templates = _chat_templates(folder, settings)
+    default = templates.pop("default", None)
     texts = {
         JSON: data,
         GENERATION: generation_bytes(
@@ -61,12 +72,31 @@ def _huggingface_texts(folder: Path, config_values: dict) -> tuple[dict[str, byt
             eos_id=eos_id,
             add_bos=_adds_bos(tokenizer, settings, bos_id),
             stop_ids=stop_ids,
+            special_tokens=_special_tokens(settings),
+            chat_templates=templates,
         ),
     }
-    if template := _chat_template(folder, settings):
-        texts[TEMPLATE] = template.encode()
-    names = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", TEMPLATE)
-    return texts, [folder / name for name in names if (folder / name).is_file()]
+    if default:
+        texts[TEMPLATE] = default.encode()
+    used = [folder / name for name in _FILES if (folder / name).is_file()]
+    return texts, [*used, *_template_files(folder)]
+
+
+def _settings(folder: Path) -> dict:
+    """tokenizer_config.json, with the special tokens that older folders keep in a file of their own."""
+    settings = _optional_json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" in settings:
+        return settings
+    return {**settings, **_optional_json(folder / "special_tokens_map.json")}
+
+
+def _special_tokens(settings: dict) -> dict[str, str]:
+    """The texts of the special tokens by the names under which templates know them."""
+    named = {name: value for name, value in settings.items() if name.endswith("_token")}
+    if isinstance(extra := settings.get("extra_special_tokens"), dict):
+        named |= extra
+    texts = {n: v.get("content") if isinstance(v, dict) else v for n, v in named.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def _meta_texts(path: Path) -> tuple[dict[str, bytes], list[Path]]:
@@ -104,15 +134,23 @@ def _special_id(tokenizer: Any, token: Any, fallback: Any) -> int | None:
     return fallback if isinstance(fallback, int) else None
 
 
-def _chat_template(folder: Path, settings: dict) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
+def _chat_templates(folder: Path, settings: dict) -> dict[str, str]:
+    """The chat templates by their names; a file of its own goes before tokenizer_config.json."""
+    path, others = folder / TEMPLATE, _template_files(folder)
+    if path.is_file() or others:
+        files = {file.stem: file for file in others}
+        files |= {"default": path} if path.is_file() else {}
+        return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
     template = settings.get("chat_template")
+    named = {"default": template}
     if isinstance(template, list):  # several named ones
         named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+    return {str(name): text for name, text in named.items() if isinstance(text, str)}
+
+
+def _template_files(folder: Path) -> list[Path]:
+    """The templates beside the default one, which newer folders keep in a folder of their own."""
+    return sorted(folder.glob("additional_chat_templates/*.jinja"))
 
 
 def _optional_json(path: Path) -> dict:
@@ -125,7 +163,7 @@ def huggingface_files(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, bytes
     """tokenizer.json, tokenizer_config.json and generation_config.json of a tokenizer."""
     names = tokenizer.special_names
     template = tokenizer.chat_template
-    if template is None and "<|start_header_id|>" in tokenizer.vocabulary.special:
+    if template is None and tokenizer.chat_format is not None:
         template = _LLAMA3_TEMPLATE
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -137,8 +175,12 @@ def huggingface_files(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, bytes
         settings["bos_token"] = names[tokenizer.bos_id]
     if tokenizer.eos_id in names:
         settings["eos_token"] = names[tokenizer.eos_id]
+    settings |= tokenizer.special_tokens or {}
     if template is not None:
         settings["chat_template"] = template
+    if named := tokenizer.chat_templates:
+        entries = {**({} if template is None else {"default": template}), **named}
+        settings["chat_template"] = [{"name": n, "template": t} for n, t in entries.items()]
     generation: dict[str, Any] = {}
     if tokenizer.stop_ids:
         generation["eos_token_id"] = list(tokenizer.stop_ids)
