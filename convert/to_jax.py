@@ -10,6 +10,7 @@ from jax_llama3.checkpoint.saving import write_model
 from .formats.gguf.file import open_gguf
 from .formats.huggingface.folder import open_huggingface
 from .formats.meta.folder import PARAMS, open_meta
+from .formats.tokenizer import choose_chat_format
 from .source import Hashing, Source, SourceFile, check_unchanged
 from .table import plan, resolve_tie
 
@@ -64,14 +65,16 @@ def to_jax(
     quantize: str | None = None,
     overwrite: bool = False,
     rope_factor: float | None = None,
+    chat_format: str | None = None,
     origin: dict | None = None,
 ) -> None:
     """Convert the checkpoint at `path` into the new folder `folder`.
 
     `dtype` "keep" leaves each tensor's dtype; quantised ones become float32. With `quantize` "int8"
     matrices become int8 values and float32 scales, as `jax_llama3.quantize` makes them, and `dtype` is
-    that of the norms. `rope_factor` is that of `open_source`. `origin` goes into the manifest: it says
-    where the files came from. What cannot be converted exactly raises ValueError, and an output that
+    that of the norms. `rope_factor` is that of `open_source`. `chat_format` "llama3" says of a model
+    without a chat template that it is an Instruct model, which speaks Llama 3's own format. `origin`
+    goes into the manifest: it says where the files came from. What cannot be converted exactly raises ValueError, and an output that
     exists FileExistsError; then nothing is written.
     """
     path, folder = Path(path), Path(folder)
@@ -83,19 +86,20 @@ def to_jax(
     refuse_overlap(path, folder)
     with Hashing() as hashing:
         source = resolve_tie(open_source(path, rope_factor, hashing.add))
+        texts, chat = choose_chat_format(source.texts, chat_format)
         kept = None if dtype == "keep" else dtype
         tensors = plan(source, kept, quantize=quantize is not None)
         hashes = hashing.result(source.files)
     decisions = [f"dtype {dtype}", *([] if quantize is None else [f"quantize {quantize}"])]
     receipt = {
         "source": {"kind": source.kind, **(origin or {}), "files": hashes},
-        "decisions": [*decisions, *source.decisions],
+        "decisions": [*decisions, *source.decisions, *chat],
     }
     write_model(
         folder,
         source.config,
         tensors,
-        source.texts,
+        texts,
         receipt,
         overwrite=overwrite,
         resumable=True,

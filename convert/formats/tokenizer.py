@@ -3,6 +3,15 @@
 import json
 from typing import Any
 
+from jax_llama3.text.chat import knows_llama3_format
+from jax_llama3.text.tokenizer import (
+    GENERATION,
+    JSON,
+    LLAMA3,
+    MODEL,
+    TEMPLATE,
+    tokenizer_from_files,
+)
 from jax_llama3.text.vocabulary import LLAMA3_PATTERN
 
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")  # GGUF's names of Llama 3's pre-tokenizer
@@ -31,6 +40,40 @@ def generation_bytes(
     }
     values |= {name: value for name, value in extras.items() if value is not None}
     return (json.dumps(values) + "\n").encode()
+
+
+def choose_chat_format(
+    texts: dict[str, bytes], chat_format: str | None
+) -> tuple[dict[str, bytes], list[str]]:
+    """The tokenizer files with the chat format that was asked for, and the decisions.
+
+    Nothing in Llama 3's vocabulary says whether a model without a chat template is an Instruct model,
+    so without `chat_format` its prompts are raw text.
+    """
+    values = json.loads(texts.get(GENERATION, b"{}"))
+    own = TEMPLATE in texts or "chat_templates" in values
+    if chat_format is None:
+        if own or not texts:
+            return texts, []
+        told = MODEL in texts or b'"<|start_header_id|>"' in texts[JSON]
+        remedy = "; for an Instruct model convert with --chat-format llama3" if told else ""
+        return texts, [f"note: no chat template, so prompts are raw text{remedy}"]
+    if chat_format != LLAMA3:
+        raise ValueError(f"chat format {chat_format!r} is not supported, only {LLAMA3!r}")
+    if own:
+        raise ValueError("the model has a chat template of its own; leave out --chat-format")
+    tokenizer = tokenizer_from_files(texts)
+    if tokenizer is None or not knows_llama3_format(tokenizer):
+        raise ValueError("the model has no vocabulary of Llama 3's; leave out --chat-format llama3")
+    made = generation_bytes(
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        add_bos=tokenizer.add_bos,
+        stop_ids=list(tokenizer.stop_ids),
+        special_tokens=tokenizer.special_tokens,
+        chat_format=chat_format,
+    )
+    return {**texts, GENERATION: made}, [f"note: prompts are in the chat format {chat_format}"]
 
 
 def byte_level_bpe(vocab: dict[str, int], merges: list[tuple[str, str]], pre: str) -> Any:

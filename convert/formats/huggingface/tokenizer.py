@@ -175,11 +175,12 @@ def huggingface_files(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, bytes
         settings["bos_token"] = names[tokenizer.bos_id]
     if tokenizer.eos_id in names:
         settings["eos_token"] = names[tokenizer.eos_id]
-    settings |= tokenizer.special_tokens or {}
+    named = tokenizer.special_tokens or {}
+    settings |= {name: text for name, text in named.items() if text}
     if template is not None:
         settings["chat_template"] = template
-    if named := tokenizer.chat_templates:
-        entries = {**({} if template is None else {"default": template}), **named}
+    if others := tokenizer.chat_templates:
+        entries = {**({} if template is None else {"default": template}), **others}
         settings["chat_template"] = [{"name": n, "template": t} for n, t in entries.items()]
     generation: dict[str, Any] = {}
     if tokenizer.stop_ids:
