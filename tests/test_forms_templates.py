@@ -185,7 +185,7 @@ def specials(tokenizer: Tokenizer, form: Format, typed: list[str]) -> Counter:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_no_token_is_made_of_what_a_person_typed(name: str, data: st.DataObject) -> None:
     form, tokenizer = FORMATS[name], ours(name)
