@@ -11,6 +11,7 @@ from jax_llama3.checkpoint.receipt import read_receipt
 from jax_llama3.checkpoint.verification import verify
 from jax_llama3.cli.errors import OneLineParser, run_command
 from jax_llama3.runtime.picture import check_picture
+from jax_llama3.text.tokenizer import LLAMA3
 
 from .export import to_hf, to_meta
 from .fetch.hub import download, is_hub_name
@@ -46,6 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", metavar="DST", type=Path)
     _add_output_options(command)
     _add_rope_factor(command)
+    command.add_argument(
+        "--chat-format",
+        choices=(LLAMA3,),
+        help="of an Instruct model without a chat template; default: prompts are raw text",
+    )
     command.set_defaults(run=_to_jax)
 
     _add_exports(commands)
@@ -164,6 +170,7 @@ def _to_jax(options: argparse.Namespace) -> None:
         quantize=options.quantize,
         overwrite=options.overwrite,
         rope_factor=options.rope_factor,
+        chat_format=options.chat_format,
         origin=origin,
         on_note=_note,
     )

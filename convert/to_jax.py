@@ -10,7 +10,7 @@ from jax_llama3.checkpoint.saving import write_model
 from .formats.gguf.file import open_gguf
 from .formats.huggingface.folder import open_huggingface
 from .formats.meta.folder import open_meta
-from .formats.tokenizer import beyond_rows
+from .formats.tokenizer import beyond_rows, choose_chat_format
 from .recognition import recognise
 from .source import NOTE, Hashing, Source, SourceFile, check_unchanged
 from .table import plan, resolve_tie
@@ -46,6 +46,7 @@ def to_jax(
     quantize: str | None = None,
     overwrite: bool = False,
     rope_factor: float | None = None,
+    chat_format: str | None = None,
     origin: dict | None = None,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> None:
@@ -53,9 +54,11 @@ def to_jax(
 
     `dtype` "keep" leaves each tensor's dtype; quantised ones become float32. With `quantize` "int8"
     matrices become int8 values and float32 scales, as `jax_llama3.quantize` makes them, and `dtype` is
-    that of the norms. `rope_factor` is that of `open_source`. `origin` goes into the manifest: it says
-    where the files came from. `on_note` is called with each line that the user should hear of, which the
-    manifest keeps too. What cannot be converted exactly raises ValueError, and an output that
+    that of the norms. `rope_factor` is that of `open_source`. `chat_format` "llama3" says of a model
+    without a chat template that it is an Instruct model, which speaks Llama 3's own format. `origin`
+    goes into the manifest: it says where the files came from. `on_note` is called with each line that
+    the user should hear of, which the manifest keeps too. What cannot be converted exactly raises
+    ValueError, and an output that
     exists FileExistsError; then nothing is written.
     """
     path, folder = Path(path), Path(folder)
@@ -67,7 +70,8 @@ def to_jax(
     refuse_overlap(path, folder)
     with Hashing() as hashing:
         source = resolve_tie(open_source(path, rope_factor, hashing.add))
-        decided = [*source.decisions, *beyond_rows(source.texts, source.config.vocab_size)]
+        texts, chat = choose_chat_format(source.texts, chat_format)
+        decided = [*source.decisions, *beyond_rows(texts, source.config.vocab_size), *chat]
         for decision in decided:
             if decision.startswith(NOTE):
                 on_note(decision)
@@ -83,7 +87,7 @@ def to_jax(
         folder,
         source.config,
         tensors,
-        source.texts,
+        texts,
         receipt,
         overwrite=overwrite,
         resumable=True,

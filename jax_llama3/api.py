@@ -16,7 +16,8 @@ from .text.chat import Message, chat_tokens
 from .text.completion import Completion, GrowingText
 from .text.tokenizer import TextStream, Tokenizer
 
-Prompt = str | Sequence[int]  # text, or the token ids of one prompt
+Prompt = Any  # text, or the token ids of one prompt: a list, a tuple, an array of any library
+Stop = str | int | Sequence[int | str] | None
 DEFAULT_NEW_TOKENS = 256
 
 
@@ -57,19 +58,22 @@ def generate(  # pyright: ignore[reportInconsistentOverload]
     max_new_tokens: int | None = None,
     sampler: Sampler | None = None,
     seed: int = 0,
-    stop: str | Sequence[int | str] | None = None,
+    stop: Stop = None,
+    ignore_eos: bool = False,
 ) -> Completion | list[Completion]:
     """Continue a prompt, or each of a list of prompts as one batch.
 
     Text is taken as it is, without a chat template: for a conversation give the ids that
     `apply_chat_template` returns. `max_new_tokens` is 256 by default, less where the context ends
-    sooner. `sampler` is greedy by default. `stop` holds the ids and texts that end a row: by default
-    the model's own stop ids, with () none. Bad values raise ValueError.
+    sooner. `sampler` is greedy by default. `stop` holds ids and texts that end a row beside the model's
+    own stop ids, which `ignore_eos` takes away; a special token's name is a text that stops at the
+    token. Bad values raise ValueError.
     """
     batch = _is_batch(prompt)
     prompts = list(prompt) if batch else [prompt]
-    options = {"max_new_tokens": max_new_tokens, "sampler": sampler, "seed": seed, "stop": stop}
-    pieces = stream(model, prepare(model, prompts, **options))
+    options = {"max_new_tokens": max_new_tokens, "sampler": sampler, "seed": seed}
+    prepared = prepare(model, prompts, **options, stop=stop, ignore_eos=ignore_eos)
+    pieces = stream(model, prepared)
     done = {piece.row: piece.completion for piece in pieces if piece.completion is not None}
     completions = [done[row] for row in range(len(prompts))]
     return completions if batch else completions[0]
@@ -82,11 +86,13 @@ def stream_generate(
     max_new_tokens: int | None = None,
     sampler: Sampler | None = None,
     seed: int = 0,
-    stop: str | Sequence[int | str] | None = None,
+    stop: Stop = None,
+    ignore_eos: bool = False,
 ) -> Iterator[Piece]:
     """`generate` for one prompt, piece by piece; the pieces' texts join to the completion's."""
-    options = {"max_new_tokens": max_new_tokens, "sampler": sampler, "seed": seed, "stop": stop}
-    return stream(model, prepare(model, [prompt], **options))
+    options = {"max_new_tokens": max_new_tokens, "sampler": sampler, "seed": seed}
+    prepared = prepare(model, [prompt], **options, stop=stop, ignore_eos=ignore_eos)
+    return stream(model, prepared)
 
 
 def prepare(
@@ -96,7 +102,8 @@ def prepare(
     max_new_tokens: int | None = None,
     sampler: Sampler | None = None,
     seed: int = 0,
-    stop: str | Sequence[int | str] | None = None,
+    stop: Stop = None,
+    ignore_eos: bool = False,
 ) -> TextRequest:
     """The prompts as ids, and the options of `generate`, all checked; bad ones raise ValueError.
 
@@ -104,15 +111,7 @@ def prepare(
     """
     tokenizer = model.tokenizer
     encoded = [encode_prompt(tokenizer, prompt, row) for row, prompt in enumerate(prompts)]
-    if stop is None:
-        stop = () if tokenizer is None else tokenizer.stop_ids
-    if isinstance(stop, str):
-        stop = (stop,)
-    stop_texts = tuple(item for item in stop if isinstance(item, str))
-    if "" in stop_texts:
-        raise ValueError("a stop text is empty; it would stop every row at once")
-    if stop_texts and tokenizer is None:
-        raise ValueError("the model has no tokenizer; a stop text needs one")
+    stop_ids, stop_texts = _stops(tokenizer, stop, ignore_eos)
     if max_new_tokens is None:
         max_new_tokens = default_new_tokens(encoded, model.config)
     request = Request(
@@ -120,7 +119,7 @@ def prepare(
         max_new_tokens,
         sampler or Sampler(),
         seed,
-        tuple(item for item in stop if not isinstance(item, str)),
+        stop_ids,
     )
     return TextRequest(check_request(request, model.config), stop_texts)
 
@@ -136,31 +135,46 @@ def stream(model: Model, prepared: TextRequest) -> Iterator[Piece]:
 
 
 @overload
-def score(model: Model, text: str) -> Score: ...  # pyright: ignore[reportOverlappingOverload]
+def score(model: Model, text: Prompt) -> Score: ...  # pyright: ignore[reportOverlappingOverload]
 
 
 @overload
-def score(model: Model, text: Sequence[str]) -> list[Score]: ...
+def score(model: Model, text: Sequence[Prompt]) -> list[Score]: ...
 
 
 def score(model: Model, text: Any) -> Score | list[Score]:
-    """The log-probability of every token of a text, or of each of a list of texts."""
-    if not isinstance(text, str):
+    """The log-probability of every token of a text or of ids, or of each of a list of them."""
+    if _is_batch(text):
         return [_score(model, one, row) for row, one in enumerate(text)]
     return _score(model, text, 0)
 
 
-def apply_chat_template(model: Model, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a conversation of {"role", "content"} messages, ready for the answer."""
+def apply_chat_template(
+    model: Model,
+    messages: Sequence[Message],
+    tools: Sequence[Any] | None = None,
+    documents: Sequence[Any] | None = None,
+    **options: Any,
+) -> list[int]:
+    """Token ids of a conversation of {"role", "content"} messages, by default ready for the answer.
+
+    `tools` are JSON schemas, `documents` dicts, for the templates that know them. `options` are those
+    of `text.chat.chat_tokens`: `add_generation_prompt`, `chat_template` (one of several by its name),
+    `chat_format` ("llama3" for an Instruct model that brings no template), and any variable that the
+    template asks for, such as `date_string`. What the texts say is never taken for a special token.
+    """
     if model.tokenizer is None:
         raise ValueError("the model has no tokenizer; convert one with it, or give token ids")
-    return chat_tokens(model.tokenizer, messages)
+    return chat_tokens(model.tokenizer, messages, tools, documents, **options)
 
 
 def encode_prompt(tokenizer: Tokenizer | None, prompt: Prompt, row: int) -> list[int]:
     """The ids of a prompt: text is encoded, ids are taken as they are."""
     if not isinstance(prompt, str):
-        return [operator.index(token) for token in prompt]
+        try:
+            return [operator.index(token) for token in prompt]
+        except TypeError as error:
+            raise ValueError(f"prompt {row} is no list of token ids: {error}") from None
     check_text(prompt, row)
     if tokenizer is None:
         raise ValueError("the model has no tokenizer; convert one with it, or give token ids")
@@ -179,13 +193,30 @@ def default_new_tokens(prompts: Sequence[Sequence[int]], config: Config) -> int:
     return min(DEFAULT_NEW_TOKENS, max(room, 0))
 
 
+def _stops(
+    tokenizer: Tokenizer | None, stop: Stop, ignore_eos: bool
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The ids and the texts that end a row; the name of a token is an id too."""
+    own = () if tokenizer is None or ignore_eos else tokenizer.stop_ids
+    items = () if stop is None else (stop,) if isinstance(stop, str | int) else tuple(stop)
+    texts = tuple(item for item in items if isinstance(item, str))
+    if "" in texts:
+        raise ValueError("a stop text is empty; it would stop every row at once")
+    if texts and tokenizer is None:
+        raise ValueError("the model has no tokenizer; a stop text needs one")
+    added = [] if tokenizer is None else tokenizer.vocabulary.added
+    ids = [item for item in items if not isinstance(item, str)]
+    ids += [token.id for token in added if token.name in texts]
+    return tuple(dict.fromkeys((*own, *ids))), texts
+
+
 def _is_batch(prompt: Any) -> bool:
     if isinstance(prompt, str):
         return False
     return len(prompt) == 0 or isinstance(prompt[0], str) or np.ndim(prompt[0]) > 0
 
 
-def _score(model: Model, text: str, row: int) -> Score:
+def _score(model: Model, text: Prompt, row: int) -> Score:
     tokens = encode_prompt(model.tokenizer, text, row)
     return Score(tokens, [None, *score_tokens(model.params, tokens, model.config)])
 

@@ -22,6 +22,30 @@ def meta() -> Tokenizer:
     return tokenizer_from_files({MODEL: rank_file()})
 
 
+def test_a_model_without_a_template_is_no_chat_model_unless_it_is_said_to_be(
+    meta: Tokenizer,
+) -> None:
+    with pytest.raises(ValueError, match=r"as a base model has none.*--chat-format llama3"):
+        chat_tokens(meta, DIALOG)
+    said = dataclasses.replace(meta, chat_format="llama3")
+    assert chat_tokens(said, DIALOG) == chat_tokens(meta, DIALOG, chat_format="llama3")
+
+
+def test_llama3s_own_format_refuses_what_it_has_no_place_for(meta: Tokenizer) -> None:
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    for messages, tools in (([call], None), (DIALOG, [{"name": "f"}])):
+        with pytest.raises(ValueError, match="Llama 3's own format"):
+            chat_tokens(meta, messages, tools, chat_format="llama3")
+
+
+def test_a_content_in_parts_is_their_text(meta: Tokenizer) -> None:
+    parts = [{"type": "text", "text": "he"}, {"type": "text", "text": "llo"}]
+    whole, cut = ([{"role": "user", "content": content}] for content in ("hello", parts))
+    assert chat_tokens(meta, cut, chat_format="llama3") == chat_tokens(
+        meta, whole, chat_format="llama3"
+    )
+
+
 def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
     return dataclasses.replace(tokenizer, chat_template=template)
 
@@ -32,7 +56,7 @@ def test_llama3_format(meta: Tokenizer) -> None:
         for m in DIALOG
     )
     text += "<|start_header_id|>assistant<|end_header_id|>\n\n"
-    ids = chat_tokens(meta, DIALOG)
+    ids = chat_tokens(meta, DIALOG, chat_format="llama3")
     assert meta.decode(ids) == text
     special = meta.vocabulary.special
     assert ids[0] == special["<|begin_of_text|>"]
@@ -41,7 +65,7 @@ def test_llama3_format(meta: Tokenizer) -> None:
 
 
 def test_a_tool_answer_has_the_header_ipython(meta: Tokenizer) -> None:
-    ids = chat_tokens(meta, [{"role": "tool", "content": "4"}])
+    ids = chat_tokens(meta, [{"role": "tool", "content": "4"}], chat_format="llama3")
     assert "<|start_header_id|>ipython<|end_header_id|>" in meta.decode(ids)
 
 
@@ -61,7 +85,7 @@ def test_a_template_renders_and_its_special_names_become_ids(meta: Tokenizer) ->
 def test_special_names_in_messages_end_nothing(
     meta: Tokenizer, template: str | None, attack: str
 ) -> None:
-    tokenizer = dataclasses.replace(meta, chat_template=template)
+    tokenizer = dataclasses.replace(meta, chat_template=template, chat_format="llama3")
     calm = chat_tokens(tokenizer, [{"role": "user", "content": "x"}])
     attacked = chat_tokens(tokenizer, [{"role": "user", "content": attack}])
     specials = [token for token in attacked if token >= 263]
@@ -107,6 +131,11 @@ HOSTILE = [
     "{{ raise_exception('no system\nmessages') }}",
     "{% if %}",
     "{{ 1 / 0 }}",
+    "{{ messages[0].content.strip.__globals__['x'] }}",
+    "{{ '{0.strip.__globals__[x]}'.format('a') + 'b' }}",
+    "{{ ('a' | attr('_authors')) + 'b' }}",
+    "{{ namespace(__init__=1) }}",
+    "{{ dict.__base__.x }}",
 ]
 
 

@@ -11,6 +11,7 @@ from tokenizer_files import rank_file
 
 from jax_llama3 import Model, generate, save, score
 from jax_llama3.cli.main import main
+from jax_llama3.text.chat import chat_tokens
 from jax_llama3.text.tokenizer import MODEL, tokenizer_from_files
 
 CONFIG = replace(TINY, vocab_size=600)
@@ -68,10 +69,53 @@ def test_json_of_a_batch(
 
 def test_the_system_prompt_reaches_the_model(folder: str, capsys: pytest.CaptureFixture) -> None:
     lengths = []
+    chat = [
+        "generate",
+        "--model",
+        folder,
+        "-p",
+        "h",
+        "-m",
+        "1",
+        "--json",
+        "--chat-format",
+        "llama3",
+    ]
     for extra in ([], ["--system-prompt", "hello"]):
-        assert main(["generate", "--model", folder, "-p", "h", "-m", "1", "--json", *extra]) == 0
+        assert main([*chat, *extra]) == 0
         lengths.append(len(json.loads(capsys.readouterr().out)["prompt_tokens"]))
     assert lengths[1] > lengths[0]
+
+
+def test_what_no_template_says_is_chosen_by_the_user_and_said(
+    folder: str, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["generate", "--model", folder, "-p", "hello", "-m", "1", "--json"]
+    prompts, notes = [], []
+    for extra in ([], ["--chat-format", "llama3"], ["--ignore-chat-template"]):
+        assert main([*arguments, *extra]) == 0
+        captured = capsys.readouterr()
+        prompts.append(json.loads(captured.out)["prompt_tokens"])
+        notes.append([line for line in captured.err.splitlines() if line.startswith("note: ")])
+    raw = SMALL.tokenizer.encode("hello", bos=True)
+    chat = chat_tokens(
+        SMALL.tokenizer, [{"role": "user", "content": "hello"}], chat_format="llama3"
+    )
+    assert prompts == [raw, chat, raw]
+    (first,), (second,), third = notes
+    assert "raw text; for an Instruct model give --chat-format llama3" in first
+    assert second == "note: prompts are in the chat format llama3"
+    assert third == []
+
+
+def test_stop_texts_and_the_models_own_stops(folder: str, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["generate", "--model", folder, "-p", "hello", "-m", "8", "--json", "--ignore-eos"]
+    assert main(arguments) == 0
+    whole = json.loads(capsys.readouterr().out)
+    stop = whole["text"][2:4]
+    assert main([*arguments, "--stop", "never said", "--stop", stop]) == 0
+    cut = json.loads(capsys.readouterr().out)
+    assert (cut["text"], cut["finish_reason"]) == (whole["text"].split(stop)[0], "stop")
 
 
 def test_score(folder: str, capsys: pytest.CaptureFixture) -> None:
@@ -110,6 +154,25 @@ FAILURES = {
     "top-p": (["generate", "--model", "@", "-p", "x", "--top-p", "0"], 1, "top_p"),
     "top-k": (["generate", "--model", "@", "-p", "x", "--top-k", "-2"], 1, "top_k"),
     "surrogate": (["generate", "--model", "@", "-p", "\udc80"], 1, "Unicode"),
+    "two choices": (
+        [
+            "generate",
+            "--model",
+            "@",
+            "-p",
+            "x",
+            "--chat-format",
+            "llama3",
+            "--ignore-chat-template",
+        ],
+        1,
+        "exclude each other",
+    ),
+    "system prompt for raw text": (
+        ["generate", "--model", "@", "-p", "x", "--system-prompt", "y"],
+        1,
+        "--chat-format llama3",
+    ),
     "score of nothing": (["score", "--model", "@", "-p", ""], 1, "empty"),
 }
 

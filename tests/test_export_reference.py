@@ -23,6 +23,7 @@ from transformers_reference import transformers_logits
 from convert.__main__ import main
 from convert.export import to_hf, to_meta
 from convert.fetch.models import fetch
+from convert.formats.tokenizer import choose_chat_format
 from convert.to_jax import to_jax
 from jax_llama3 import Config, Model, Params, apply_chat_template, forward, load, save
 from jax_llama3.checkpoint.verification import verify
@@ -159,15 +160,16 @@ def test_a_full_disk_while_meta_shards_are_written(
     assert [path.name for path in tmp_path.iterdir()] == ["jax"]
 
 
-def meta_model(tmp_path: Path, vocabulary: bytes, size: int) -> Model:
+def meta_model(tmp_path: Path, vocabulary: bytes, size: int, chat: str | None = None) -> Model:
     config = replace(META, vocab_size=size)
-    model = Model(config, sharp_params(6, config), tokenizer_from_files({MODEL: vocabulary}))
+    texts, _ = choose_chat_format({MODEL: vocabulary}, chat)
+    model = Model(config, sharp_params(6, config), tokenizer_from_files(texts))
     save(tmp_path / "jax", model)
     return model
 
 
 def test_metas_tokenizer_becomes_one_that_transformers_reads(tmp_path: Path) -> None:
-    model = meta_model(tmp_path, rank_file(), 600)
+    model = meta_model(tmp_path, rank_file(), 600, "llama3")
     to_hf(tmp_path / "jax", tmp_path / "hf")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)
     ours = model.tokenizer

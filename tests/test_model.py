@@ -1,5 +1,7 @@
 """The network's invariants on random weights: what must be equal, and equal to the bit."""
 
+import inspect
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -453,3 +455,43 @@ def test_norm_scores_and_pattern_are_float32_in_a_narrow_model() -> None:
     np.testing.assert_allclose(
         seen["layers.0.attn.scores"], np.where(later, -np.inf, expected), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", ["embed", "layers.1.attn.q", "layers.0.mlp.gate", "logits"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda array: None, "NoneType"),
+        (lambda array: array[..., :1], r"float32\[.*1\]"),
+        (lambda array: array.astype(jnp.bfloat16), "bfloat16"),
+        (lambda array: 0.0, "float"),
+    ],
+)
+def test_a_tap_that_returns_something_else_is_refused_by_name(
+    name: str, change: Callable, said: str
+) -> None:
+    def tap(found: str, array: jax.Array) -> object:
+        return change(array) if found == name else array
+
+    config = TINY
+    params, tokens = sharp_params(1, config), np.array([[3, 1, 2]])
+    cache = init_cache(config, 1, 8, np.float32)
+    for call in (
+        lambda: forward(params, tokens, config, tap=tap),
+        lambda: prefill(params, tokens, np.array([3]), cache, config, tap=tap),
+    ):
+        with pytest.raises(ValueError, match=rf"the tap returned {said} for {name}, which is"):
+            call()
+
+
+def test_tokens_without_their_axes_are_refused_in_one_line() -> None:
+    # Unwrapped: the tests' checker of shapes would refuse them first.
+    params, cache = sharp_params(1, TINY), init_cache(TINY, 3, 8, np.float32)
+    row, rows, lengths = np.array([3, 1, 2]), np.array([[3, 1, 2]]), np.array([3])
+    for door, arguments, axes in (
+        (forward, (row, TINY), "B T"),
+        (prefill, (row, lengths, cache, TINY), "B T"),
+        (decode, (rows, cache, TINY), "B"),
+    ):
+        with pytest.raises(ValueError, match=rf"instead of \[{axes}\]"):
+            inspect.unwrap(door)(params, *arguments)

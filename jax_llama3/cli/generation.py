@@ -10,8 +10,9 @@ from ..runtime.compilation import keep_compilations
 from ..runtime.home import default_folder
 from ..startup import starting
 from ..text.completion import Completion, rate
+from ..text.tokenizer import LLAMA3
 from .default_model import model_folder
-from .prompts import add_text_options, as_prompt, read_texts
+from .prompts import add_text_options, as_prompt, note_format, read_texts
 
 
 def add_generate(command: argparse.ArgumentParser) -> None:
@@ -34,6 +35,17 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--ignore-chat-template", action="store_true", help="continue the prompt as raw text"
     )
+    command.add_argument(
+        "--chat-format",
+        choices=(LLAMA3,),
+        help="of an Instruct model that brings no chat template",
+    )
+    command.add_argument(
+        "--stop", metavar="TEXT", action="append", default=[], help="ends the answer; repeatable"
+    )
+    command.add_argument(
+        "--ignore-eos", action="store_true", help="go on after the model's own stop tokens"
+    )
     command.set_defaults(run=_generate)
 
 
@@ -50,8 +62,11 @@ def _generate(options: argparse.Namespace) -> None:
             max_new_tokens=options.max_new_tokens,
             sampler=sampler,
             seed=options.seed,
+            stop=options.stop,
+            ignore_eos=options.ignore_eos,
         )
         model = finish(prepared.request)
+    note_format(model, options)
     prompts = prepared.request.prompts
     live = len(prompts) == 1 and not options.json
     done: dict[int, Completion] = {}

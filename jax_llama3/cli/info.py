@@ -62,6 +62,8 @@ def _tokenizer(folder: Path, manifest: dict) -> str:
     if tokenizer is None:
         return "none"
     template = "a chat template" if tokenizer.chat_template else "no chat template"
+    if tokenizer.chat_format is not None and not tokenizer.chat_template:
+        template = f"chat format {tokenizer.chat_format}"
     stops = ", ".join(map(str, tokenizer.stop_ids)) or "none"
     return f"{tokenizer.vocabulary.size:,} tokens, {template}, stop ids {stops}"
 

@@ -13,6 +13,13 @@ from ..model.config import Config
 from ..model.params import Params
 
 
+def check_rank(tokens: Any, axes: str) -> None:
+    """Refuse tokens that have not the axes, given as their letters."""
+    if np.ndim(tokens) != len(axes.split()):
+        advice = "; one row is tokens[None]" if np.ndim(tokens) == 1 else ""
+        raise ValueError(f"tokens have the shape {np.shape(tokens)} instead of [{axes}]{advice}")
+
+
 def check_tokens(tokens: Int[Array | np.ndarray, "..."], config: Config) -> None:
     """Refuse an empty array and ids outside the vocabulary; under a trace nothing is checked."""
     if tokens.size == 0:

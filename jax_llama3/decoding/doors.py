@@ -11,7 +11,7 @@ from ..model.config import Config
 from ..model.ops import Ops
 from ..model.params import Params
 from ..model.taps import Tap, no_tap
-from .checks import check_lengths, check_room, check_tokens, check_tree
+from .checks import check_lengths, check_rank, check_room, check_tokens, check_tree
 from .programs import bucket, choose_ops, decode_compiled, int32, read_tokens
 
 
@@ -31,6 +31,7 @@ def forward(
     trace: there an id outside, or a token without a place in the cache, gives NaN logits). `ops` are
     the operations that it computes with: by default the fastest for the device.
     """
+    check_rank(tokens, "B T")
     check_tokens(tokens, config)
     if cache is not None:
         check_room(cache, tokens.shape[0], tokens.shape[1])
@@ -57,6 +58,7 @@ def prefill(
     too: use the one that comes back. `tap` must be pure and hashable; `ops` is that of `forward`.
     Ids, lengths and rows that cannot be served raise ValueError.
     """
+    check_rank(tokens, "B T")
     check_tokens(tokens, config)
     check_lengths(lengths, tokens)
     check_room(cache, tokens.shape[0], lengths)
@@ -84,6 +86,7 @@ def decode(
     `tap` must be pure and hashable; `ops` is that of `forward`. An id outside the vocabulary and a
     full row raise ValueError.
     """
+    check_rank(tokens, "B")
     check_tokens(tokens, config)
     check_room(cache, tokens.shape[0], 1)
     check_tree(params, config, cache)

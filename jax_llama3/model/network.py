@@ -17,7 +17,7 @@ from .layers import embed, layer, unembed
 from .ops import PLAIN, Ops
 from .params import Params
 from .quantization import activation_dtype
-from .taps import Tap, no_tap, within
+from .taps import Tap, checked, no_tap, within
 
 Run = Callable[..., Any]  # calls a part of the network, its first argument, with the others
 
@@ -60,6 +60,7 @@ def apply_network(
     position [B T V]; and the cache with the tokens appended. `run` is called with each part of the
     network and its arguments: `call` calls the part, others compile it first, or only lower it.
     """
+    tap = checked(tap)
     start = jnp.zeros(tokens.shape[0], jnp.int32) if cache is None else cache.lengths
     dtype = activation_dtype(params)
     x, positions, tables = run(embed, params.embedding, tokens, start, config, dtype, ops)

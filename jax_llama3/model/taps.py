@@ -20,6 +20,23 @@ def is_tapped(tap: Tap) -> bool:
     return tap is not no_tap
 
 
+def checked(tap: Tap) -> Tap:
+    """The tap, whose results are refused where the network could not go on with them."""
+    return partial(_checked, tap) if is_tapped(tap) else no_tap
+
+
+def _checked(tap: Tap, name: str, array: Any) -> Any:
+    value = tap(name, array)
+    found = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if found != (array.shape, array.dtype):
+        what = type(value).__name__ if None in found else f"{found[1]}{list(found[0])}"
+        raise ValueError(
+            f"the tap returned {what} for {name}, which is {array.dtype}{list(array.shape)}; "
+            "return an array of its shape and dtype"
+        )
+    return value
+
+
 def within(tap: Tap, prefix: str) -> Tap:
     """The tap for a part of the network, in which the names lack the prefix.
 

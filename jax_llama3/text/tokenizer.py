@@ -10,6 +10,10 @@ from .tokenizer_json import JSON
 from .vocabulary import MODEL, JsonVocabulary, MetaVocabulary, Vocabulary
 
 GENERATION, TEMPLATE = "generation.json", "chat_template.jinja"
+LLAMA3 = "llama3"  # the chat format that a model without a template may be said to have
+_SETTINGS = {"bos_id", "eos_id", "add_bos", "stop_ids"}  # what generation.json always holds
+# What it may hold: variables of templates, templates beside the default one, and a format without one.
+_EXTRAS = {"special_tokens": dict, "chat_templates": dict, "chat_format": str}
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,9 @@ class Tokenizer:
     stop_ids: tuple[int, ...]
     chat_template: str | None
     files: dict[str, bytes] = field(repr=False)
+    special_tokens: dict[str, str] | None = None  # texts by their names in templates; None: unknown
+    chat_templates: dict[str, str] = field(default_factory=dict)  # those beside `chat_template`
+    chat_format: str | None = None  # LLAMA3 if the model speaks it without a template
 
     def encode(self, text: str, *, bos: bool = False, start: bool = True) -> list[int]:
         """Ids of plain text; with `bos`, after the beginning-of-text token if the model wants one.
@@ -122,8 +129,18 @@ def _read_generation(data: bytes | None, vocabulary: Vocabulary) -> dict:
             if token is not None and not 0 <= token < vocabulary.size:
                 raise ValueError(f"token id {token} is outside the {vocabulary.size} known ones")
         values["stop_ids"] = tuple(values["stop_ids"])
-        if set(values) != {"bos_id", "eos_id", "add_bos", "stop_ids"}:
+        if set(values) - {*_EXTRAS} != _SETTINGS:
             raise ValueError(f"unknown keys among {', '.join(values)}")
+        _check_extras({name: values[name] for name in _EXTRAS if name in values})
         return values
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{GENERATION}: {error}") from None
+
+
+def _check_extras(extras: dict) -> None:
+    for name, value in extras.items():
+        texts = [*value, *value.values()] if isinstance(value, dict) else [value]
+        if not isinstance(value, _EXTRAS[name]) or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"{name} holds {value!r} instead of texts")
+    if extras.get("chat_format", LLAMA3) != LLAMA3:
+        raise ValueError(f"chat_format {extras['chat_format']!r} is not supported, only {LLAMA3!r}")

@@ -1,8 +1,12 @@
 """Vocabularies: token ids for plain text and bytes for ids, from Meta's file or a Hugging Face one."""
 
 import binascii
+import json
 import re
 import string
+import threading
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from .tokenizer_json import (
     as_text,
@@ -39,6 +43,25 @@ _BASE64 = (string.ascii_letters + string.digits + "+/= ").encode()
 _SPACES = bytes.maketrans(b"\t\n\r\v\f", b" " * 5)
 
 
+class Added(NamedTuple):
+    """A token beside the model's own pieces, and how the tokenizers library finds its name in a text."""
+
+    name: str
+    id: int
+    special: bool = True
+    lstrip: bool = False  # it takes the blanks before it too
+    rstrip: bool = False
+    single_word: bool = False
+
+
+class Found(NamedTuple):
+    """A token and the characters of the text that it stands for."""
+
+    id: int
+    start: int
+    stop: int
+
+
 class MetaVocabulary:
     """Llama 3's byte-pair ranks (tiktoken's format) and its 256 special tokens."""
 
@@ -49,6 +72,7 @@ class MetaVocabulary:
         reserved = (place for place in range(_N_SPECIAL) if place not in _SPECIAL)
         names = _SPECIAL | {p: f"<|reserved_special_token_{i}|>" for i, p in enumerate(reserved)}
         self.special = {names[place]: len(ranks) + place for place in range(_N_SPECIAL)}
+        self.added = [Added(name, token) for name, token in self.special.items()]
         self.size = len(ranks) + _N_SPECIAL
         self.n_ordinary = len(ranks)  # ids below it are those that text is made of
         self.prefix, self.prefix_after_special = b"", False
@@ -60,6 +84,10 @@ class MetaVocabulary:
         """Ids of plain text: a special token's name in it is text like any other."""
         # tiktoken's regex overflows its stack on very long runs without a word boundary.
         return [token for run in _runs(text) for token in self._encoding.encode_ordinary(run)]
+
+    def encode_apart(self, text: str, names: Iterable[str], *, start: bool = True) -> list[int]:
+        """`encode`; no added token is made of a text here."""
+        return self.encode(text, start=start)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token stands for; alone they need not be UTF-8."""
@@ -118,19 +146,16 @@ class JsonVocabulary:
 
     def __init__(self, data: bytes, rows: int | None = None) -> None:
         values = read_tokenizer_json(data)
+        self._rows = rows
         self._tokenizer = build(values, data)
         steps = decoder_steps(values)
         self._bytes = byte_level() if "ByteLevel" in {step["type"] for step in steps} else None
         # A space that was put before a text is taken away again where the text begins.
         self.prefix = b" " if any(map(_strips_a_space, steps)) else b""
         self.prefix_after_special = begins_every_part(values)
-        added = self._tokenizer.get_added_tokens_decoder()
-        self._added = {token: entry.content for token, entry in added.items()}
-        self.special = {
-            entry.content: token
-            for token, entry in added.items()
-            if entry.special or (rows is not None and token >= rows)
-        }
+        self.added = self._read_added()
+        self._added = {each.id: each.name for each in self.added}
+        self.special = {each.name: each.id for each in self.added if each.special}
         ids = self._tokenizer.get_vocab()
         self.size = max(ids.values()) + 1
         self.n_ordinary = max((i for i in ids.values() if i not in self._added), default=-1) + 1
@@ -138,6 +163,24 @@ class JsonVocabulary:
         self._whole = self._tokenizer if plain is values else build(plain)
         within = without_prefix(plain)
         self._within = self._whole if within is plain else build(within)
+        self._lock = threading.Lock()  # while names of special tokens are tokens
+        self._apart: dict[tuple[str, ...], JsonVocabulary] = {}
+
+    def _read_added(self) -> list[Added]:
+        """The tokens beside the merges'; one without a row in the embedding is as if special."""
+        entries = self._tokenizer.get_added_tokens_decoder()
+        rows = self._rows
+        return [
+            Added(
+                each.content,
+                token,
+                each.special or (rows is not None and token >= rows),
+                each.lstrip,
+                each.rstrip,
+                each.single_word,
+            )
+            for token, each in entries.items()
+        ]
 
     def encode(self, text: str, *, start: bool = True) -> list[int]:
         """Ids of plain text: a special token's name in it is text like any other.
@@ -145,7 +188,35 @@ class JsonVocabulary:
         Text that continues other text (`start` False) gets no space before it.
         """
         tokenizer = self._whole if start else self._within
-        return tokenizer.encode(text, add_special_tokens=False).ids
+        with self._lock:
+            return tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_with_added(self, text: str) -> list[Found]:
+        """The tokens of a text in which every added token's name is that token, special or not."""
+        with self._lock:
+            self._tokenizer.encode_special_tokens = False
+            try:
+                encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            finally:
+                self._tokenizer.encode_special_tokens = True
+        places = zip(encoding.ids, encoding.offsets, strict=True)
+        return [Found(token, *place) for token, place in places]
+
+    def encode_apart(self, text: str, names: Iterable[str], *, start: bool = True) -> list[int]:
+        """`encode` where these names of added tokens are text too, special or not."""
+        others = tuple(sorted({*names} - {*self.special}))
+        if not any(name in text for name in others):
+            return self.encode(text, start=start)
+        if others not in self._apart:
+            self._apart = {others: self._without(others)}
+        return self._apart[others].encode(text, start=start)
+
+    def _without(self, names: tuple[str, ...]) -> "JsonVocabulary":
+        """A copy to which these added tokens are special ones."""
+        values = json.loads(self._tokenizer.to_str())
+        for entry in values["added_tokens"]:
+            entry["special"] |= entry["content"] in names
+        return JsonVocabulary(json.dumps(values).encode(), self._rows)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token stands for; alone they need not be UTF-8."""

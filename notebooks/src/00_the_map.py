@@ -277,7 +277,7 @@ for _ in range(2):
     text.append(int(all_logits[0, -1].argmax()))
 print(tokenizer.decode(text))
 
-completion = jax_llama3.generate(model, prompt, max_new_tokens=2, stop=())
+completion = jax_llama3.generate(model, prompt, max_new_tokens=2, ignore_eos=True)
 assert text[T:] == list(completion.tokens)
 # %% [markdown] id="map_text" lang="en"
 # ## The map

@@ -413,7 +413,9 @@ def continued(ids, sampler, seed, steps, row=0):
 
 
 def said(seed):
-    return jl.generate(model, ids, max_new_tokens=10, sampler=hot, seed=seed, stop=()).tokens
+    return jl.generate(
+        model, ids, max_new_tokens=10, sampler=hot, seed=seed, ignore_eos=True
+    ).tokens
 
 
 assert continued(ids, hot, seed=3, steps=10) == said(3)
@@ -448,7 +450,7 @@ assert np.abs(moved - softmax(penalize(values, seen, 2.0)[0])).max() > 0.1
 # en: In our loop above, `seen` marks the prompt's ids and every id chosen so far.
 # zh: 在上面的循环里，`seen` 标出提示的编号和此前选出的每个编号。
 firm = jl.Sampler(repetition_penalty=1.5)
-penalised = jl.generate(model, ids, max_new_tokens=6, sampler=firm, stop=()).tokens
+penalised = jl.generate(model, ids, max_new_tokens=6, sampler=firm, ignore_eos=True).tokens
 assert penalised == continued(ids, firm, seed=0, steps=6)
 assert penalised != continued(ids, jl.Sampler(), seed=0, steps=6)
 print(repr(tokenizer.decode(penalised)))
@@ -543,7 +545,7 @@ if is_default:
 lines = [base64.b64encode(bytes([byte])) + f" {byte}".encode() for byte in range(256)]
 toy = tokenizer_from_files({"tokenizer.model": b"\n".join(lines)})
 assert [128_000 + stop - 256 for stop in toy.stop_ids] == [128001, 128008, 128009]
-print(toy.decode(chat_tokens(toy, question)))
+print(toy.decode(chat_tokens(toy, question, chat_format="llama3")))
 
 answer = jl.generate(model, chat_ids, max_new_tokens=40)
 print(repr(answer.text), answer.tokens, answer.finish_reason)
@@ -556,7 +558,7 @@ if is_default:
 
 # en: Without stop ids it runs on to the given length; a text can stop it too.
 # zh: 没有停止编号时一直写到给定的长度；也可以用一段文本来停止。
-on = jl.generate(model, chat_ids, max_new_tokens=len(answer.tokens) + 6, stop=())
+on = jl.generate(model, chat_ids, max_new_tokens=len(answer.tokens) + 6, ignore_eos=True)
 assert on.finish_reason == "length"
 assert on.tokens[: len(answer.tokens)] == answer.tokens
 cut = jl.generate(model, chat_ids, max_new_tokens=40, stop=" France")

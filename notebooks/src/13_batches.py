@@ -317,7 +317,7 @@ for _ in range(STEPS):
     cache = cache._replace(lengths=jnp.where(active, before + 1, before))
     steps += 1
 
-batch = jl.generate(model, prompts, max_new_tokens=STEPS, stop=stops)
+batch = jl.generate(model, prompts, max_new_tokens=STEPS, stop=stops, ignore_eos=True)
 for b in range(B):
     assert batch[b].tokens == chosen[b]
     assert cache.lengths[b] <= lengths[b] + len(chosen[b])
@@ -330,7 +330,7 @@ print(f"{steps} steps for {sum(map(len, chosen))} tokens")
 # en: Each prompt alone gives the same ids.
 # zh: 每个提示单独生成，得到同样的编号。
 for b in range(B):
-    alone = jl.generate(model, prompts[b], max_new_tokens=STEPS, stop=stops)
+    alone = jl.generate(model, prompts[b], max_new_tokens=STEPS, stop=stops, ignore_eos=True)
     assert alone.tokens == batch[b].tokens
     assert alone.finish_reason == batch[b].finish_reason
 # %% [markdown] id="keys" lang="en"
@@ -363,7 +363,9 @@ def drawn(row, r, seed, steps):
 
 
 def sampled(prompts, seed):
-    made = jl.generate(model, prompts, max_new_tokens=6, sampler=sampler, seed=seed, stop=())
+    made = jl.generate(
+        model, prompts, max_new_tokens=6, sampler=sampler, seed=seed, ignore_eos=True
+    )
     return [completion.tokens for completion in made]
 
 

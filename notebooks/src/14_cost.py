@@ -373,7 +373,7 @@ def generate_without_cache(n):
 
 
 def generate_with_cache(model):
-    return jax_llama3.generate(model, ids, max_new_tokens=n_new, stop=())
+    return jax_llama3.generate(model, ids, max_new_tokens=n_new, ignore_eos=True)
 
 
 cached = generate_with_cache(model)
@@ -525,8 +525,8 @@ for T in (1, 4, 16, 64, 256):
     points.append((flops / nbytes, flops / taken / 1e9))
 long = 64
 prompt = (ids * long)[:long]
-one_pass = jax_llama3.generate(model, prompt, max_new_tokens=1, stop=())
-one_pass = jax_llama3.generate(model, prompt, max_new_tokens=1, stop=())
+one_pass = jax_llama3.generate(model, prompt, max_new_tokens=1, ignore_eos=True)
+one_pass = jax_llama3.generate(model, prompt, max_new_tokens=1, ignore_eos=True)
 prefill_speed = one_pass.prompt_tps * count_flops(config, long, 0, 1) / long / 1e9
 decode_speed = speed * count_flops(config, 1, start + n_new // 2, 1) / 1e9
 

@@ -15,6 +15,16 @@ _UNSAID = (None, "", "default", "smaug-bpe")
 _LLAMA3_TOKENS = 128_000
 # Of Llama 3's ordinary tokens in their order, in the letters of byte-level BPE, a line each.
 _LLAMA3_SHA256 = "8dd8b994f25dc533e90df9906b38f5729193ae5b07a383cb23058e0e0960dc10"
+# What templates call a special token, and the key of its id.
+_NAMED = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "sep_token": "seperator_token_id",
+    "pad_token": "padding_token_id",
+    "cls_token": "cls_token_id",
+    "mask_token": "mask_token_id",
+}
 
 
 def gguf_texts(fields: dict) -> dict[str, bytes]:
@@ -80,6 +90,8 @@ def _generation(fields: dict, adds_bos: bool) -> bytes:
         eos_id=ends[0],
         add_bos=add_bos,
         stop_ids=list(dict.fromkeys(end for end in ends if end is not None)),
+        special_tokens=_special_tokens(fields),
+        chat_templates=_named_templates(fields),
     )
 
 
@@ -102,6 +114,20 @@ def _pieces_json(fields: dict) -> bytes:
 def _symbol(token: str) -> str:
     """A token that is looked for in the text itself, in which a space is none of the pieces' yet."""
     return token.replace(" ", SPACE)
+
+
+def _special_tokens(fields: dict) -> dict[str, str]:
+    """The variables of templates; those of a bos or an eos that the file has not are empty."""
+    tokens = fields["tokenizer.ggml.tokens"]
+    ids = {name: fields.get(f"tokenizer.ggml.{key}") for name, key in _NAMED.items()}
+    found = {name: tokens[i] for name, i in ids.items() if i is not None and 0 <= i < len(tokens)}
+    return {"bos_token": "", "eos_token": "", **found}
+
+
+def _named_templates(fields: dict) -> dict[str, str]:
+    names = fields.get("tokenizer.chat_templates", [])
+    found = {name: fields.get(f"tokenizer.chat_template.{name}") for name in names}
+    return {name: template for name, template in found.items() if isinstance(template, str)}
 
 
 def _merges_json(fields: dict, pre: str) -> bytes:

@@ -22,8 +22,9 @@ from ..tokenizer import byte_level_bpe, generation_bytes
 from .slow_tokenizer import MadeTokenizer, make_tokenizer
 
 _GENERATION = "generation_config.json"
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
-# Meta's format as `jax_llama3.text.chat` writes it, for tokenizers that bring no template of their own.
+# Meta's format as `jax_llama3.text.chat` writes it, for models that speak it without a template.
 _LLAMA3_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -66,6 +67,8 @@ def _huggingface_texts(folder: Path, config_values: dict) -> TokenizerTexts:
     eos_id = _special_id(tokenizer, settings.get("eos_token"), stop_ids[0] if stop_ids else None)
     if eos_id is not None and eos_id not in stop_ids:
         stop_ids.append(eos_id)
+    templates = _chat_templates(folder, settings)
+    default = templates.pop("default", None)
     texts = {
         JSON: data,
         GENERATION: generation_bytes(
@@ -73,13 +76,32 @@ def _huggingface_texts(folder: Path, config_values: dict) -> TokenizerTexts:
             eos_id=eos_id,
             add_bos=_adds_bos(tokenizer, settings, bos_id),
             stop_ids=stop_ids,
+            special_tokens=_special_tokens(settings),
+            chat_templates=templates,
         ),
     }
-    if template := _chat_template(folder, settings):
-        texts[TEMPLATE] = template.encode()
-    names = (*made.names, "tokenizer_config.json", _GENERATION, TEMPLATE)
+    if default:
+        texts[TEMPLATE] = default.encode()
+    names = dict.fromkeys((*made.names, *_SETTINGS, _GENERATION, TEMPLATE))
     paths = [folder / name for name in names if (folder / name).is_file()]
-    return TokenizerTexts(texts, paths, made.notes)
+    return TokenizerTexts(texts, [*paths, *_template_files(folder)], made.notes)
+
+
+def _settings(folder: Path) -> dict:
+    """tokenizer_config.json, with the special tokens that older folders keep in a file of their own."""
+    settings = _optional_json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" in settings:
+        return settings
+    return {**settings, **_optional_json(folder / "special_tokens_map.json")}
+
+
+def _special_tokens(settings: dict) -> dict[str, str]:
+    """The texts of the special tokens by the names under which templates know them."""
+    named = {name: value for name, value in settings.items() if name.endswith("_token")}
+    if isinstance(extra := settings.get("extra_special_tokens"), dict):
+        named |= extra
+    texts = {n: v.get("content") if isinstance(v, dict) else v for n, v in named.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def _metas_file(folder: Path) -> bytes | None:
@@ -99,7 +121,7 @@ def _metas_file(folder: Path) -> bytes | None:
 
 def _tokenizer_file(folder: Path) -> MadeTokenizer | None:
     """The folder's tokenizer.json, or one made of what it has instead."""
-    settings = _optional_json(folder / "tokenizer_config.json")
+    settings = _settings(folder)
     if not (folder / JSON).is_file():
         return make_tokenizer(folder, settings)
     data = (folder / JSON).read_bytes()
@@ -158,15 +180,23 @@ def _special_id(tokenizer: Any, token: Any, fallback: Any) -> int | None:
     return fallback if isinstance(fallback, int) else None
 
 
-def _chat_template(folder: Path, settings: dict) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
+def _chat_templates(folder: Path, settings: dict) -> dict[str, str]:
+    """The chat templates by their names; a file of its own goes before tokenizer_config.json."""
+    path, others = folder / TEMPLATE, _template_files(folder)
+    if path.is_file() or others:
+        files = {file.stem: file for file in others}
+        files |= {"default": path} if path.is_file() else {}
+        return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
     template = settings.get("chat_template")
+    named = {"default": template}
     if isinstance(template, list):  # several named ones
         named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+    return {str(name): text for name, text in named.items() if isinstance(text, str)}
+
+
+def _template_files(folder: Path) -> list[Path]:
+    """The templates beside the default one, which newer folders keep in a folder of their own."""
+    return sorted(folder.glob("additional_chat_templates/*.jinja"))
 
 
 def _optional_json(path: Path) -> dict:
@@ -189,8 +219,13 @@ def huggingface_files(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, bytes
         settings["bos_token"] = names[tokenizer.bos_id]
     if tokenizer.eos_id in names:
         settings["eos_token"] = names[tokenizer.eos_id]
+    named = tokenizer.special_tokens or {}
+    settings |= {name: text for name, text in named.items() if text}
     if template is not None:
         settings["chat_template"] = template
+    if others := tokenizer.chat_templates:
+        entries = {**({} if template is None else {"default": template}), **others}
+        settings["chat_template"] = [{"name": n, "template": t} for n, t in entries.items()]
     generation: dict[str, Any] = {}
     if tokenizer.stop_ids:
         generation["eos_token_id"] = list(tokenizer.stop_ids)
@@ -204,8 +239,8 @@ def huggingface_files(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, bytes
 
 
 def exported_template(tokenizer: Tokenizer) -> str | None:
-    """The chat template for other programs: the model's own, or Meta's format for Meta's tokens."""
-    if tokenizer.chat_template is None and "<|start_header_id|>" in tokenizer.vocabulary.special:
+    """The chat template for other programs: the model's own, or Meta's format if it speaks that."""
+    if tokenizer.chat_template is None and tokenizer.chat_format is not None:
         return _LLAMA3_TEMPLATE
     return tokenizer.chat_template
 
