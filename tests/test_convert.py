@@ -373,7 +373,7 @@ def test_a_tokenizer_goes_along_and_one_that_is_too_large_is_refused(tmp_path: P
     assert tokenizer.chat_template == settings["chat_template"]
     small = write_folder(tmp_path / "small", V4, hf_tensors(PARAMS))
     (small / "tokenizer.json").write_bytes(sentencepiece_like())
-    with pytest.raises(ValueError, match="261 tokens, the embedding only 101"):
+    with pytest.raises(ValueError, match="260 tokens, the embedding only 101"):
         to_jax(small, tmp_path / "small-out")
     assert generation() != b""
 
@@ -505,7 +505,7 @@ def test_the_command_converts_and_checks(tmp_path: Path, capsys: pytest.CaptureF
     captured = capsys.readouterr()
     assert captured.out.splitlines()[0] == out
     assert "21 tensors" in captured.out
-    note = "note: the source has no tokenizer that can be read; it takes and gives ids alone\n"
+    note = "note: the source has no tokenizer; the model takes and gives token ids only\n"
     assert captured.err == note
 
 

@@ -624,7 +624,7 @@ def test_notes_are_printed_once_on_stderr(tmp_path: Path, capsys: pytest.Capture
     assert captured.out == f"{tmp_path / 'out'}\n"
     assert captured.err.splitlines() == [
         "note: pytorch_model.bin is not read; the weights are those of model.safetensors",
-        "note: the source has no tokenizer that can be read; it takes and gives ids alone",
+        "note: the source has no tokenizer; the model takes and gives token ids only",
     ]
 
 

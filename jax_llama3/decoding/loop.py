@@ -69,7 +69,7 @@ def first_step(
         tokens=jnp.zeros(batch, jnp.int32),
         cache=cache,
         active=jnp.ones(batch, bool),
-        seen=seen,
+        seen=jnp.asarray(seen),  # where nothing is jitted it is still numpy's
         step=jnp.zeros((), jnp.int32),
     )
     state, logprobs = _choose(logits, state, rules)

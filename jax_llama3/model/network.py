@@ -17,7 +17,7 @@ from .layers import embed, layer, unembed
 from .ops import PLAIN, Ops
 from .params import Params
 from .quantization import activation_dtype
-from .taps import Tap, checked, no_tap, within
+from .taps import Tap, no_tap, within
 
 Run = Callable[..., Any]  # calls a part of the network, its first argument, with the others
 
@@ -60,11 +60,11 @@ def apply_network(
     position [B T V]; and the cache with the tokens appended. `run` is called with each part of the
     network and its arguments: `call` calls the part, others compile it first, or only lower it.
     """
-    tap = checked(tap)
+    whole = within(tap, "")
     start = jnp.zeros(tokens.shape[0], jnp.int32) if cache is None else cache.lengths
     dtype = activation_dtype(params)
     x, positions, tables = run(embed, params.embedding, tokens, start, config, dtype, ops)
-    x = tap("embed", x)
+    x = whole("embed", x)
     layers = []
     for index, weights in enumerate(params.layers):
         kv = None if cache is None else (cache.k[index], cache.v[index])
@@ -73,7 +73,7 @@ def apply_network(
         layers.append(kv)
     output = params.embedding if params.output is None else params.output
     room = None if cache is None else capacity(cache)
-    head = (params.norm, output, x, positions, start, lengths, room, config, tap, ops)
+    head = (params.norm, output, x, positions, start, lengths, room, config, whole, ops)
     logits, filled = run(unembed, *head)
     if cache is None:
         return logits, None

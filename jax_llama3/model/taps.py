@@ -1,8 +1,7 @@
 """Taps: the one way to read or to replace a named activation."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Array
 
@@ -20,21 +19,26 @@ def is_tapped(tap: Tap) -> bool:
     return tap is not no_tap
 
 
-def checked(tap: Tap) -> Tap:
-    """The tap, whose results are refused where the network could not go on with them."""
-    return partial(_checked, tap) if is_tapped(tap) else no_tap
+class Named(NamedTuple):
+    """A tap for a part of the network, whose names lack the prefix; equal ones are one to jit.
 
+    What the network could not go on with, a result of another shape or dtype, raises ValueError.
+    """
 
-def _checked(tap: Tap, name: str, array: Any) -> Any:
-    value = tap(name, array)
-    found = getattr(value, "shape", None), getattr(value, "dtype", None)
-    if found != (array.shape, array.dtype):
-        what = type(value).__name__ if None in found else f"{found[1]}{list(found[0])}"
-        raise ValueError(
-            f"the tap returned {what} for {name}, which is {array.dtype}{list(array.shape)}; "
-            "return an array of its shape and dtype"
-        )
-    return value
+    tap: Tap
+    prefix: str
+
+    def __call__(self, name: str, array: Array) -> Array:
+        name = self.prefix + name
+        value = self.tap(name, array)
+        found = getattr(value, "shape", None), getattr(value, "dtype", None)
+        if found != (array.shape, array.dtype):
+            what = type(value).__name__ if None in found else f"{found[1]}{list(found[0])}"
+            raise ValueError(
+                f"the tap returned {what} for {name}, which is {array.dtype}{list(array.shape)}; "
+                "return an array of its shape and dtype"
+            )
+        return value
 
 
 def within(tap: Tap, prefix: str) -> Tap:
@@ -42,8 +46,4 @@ def within(tap: Tap, prefix: str) -> Tap:
 
     Without a tap it is `no_tap` itself, so that all layers stay one traced program.
     """
-    return partial(_prefixed, tap, prefix) if is_tapped(tap) else no_tap
-
-
-def _prefixed(tap: Tap, prefix: str, name: str, array: Array) -> Array:
-    return tap(prefix + name, array)
+    return Named(tap, prefix) if is_tapped(tap) else no_tap
