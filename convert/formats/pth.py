@@ -204,7 +204,7 @@ def _load(path: Path) -> Any:
         import torch
     except ImportError:
         raise ModuleNotFoundError(
-            "reading .pth files needs the package torch: pip install 'jax_llama3[convert]'"
+            "reading .pth and .bin files needs the package torch: pip install 'jax_llama3[convert]'"
         ) from None
     try:
         with warnings.catch_warnings(action="ignore"):
