@@ -63,13 +63,15 @@ def first_step(
     batch = logits.shape[0]
     keys = None
     if "temperature" in settings:
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(batch))
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(
+            jnp.arange(batch, dtype=jnp.int32)
+        )
     rules = Rules(keys, stop_ids, settings)
     state = State(
         tokens=jnp.zeros(batch, jnp.int32),
         cache=cache,
         active=jnp.ones(batch, bool),
-        seen=seen,
+        seen=jnp.asarray(seen),  # where nothing is jitted it is numpy's still
         step=jnp.zeros((), jnp.int32),
     )
     state, logprobs = _choose(logits, state, rules)
