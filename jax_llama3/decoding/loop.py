@@ -63,7 +63,9 @@ def first_step(
     batch = logits.shape[0]
     keys = None
     if "temperature" in settings:
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(batch))
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(
+            jnp.arange(batch, dtype=jnp.int32)
+        )
     rules = Rules(keys, stop_ids, settings)
     state = State(
         tokens=jnp.zeros(batch, jnp.int32),

@@ -139,7 +139,8 @@ def _keep_top_p(logits: Float[Array, "B V"], top_p: Any) -> Float[Array, "B V"]:
     mass = jnp.sum(jnp.where(above, probabilities, 0), axis=-1, keepdims=True)
     each = jnp.max(jnp.where(equal, probabilities, 0), axis=-1, keepdims=True)
     places = jnp.maximum(jnp.ceil((top_p - mass) / each), 1).astype(jnp.int32)
-    return jnp.where(above | (equal & (jnp.cumsum(equal, axis=-1) <= places)), logits, -jnp.inf)
+    order = jnp.cumsum(equal, axis=-1, dtype=jnp.int32)
+    return jnp.where(above | (equal & (order <= places)), logits, -jnp.inf)
 
 
 def _sortable(x: Float[Array, "B V"]) -> Int[Array, "B V"]:
@@ -167,7 +168,7 @@ def _threshold(
     limit = jnp.maximum(jnp.asarray(limit, jnp.float32), jnp.finfo(jnp.float32).tiny)
     shape = (*keys.shape[:-1], 1)
     ends = jnp.iinfo(jnp.int32)
-    bounds = (jnp.full(shape, ends.min), jnp.full(shape, ends.max))
+    bounds = (jnp.full(shape, ends.min, jnp.int32), jnp.full(shape, ends.max, jnp.int32))
     return lax.fori_loop(0, 32, halve, bounds)[1]
 
 

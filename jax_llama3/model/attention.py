@@ -26,7 +26,7 @@ def causal_mask(positions: Int[Array, "B T"], n_keys: int) -> Bool[Array, "B T S
     What a row of a cache holds beyond its length has later positions, so this hides padding and what
     is left of earlier texts too.
     """
-    return jnp.arange(n_keys)[None, None] <= positions[..., None]
+    return jnp.arange(n_keys, dtype=jnp.int32)[None, None] <= positions[..., None]
 
 
 def attention(

@@ -65,13 +65,14 @@ def _write(
             start = (row, positions[row, 0], *[0] * (old.ndim - 2))
             old = _write_slice(old, new[row : row + 1], start)
         return old
-    rows = jnp.arange(batch)[:, None]
+    rows = jnp.arange(batch, dtype=jnp.int32)[:, None]
     return old.at[rows, positions].set(new, mode="drop")
 
 
 def _write_slice(
     old: Num[Array, "B S ..."], new: Num[Array, "1 1 ..."], start: tuple
 ) -> Num[Array, "B S ..."]:
+    start = tuple(jnp.asarray(place, jnp.int32) for place in start)  # all of one dtype
     if old.dtype.itemsize != 2:
         return lax.dynamic_update_slice(old, new, start)
     # As integers: XLA's CPU backend would widen a whole narrow cache to write one token of it.

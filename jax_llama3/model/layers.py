@@ -30,7 +30,7 @@ def embed(
     ops: Ops,
 ) -> tuple[Float[Array, "B T D"], Int[Array, "B T"], Tables]:
     """The tokens' embeddings, their positions from `start` on, and the positions' rotations."""
-    positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
+    positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     return _lookup(embedding, tokens, dtype), positions, ops.rotations(positions, config)
 
 
