@@ -56,8 +56,8 @@ def to_jax(
     matrices become int8 values and float32 scales, as `jax_llama3.quantize` makes them, and `dtype` is
     that of the norms. `rope_factor` is that of `open_source`. `chat_format` "llama3" says of a model
     without a chat template that it is an Instruct model, which speaks Llama 3's own format. `origin`
-    goes into the manifest: it says where the files came from. `on_note` is called with each line that
-    the user should hear of, which the manifest keeps too. What cannot be converted exactly raises
+    goes into the manifest: it says where the files came from. `on_note` is called at the end with
+    each line that the user should hear of, which the manifest keeps too. What cannot be converted exactly raises
     ValueError, and an output that
     exists FileExistsError; then nothing is written.
     """
@@ -72,9 +72,6 @@ def to_jax(
         source = resolve_tie(open_source(path, rope_factor, hashing.add))
         texts, chat = choose_chat_format(source.texts, chat_format)
         decided = [*source.decisions, *beyond_rows(texts, source.config.vocab_size), *chat]
-        for decision in decided:
-            if decision.startswith(NOTE):
-                on_note(decision)
         kept = None if dtype == "keep" else dtype
         tensors = plan(source, kept, quantize=quantize is not None)
         hashes = hashing.result(source.files)
@@ -93,6 +90,10 @@ def to_jax(
         resumable=True,
         check=lambda: check_unchanged(source.files),
     )
+    # Only now: a conversion that fails says one line, which is why.
+    for decision in decided:
+        if decision.startswith(NOTE):
+            on_note(decision)
 
 
 def refuse_overlap(path: Path, folder: Path) -> None:

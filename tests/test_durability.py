@@ -187,7 +187,8 @@ def test_converters_started_together(tmp_path: Path, source: Path) -> None:
     ]
     errors = [run.communicate()[1].decode() for run in runs]
     assert sorted(run.returncode for run in runs) == [0, 1, 1]
-    for error in filter(None, errors):
+    failed = [error for run, error in zip(runs, errors, strict=True) if run.returncode]
+    for error in failed:
         assert error.startswith("error: ")
         assert "another run is writing" in error or "exists already" in error
     verify(tmp_path / "out")

@@ -329,7 +329,7 @@ def test_a_tokenizer_goes_along_and_must_fit(tmp_path: Path) -> None:
     assert load(tmp_path / "out").tokenizer.encode("hello", bos=True) == [263, 259]
     small = write_meta(tmp_path / "small", PARAMS)
     (small / "tokenizer.model").write_bytes(rank_file())
-    with pytest.raises(ValueError, match="519 tokens, the embedding only 104"):
+    with pytest.raises(ValueError, match="263 tokens, the embedding only 104"):
         to_jax(small, tmp_path / "bad")
     (folder / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>")  # SentencePiece's
     with pytest.raises(ValueError, match=r"tokenizer\.model"):

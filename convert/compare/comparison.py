@@ -85,6 +85,11 @@ def compare(
     """
     source = open_source(path, rope_factor)
     plan(resolve_tie(source), None)  # what to-jax would refuse is refused here
+    if any(info.kept is not None for info in source.tensors.values()):
+        raise ValueError(
+            f"{path} is quantised, and what its numbers are is told by its own library; "
+            "save it dequantised with that one, and compare the result"
+        )
     hashes = hash_files(source.files)
     manifest = read_model_manifest(folder, "name a converted model")
     refuse_quantized(folder, manifest["tensors"])

@@ -68,11 +68,6 @@ def record(path: Path, source: Source, tokens: np.ndarray, dtypes: dict[str, str
     `tokens` are [B T]. Weights are rounded before, to the dtypes that stand under our names for them.
     It reads the weights by itself: nothing of our conversion is in them.
     """
-    if any(info.kept is not None for info in source.tensors.values()):
-        raise ValueError(
-            f"{path} is quantised, and what its numbers are is told by its own library; "
-            "save it dequantised with that one, and compare the result"
-        )
     run = _run_meta if source.kind == "meta" else _run_transformers
     activations: dict[str, np.ndarray] = {}
     bar = progress(source.config.n_layers, "running the reference", "layer")
