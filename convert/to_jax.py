@@ -91,9 +91,8 @@ def to_jax(
         check=lambda: check_unchanged(source.files),
     )
     # Only now: a conversion that fails says one line, which is why.
-    for decision in decided:
-        if decision.startswith(NOTE):
-            on_note(decision)
+    for note in (decision for decision in decided if decision.startswith(NOTE)):
+        on_note(note)
 
 
 def refuse_overlap(path: Path, folder: Path) -> None:

@@ -50,7 +50,7 @@ def padded_stop_ids(stop_ids: Any) -> Int[np.ndarray, " stops"]:
 def first_step(
     logits: Float[Array, "B V"],
     cache: Cache,
-    seen: Bool[Array, "B seen"],
+    seen: Bool[Array | np.ndarray, "B seen"],
     seed: UInt32[Array, ""] | np.uint32,
     stop_ids: Int[Array | np.ndarray, " stops"],
     settings: Settings,

@@ -56,10 +56,10 @@ def score_tokens(
 @partial(jax.jit, static_argnames=("config", "ops"), donate_argnames="cache")
 def _score_part(
     params: Params,
-    tokens: Int[Array, "1 T"],
-    targets: Int[Array, "1 T"],
+    tokens: Int[Array | np.ndarray, "1 T"],
+    targets: Int[Array | np.ndarray, "1 T"],
     cache: Cache,
-    new: Int[Array, ""],
+    new: Int[Array | np.ndarray, ""] | np.integer,
     config: Config,
     ops: Ops,
 ) -> tuple[Float[Array, "1 T"], Cache]:
