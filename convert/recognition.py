@@ -76,7 +76,7 @@ def _any(pattern: re.Pattern, names: frozenset[str]) -> bool:
 def _has_weights(contents: Contents, *sets: FileSet) -> bool:
     """Whether one of the names is that of a set's only file, or of its index."""
     wanted = {
-        name for files in sets or (HUGGINGFACE, PYTORCH) for name in (files.single, files.index)
+        name for files in sets or (HUGGINGFACE, PYTORCH) for name in (files.single, files.listing)
     }
     return bool(wanted & contents.names)
 

@@ -120,12 +120,13 @@ def _part(source: Source, rule: Rule, dtype: str | None) -> GgufPart:
         kind = "F32"
     plain = exported_tensor(source, rule, range(info.shape[0]))
     if kind == "Q8_0":
-        if info.shape[1] % _Q8_BLOCK:
+        rows, width = info.shape[0], info.shape[-1]
+        if width % _Q8_BLOCK:
             raise ValueError(
-                f"{rule.ours} has rows of {info.shape[1]} numbers, and q8_0 needs a multiple of "
+                f"{rule.ours} has rows of {width} numbers, and q8_0 needs a multiple of "
                 f"{_Q8_BLOCK}; choose another dtype"
             )
-        shape = (info.shape[0], info.shape[1] // _Q8_BLOCK * _Q8_BYTES)
+        shape = (rows, width // _Q8_BLOCK * _Q8_BYTES)
         blocks = partial(_quantized, plain, rule.ours)
         return GgufPart(Tensor(rule.theirs, shape, np.dtype(np.uint8), blocks), kind, info.shape)
     blocks = partial(_cast, plain, rule.ours, _FLOATS[kind])

@@ -4,6 +4,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, overload
 
+import jax
 import numpy as np
 
 from .checkpoint.format import Model
@@ -17,6 +18,7 @@ from .text.completion import Completion, GrowingText
 from .text.tokenizer import TextStream, Tokenizer
 
 Prompt = Any  # text, or the token ids of one prompt: a list, a tuple, an array of any library
+_One = str | Sequence[int] | np.ndarray | jax.Array
 Stop = str | int | Sequence[int | str] | None
 DEFAULT_NEW_TOKENS = 256
 
@@ -44,7 +46,7 @@ class Score(NamedTuple):
 
 
 @overload
-def generate(model: Model, prompt: Prompt, **options: Any) -> Completion: ...  # pyright: ignore[reportOverlappingOverload]
+def generate(model: Model, prompt: _One, **options: Any) -> Completion: ...  # pyright: ignore[reportOverlappingOverload]
 
 
 @overload
@@ -135,7 +137,7 @@ def stream(model: Model, prepared: TextRequest) -> Iterator[Piece]:
 
 
 @overload
-def score(model: Model, text: Prompt) -> Score: ...  # pyright: ignore[reportOverlappingOverload]
+def score(model: Model, text: _One) -> Score: ...  # pyright: ignore[reportOverlappingOverload]
 
 
 @overload

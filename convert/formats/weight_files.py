@@ -18,7 +18,7 @@ class FileSet(NamedTuple):
     """The names that the files of one set of weights have."""
 
     single: str
-    index: str
+    listing: str  # the index: which tensor is in which file
     pattern: str  # of every file that could belong to it
 
 
@@ -63,7 +63,7 @@ def open_weights(
     )
     if places:
         _check_index(folder, places, headers)
-        files.insert(0, source_file(folder / names.index))
+        files.insert(0, source_file(folder / names.listing))
     tensors = {name: info for header in headers.values() for name, info in header.items()}
     dropped = sorted(name for name in tensors if name.endswith(_DROPPED))
     return Weights(
@@ -97,7 +97,7 @@ def _safetensors_header(path: Path, dtypes: dict[str, str]) -> dict[str, TensorI
                 else ""
             )
             raise ValueError(f"{path}: {name} is {dtype}; only {', '.join(dtypes)} are read{how}")
-        tensors[name] = TensorInfo(tuple(view.get_shape()), dtypes.get(dtype, dtype))
+        tensors[name] = TensorInfo(tuple(view.get_shape()), dtypes.get(dtype) or str(dtype))
     return tensors
 
 
@@ -116,12 +116,12 @@ def _open_torch(files: list[SourceFile], on_file: OnFile) -> tuple[Headers, Rows
 
 def _read_index(folder: Path, names: FileSet) -> dict[str, str]:
     """Tensor name to file name, as the index says it; empty without one."""
-    single, index = folder / names.single, folder / names.index
+    single, index = folder / names.single, folder / names.listing
     if not index.exists():
         if not single.exists():
             if any(folder.glob(f"{single.stem}-*{single.suffix}")):
                 raise FileNotFoundError(f"{index} is missing")
-            raise FileNotFoundError(f"{folder} holds neither {names.single} nor {names.index}")
+            raise FileNotFoundError(f"{folder} holds neither {names.single} nor {names.listing}")
         return {}
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:

@@ -48,7 +48,7 @@ def _platform(params: Params) -> str:
 
 def _default_platform() -> str:
     """The platform of the device that `jax.default_device` names, or of JAX's first."""
-    device = jax.config.jax_default_device
+    device = jax.config.values["jax_default_device"]
     if device is None:
         return jax.default_backend()
     return device if isinstance(device, str) else device.platform

@@ -31,9 +31,10 @@ class Named(NamedTuple):
     def __call__(self, name: str, array: Array) -> Array:
         name = self.prefix + name
         value = self.tap(name, array)
-        found = getattr(value, "shape", None), getattr(value, "dtype", None)
-        if found != (array.shape, array.dtype):
-            what = type(value).__name__ if None in found else f"{found[1]}{list(found[0])}"
+        shape, dtype = (getattr(value, field, None) for field in ("shape", "dtype"))
+        if (shape, dtype) != (array.shape, array.dtype):
+            is_array = None not in (shape, dtype)
+            what = f"{value.dtype}{list(value.shape)}" if is_array else type(value).__name__
             raise ValueError(
                 f"the tap returned {what} for {name}, which is {array.dtype}{list(array.shape)}; "
                 "return an array of its shape and dtype"

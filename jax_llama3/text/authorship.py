@@ -44,7 +44,8 @@ class Authored(str):
     def __mul__(self, count: Any) -> Any:
         return Authored(str.__mul__(self, count), self._authors * count)
 
-    __rmul__ = __mul__
+    def __rmul__(self, count: Any) -> Any:
+        return self * count
 
     def __getitem__(self, key: Any) -> "Authored":
         return Authored(str.__getitem__(self, key), self._authors[key])
@@ -59,7 +60,7 @@ class Authored(str):
         pieces = list(pieces)
         return Authored(str.join(self, pieces), self._authors.join(map(authors_of, pieces)))
 
-    def replace(self, old: str, new: str, count: int = -1) -> str:
+    def replace(self, old: str, new: str, count: Any = -1) -> str:
         if not old:  # it stands between all characters
             return str.replace(self, old, new, count)
         return Authored(new, authors_of(new)).join(self.split(old, count))
@@ -79,17 +80,19 @@ class Authored(str):
     def removesuffix(self, suffix: str) -> "Authored":
         return self[: len(str.removesuffix(self, suffix))]
 
-    def split(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:
+    def split(self, sep: str | None = None, maxsplit: Any = -1) -> list[str]:
         return _cut(self, str.split(self, sep, maxsplit), sep)
 
-    def rsplit(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:
+    def rsplit(self, sep: str | None = None, maxsplit: Any = -1) -> list[str]:
         return _cut(self, str.rsplit(self, sep, maxsplit), sep)
 
-    def partition(self, sep: str) -> tuple[str, ...]:
-        return tuple(_cut(self, str.partition(self, sep), ""))
+    def partition(self, sep: str) -> tuple[str, str, str]:
+        before, found, after = _cut(self, str.partition(self, sep), "")
+        return before, found, after
 
-    def rpartition(self, sep: str) -> tuple[str, ...]:
-        return tuple(_cut(self, str.rpartition(self, sep), ""))
+    def rpartition(self, sep: str) -> tuple[str, str, str]:
+        before, found, after = _cut(self, str.rpartition(self, sep), "")
+        return before, found, after
 
     def splitlines(self, keepends: bool = False) -> list[str]:
         lines = _cut(self, str.splitlines(self, True), "")

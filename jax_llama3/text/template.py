@@ -152,6 +152,6 @@ def _tojson(
 
 
 @pass_eval_context
-def _join(context: EvalContext, value: Any, d: str = "", attribute: Any = None) -> str:
+def _join(context: EvalContext, value: Any, d: str = "", attribute: Any = None) -> Any:
     """jinja2's, with a separator that keeps the authors of what it joins."""
     return do_join(context, value, Authored(d, authors_of(d)), attribute)

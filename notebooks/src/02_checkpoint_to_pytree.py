@@ -593,9 +593,10 @@ print(their_name("layers.1.wq", "gguf"))
 
 
 def convert(*words):
-    # en: The command line of the converter; it prints the folder, which we do not need.
-    # zh: 转换器的命令行；它会打印文件夹名，这里用不到。
-    with contextlib.redirect_stdout(io.StringIO()):
+    # en: The command line of the converter; it prints the folder and its notes, which we do not need.
+    # zh: 转换器的命令行；它会打印文件夹名和说明，这里用不到。
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         assert main([str(word) for word in words]) == 0, words
 
 

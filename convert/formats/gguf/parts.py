@@ -53,7 +53,8 @@ def _read(path: Path) -> GgufHeader:
 def _part_paths(path: Path, header: GgufHeader, count: int) -> list[Path]:
     number = header.fields.get(_NUMBER)
     name = _NAME.fullmatch(path.name)
-    if name is None or (int(name[2]) - 1, int(name[3])) != (number, count) or number >= count:
+    places = (-1, 0) if name is None else (int(name[2]) - 1, int(name[3]))
+    if name is None or places != (number, count) or places[0] >= count:
         wanted = f"-{number + 1:05}-of-{count:05}.gguf" if type(number) is int else "its number"
         raise ValueError(
             f"{path}: it is one of {count} parts, and its name does not end in {wanted}; give it "

@@ -94,7 +94,8 @@ def _check_header(path: Path, fields: dict[str, Any], parts: list[GgufPart]) -> 
     for key, value in fields.items():
         # An empty text or list is not written.
         if value not in ("", []) and not np.array_equal(
-            header.fields.get(key), np.float32(value) if isinstance(value, float) else value
+            np.asarray(header.fields.get(key)),
+            np.float32(value) if isinstance(value, float) else value,
         ):
             raise OSError(f"{path}: field {key} was not read back as written")
     if not same:

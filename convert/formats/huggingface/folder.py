@@ -64,8 +64,8 @@ def _weight_set(folder: Path) -> tuple[FileSet, list[str]]:
     second = [name for name in names if _METAS_SHARD.fullmatch(name) or name.endswith(".gguf")]
     if second:
         raise ValueError(f"{folder} holds a second format, {min(second)}; move one away")
-    safe = {HUGGINGFACE.single, HUGGINGFACE.index} & names
-    torch = {PYTORCH.single, PYTORCH.index} & names
+    safe = {HUGGINGFACE.single, HUGGINGFACE.listing} & names
+    torch = {PYTORCH.single, PYTORCH.listing} & names
     if not safe and torch:
         return PYTORCH, []
     ignored = [min(torch)] if torch else []

@@ -77,7 +77,7 @@ def _from_pieces(folder: Path, settings: dict) -> tuple[bytes, dict, list[str]]:
     if file.collapse:
         notes.append(f"note: {MODEL} makes one space of several, so not every text comes back")
     prefix = file.prefix and settings.get("add_prefix_space") is not False
-    defaults = {"add_bos_token": True}
+    defaults: dict[str, bool | str] = {"add_bos_token": True}
     for key, token in (("bos_token", file.bos_id), ("eos_token", file.eos_id)):
         if 0 <= token < len(file.pieces):
             defaults[key] = file.pieces[token].text

@@ -182,22 +182,21 @@ def _parse_state(name: str, kind: str, data: bytes) -> _State:
     """The text that bitsandbytes stores beside a weight."""
     try:
         values = json.loads(data)
-        is_object = isinstance(values, dict)
     except (ValueError, RecursionError):
-        is_object = False
-    if not is_object:
+        values = None
+    if not isinstance(values, dict):
         raise ValueError(f"{name} is no JSON object; the file is damaged")
     check_keys(values, (*_STATE_KEYS, *_NESTED_KEYS), name)
     shape, size, dtype = (values.get(key) for key in ("shape", "blocksize", "dtype"))
-    is_shape = isinstance(shape, list) and len(shape) == 2
-    if not is_shape or not all(type(n) is int and n > 0 for n in shape):
+    sides = shape if isinstance(shape, list) else []
+    if len(sides) != 2 or not all(type(n) is int and n > 0 for n in sides):
         raise ValueError(f"{name}: shape {shape!r} is not that of a matrix")
     if values.get("quant_type") != kind or size not in _BLOCK_SIZES or dtype not in FLOATS:
         raise ValueError(
             f"{name}: quant_type {values.get('quant_type')!r} with blocksize {size!r} and dtype "
             f"{dtype!r} is nothing that bitsandbytes writes"
         )
-    state = _State(CODES[kind], size, dtype, (shape[0], shape[1]), None)
+    state = _State(CODES[kind], size, dtype, (sides[0], sides[1]), None)
     if not any(key in values for key in _NESTED_KEYS):
         return state
     return state._replace(nested=_parse_nested(name, values))
@@ -205,8 +204,12 @@ def _parse_state(name: str, kind: str, data: bytes) -> _State:
 
 def _parse_nested(name: str, values: dict[str, Any]) -> _Nested:
     size, dtype, offset = (values.get(key) for key in _NESTED_KEYS)
-    is_size = type(size) is int and 0 < size <= max(_BLOCK_SIZES)
-    if not is_size or dtype != "float32" or not isinstance(offset, float):
+    if (
+        type(size) is not int
+        or not 0 < size <= max(_BLOCK_SIZES)
+        or dtype != "float32"
+        or not isinstance(offset, float)
+    ):
         raise ValueError(
             f"{name}: nested_blocksize {size!r}, nested_dtype {dtype!r} and nested_offset "
             f"{offset!r} are nothing that bitsandbytes writes"
