@@ -25,7 +25,7 @@ from quantized_repositories import (
 )
 
 from convert import to_jax as to_jax_module
-from convert.compare.references import record
+from convert.compare.comparison import compare
 from convert.formats.huggingface.folder import open_huggingface
 from convert.formats.quantized import awq as awq_format
 from convert.formats.quantized import bitsandbytes, fp8, packed
@@ -498,9 +498,9 @@ def test_a_pattern_that_takes_for_ever_is_refused(tmp_path: Path, target: str) -
 
 def test_compare_refuses_a_quantised_source_in_one_line(tmp_path: Path) -> None:
     write_repository(tmp_path / "source", FORMS["gptq"])
-    source = open_huggingface(tmp_path / "source")
+    to_jax_module.to_jax(tmp_path / "source", tmp_path / "out")
     with pytest.raises(ValueError, match=r"is quantised, .* save it dequantised"):
-        record(tmp_path / "source", source, np.zeros((1, 1), np.int64), {})
+        compare(tmp_path / "source", tmp_path / "out")
 
 
 STATE = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [4, 64]}
