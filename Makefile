@@ -50,6 +50,8 @@ $(VENV)/test: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps "llama-models==0.3.0"
 	$(BIN)/python -m pip install --quiet setuptools wheel
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation "fairscale==0.4.13"
+	# What quantised repositories and adapters are compared with; torch is installed already.
+	$(BIN)/python -m pip install --quiet --no-deps "compressed-tensors==0.20.1" "loguru>=0.7" "bitsandbytes==0.50.2" "peft==0.21.2"
 	touch $@
 
 clean:
