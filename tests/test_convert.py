@@ -31,6 +31,8 @@ from tokenizer_files import generation, rank_file, sentencepiece_like
 
 from convert.__main__ import main
 from convert.formats.huggingface.folder import parse_config
+from convert.formats.huggingface.tokenizer import huggingface_texts
+from convert.formats.tokenizer import choose_chat_format
 from convert.table import flat_shape
 from convert.to_jax import to_jax
 from jax_llama3 import RopeScaling, load
@@ -38,6 +40,7 @@ from jax_llama3.checkpoint.folder import OLD
 from jax_llama3.checkpoint.manifest import PARTIAL, read_manifest
 from jax_llama3.checkpoint.verification import verify
 from jax_llama3.model.params import AXES, abstract_params, contracted_axes, named_leaves
+from jax_llama3.text.tokenizer import GENERATION, JSON, MODEL, TEMPLATE, tokenizer_from_files
 
 
 @pytest.mark.parametrize("config", [V4, V5], ids=["v4", "v5"])
@@ -520,3 +523,47 @@ def test_the_axes_that_a_product_sums_over_stand_last() -> None:
         outer = leaf.shape[: len(leaf.shape) - contracted_axes(name)]
         assert math.prod(flat_shape(name, leaf.shape)) == math.prod(leaf.shape)
         assert len(leaf.shape) == 1 or flat_shape(name, leaf.shape)[0] == math.prod(outer)
+
+
+def test_the_chat_format_is_chosen_at_conversion_and_kept() -> None:
+    texts = {MODEL: rank_file()}
+    kept, (decision,) = choose_chat_format(texts, None)
+    assert kept == texts
+    assert decision.startswith("note: no chat template, so prompts are raw text; for an Instruct")
+    chosen, (decision,) = choose_chat_format(texts, "llama3")
+    assert decision == "note: prompts are in the chat format llama3"
+    raw, chat = tokenizer_from_files(texts), tokenizer_from_files(chosen)
+    assert (chat.chat_format, raw.chat_format) == ("llama3", None)
+    assert (chat.bos_id, chat.stop_ids, chat.add_bos) == (raw.bos_id, raw.stop_ids, raw.add_bos)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ({}, "no vocabulary of Llama 3's"),
+        ({JSON: sentencepiece_like(), GENERATION: generation()}, "no vocabulary of Llama 3's"),
+        ({MODEL: rank_file(), TEMPLATE: b"{{ 1 }}"}, "a chat template of its own"),
+    ],
+)
+def test_a_chat_format_that_does_not_fit_is_refused(texts: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        choose_chat_format(texts, "llama3")
+
+
+def test_named_templates_and_special_tokens_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(sentencepiece_like())
+    named = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
+    settings = {"eos_token": {"content": "<end>"}, "pad_token": "<end>", "chat_template": named}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"unk_token": "<unk>"}))
+    texts, paths = huggingface_texts(tmp_path, {})
+    tokenizer = tokenizer_from_files(texts)
+    special = {"eos_token": "<end>", "pad_token": "<end>", "unk_token": "<unk>"}
+    assert tokenizer.special_tokens == special
+    assert (tokenizer.chat_template, tokenizer.chat_templates) == ("a", {"tool_use": "b"})
+    others = tmp_path / "additional_chat_templates"
+    others.mkdir()
+    (others / "rag.jinja").write_text("c")
+    texts, paths = huggingface_texts(tmp_path, {})
+    assert tokenizer_from_files(texts).chat_templates == {"rag": "c"}
+    assert others / "rag.jinja" in paths
