@@ -1,5 +1,8 @@
 """Calls under other settings of JAX than its default ones, and on folders as people have them."""
 
+import os
+import subprocess
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -19,7 +22,6 @@ SAMPLERS = {
     "penalty and temperature": Sampler(temperature=0.7, repetition_penalty=1.2),
 }
 SETTINGS = {
-    "disable_jit": jax.disable_jit,
     "debug_nans": lambda: jax.debug_nans(True),
     "enable_x64": lambda: jax.enable_x64(True),
 }
@@ -43,6 +45,31 @@ def test_settings_of_jax_change_no_score(setting: str) -> None:
     with SETTINGS[setting]():
         found = score(MODEL, PROMPTS[0]).logprobs
     np.testing.assert_allclose(found[1:], expected[1:], atol=1e-4)
+
+
+UNJITTED = """
+import jax
+from random_models import TINY, sharp_params
+from jax_llama3 import Model, Sampler, generate, score
+
+model = Model(TINY, sharp_params(7, TINY), None)
+for sampler in (Sampler(temperature=1.5, top_k=60, top_p=0.95), Sampler(repetition_penalty=1.5)):
+    options = {"max_new_tokens": 2, "sampler": sampler}
+    expected = generate(model, [[5, 9, 2], [77]], **options)
+    with jax.disable_jit():
+        found = generate(model, [[5, 9, 2], [77]], **options)
+    assert [one.tokens for one in found] == [one.tokens for one in expected]
+expected = score(model, [5, 9, 2]).logprobs
+with jax.disable_jit():
+    found = score(model, [5, 9, 2]).logprobs
+assert all(abs(a - b) < 1e-4 for a, b in zip(found[1:], expected[1:], strict=True))
+"""
+
+
+def test_without_jit_the_tokens_are_the_same() -> None:
+    # In a process of its own: what jit would have made an array of JAX's the checker of types sees.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", UNJITTED], check=True, env=environment)
 
 
 def test_a_folder_that_is_read_only_and_has_spaces_in_its_path(tmp_path: Path) -> None:
