@@ -556,7 +556,7 @@ def test_named_templates_and_special_tokens_are_kept(tmp_path: Path) -> None:
     settings = {"eos_token": {"content": "<end>"}, "pad_token": "<end>", "chat_template": named}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"unk_token": "<unk>"}))
-    texts, paths = huggingface_texts(tmp_path, {})
+    texts, paths, _ = huggingface_texts(tmp_path, {})
     tokenizer = tokenizer_from_files(texts)
     special = {"eos_token": "<end>", "pad_token": "<end>", "unk_token": "<unk>"}
     assert tokenizer.special_tokens == special
@@ -564,6 +564,6 @@ def test_named_templates_and_special_tokens_are_kept(tmp_path: Path) -> None:
     others = tmp_path / "additional_chat_templates"
     others.mkdir()
     (others / "rag.jinja").write_text("c")
-    texts, paths = huggingface_texts(tmp_path, {})
+    texts, paths, _ = huggingface_texts(tmp_path, {})
     assert tokenizer_from_files(texts).chat_templates == {"rag": "c"}
     assert others / "rag.jinja" in paths
