@@ -25,6 +25,7 @@ from checkpoints import (
     write_sharded,
 )
 from random_models import TINY, replace, sharp_params
+from refusals import refused
 from tokenizer_files import rank_file, sentencepiece_like
 
 from convert.__main__ import main
@@ -37,15 +38,6 @@ TIED = replace(TINY, tie_embeddings=True)
 TIED_PARAMS = sharp_params(2, TIED)
 V4_TIED = {**V4, "tie_word_embeddings": True}
 MISTRAL = {**V4, "model_type": "mistral", "sliding_window": None}
-
-
-def refused(path: Path) -> str:
-    """The line that says why a source is not converted."""
-    with pytest.raises((ValueError, FileNotFoundError)) as caught:
-        to_jax(path, path.parent / "never")
-    assert not (path.parent / "never").exists()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def notes(source: Path, params: Params = PARAMS) -> list[str]:

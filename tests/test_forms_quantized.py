@@ -31,7 +31,7 @@ from convert.formats.quantized import awq as awq_format
 from convert.formats.quantized import bitsandbytes, fp8, packed
 from convert.formats.quantized import gptq as gptq_format
 from convert.formats.quantized.stored import Mapping
-from convert.formats.quantized.words import spread, unpack, unpack_span
+from convert.formats.quantized.words import dequantize, spread, unpack, unpack_span
 from convert.inspection import inspect
 from convert.source import TensorInfo
 from jax_llama3 import Model, forward, load
@@ -125,7 +125,7 @@ def test_a_scale_is_spread_over_its_block() -> None:
 def test_gptq_subtracts_the_zero_point_of_the_input_s_group() -> None:
     weights = np.array([[9], [9], [3]], np.float32)
     zeros, scales = np.array([[8], [1]], np.float32), np.array([[0.5], [2]], np.float16)
-    found = gptq_format.dequantize(weights, zeros, scales, np.array([0, 1, 0]))
+    found = dequantize(weights, zeros, scales, np.array([0, 1, 0]))
     assert found.tolist() == [[0.5, 16, -2.5]]
 
 
@@ -138,7 +138,7 @@ def test_gptq_stores_zero_points_less_one_in_its_first_version_alone() -> None:
 def test_awq_subtracts_the_zero_point_of_the_input_s_group() -> None:
     weights = np.array([[9], [9]], np.float32)
     zeros, scales = np.array([[8], [1]], np.float32), np.array([[0.5], [2]], np.float16)
-    assert awq_format.dequantize(weights, zeros, scales, 1).tolist() == [[0.5, 16]]
+    assert dequantize(weights, zeros, scales, np.arange(2)).tolist() == [[0.5, 16]]
 
 
 def test_nf4_multiplies_the_scale_of_a_block_with_the_value_of_a_code() -> None:

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from checkpoints import META, META_PARAMS, PARAMS, V4, bits, hf_tensors, meta_tensors, write_folder
 from random_models import ATOL, TINY, replace, sharp_params
+from refusals import refused
 from transformers_reference import transformers_logits, transformers_model
 
 from convert.inspection import inspect
@@ -42,14 +43,6 @@ def write_bin(folder: Path, shards: int = 1, config: dict = V4) -> Path:
         places |= dict.fromkeys(names, file)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
     return folder
-
-
-def refused(path: Path) -> str:
-    with pytest.raises((ValueError, FileNotFoundError)) as caught:
-        to_jax(path, path.parent / "never")
-    assert not (path.parent / "never").exists()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def assert_same_logits(folder: Path, reference: torch.nn.Module) -> None:

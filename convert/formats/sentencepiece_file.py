@@ -22,9 +22,8 @@ class PieceFile(NamedTuple):
 
 def is_sentencepiece(data: bytes) -> bool:
     """Whether a `tokenizer.model` is one of SentencePiece's: Meta's other kind is a text."""
-    return (
-        data[:1] == b"\n"
-    )  # the tag of the first piece; a text of base64 begins with no empty line
+    # The tag of the first piece; a text of base64 begins with no empty line.
+    return data[:1] == b"\n"
 
 
 def read_sentencepiece(data: bytes) -> PieceFile:

@@ -13,13 +13,14 @@ from .matrix import (
     check_keys,
     collect,
     expect,
+    expect_matrix,
     flag,
     integer,
     modules_with,
     unsupported,
 )
 from .stored import Part
-from .words import FLOATS, unpack_span
+from .words import FLOATS, dequantize, unpack_span
 
 _BITS = 4
 _MIDDLE = np.float32(8)
@@ -86,19 +87,6 @@ def find(config: dict, tensors: Tensors, part: Part) -> Found:
     return Found(f"awq ({bits} bits, {groups}{symmetry})", matrices)
 
 
-def dequantize(
-    weights: np.ndarray, zeros: np.ndarray, scales: np.ndarray, group_size: int
-) -> np.ndarray:
-    """(weight - zero) * scale of a weight's group, with one rounding, to the dtype of the scales.
-
-    Weights are [in out], zeros and scales [groups out]; the result is [out in]. For example weight 9,
-    zero 8, scale 0.5: 0.5.
-    """
-    shifted = weights.T - np.repeat(zeros.T, group_size, axis=1)
-    shifted *= np.repeat(scales.T.astype(np.float32), group_size, axis=1)
-    return shifted.astype(scales.dtype, copy=False)
-
-
 def unpack_outputs(words: np.ndarray, span: range) -> np.ndarray:
     """The numbers of some outputs, as float32, of words that are packed along the output.
 
@@ -120,14 +108,13 @@ def _rows(stored: _Stored, part: Part, start: int, stop: int) -> np.ndarray:
             f"{module}.qzeros holds zero points, but quantization_config says zero_point false; "
             "one of the two is wrong"
         )
-    return dequantize(weights, zeros, scales, stored.group_size)
+    groups = np.arange(len(weights)) // stored.group_size
+    return dequantize(weights, zeros, scales, groups)
 
 
 def _matrix(module: str, tensors: Tensors, size: int, zero_point: bool) -> Matrix:
     names = [f"{module}.{part}" for part in ("qweight", "scales", "qzeros")]
-    packed = expect(tensors, names[0], ("int32",)).shape
-    if len(packed) != 2:
-        raise ValueError(f"{names[0]} has shape {list(packed)}; a matrix was expected")
+    packed = expect_matrix(tensors, names[0], ("int32",))
     inputs, outputs = packed[0], packed[1] * (32 // _BITS)
     group_size = inputs if size == -1 else size
     if inputs % group_size:

@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...source import refuse_all
-from .matrix import Found, Matrix, Tensors, check_keys, collect, expect, modules_with, unsupported
+from .matrix import (
+    Found,
+    Matrix,
+    Tensors,
+    check_keys,
+    collect,
+    expect,
+    expect_matrix,
+    modules_with,
+    unsupported,
+)
 from .stored import Part, as_dtype
 from .words import FLOATS
 
@@ -219,9 +229,7 @@ def _parse_nested(name: str, values: dict[str, Any]) -> _Nested:
 
 def _int8(tensors: Tensors, part: Part, module: str) -> Matrix:
     weight, scale = f"{module}.weight", f"{module}.SCB"
-    shape = expect(tensors, weight, ("int8",)).shape
-    if len(shape) != 2:
-        raise ValueError(f"{weight} has shape {list(shape)}; a matrix was expected")
+    shape = expect_matrix(tensors, weight, ("int8",))
     expect(tensors, scale, ("float32",), (shape[0],))
     names = [weight, scale]
     if (layout := f"{module}.weight_format") in tensors:
@@ -233,4 +241,4 @@ def _int8(tensors: Tensors, part: Part, module: str) -> Matrix:
     def rows(part: Part, start: int, stop: int) -> np.ndarray:
         return dequantize_int8(part(weight)[start:stop], part(scale)[start:stop])
 
-    return Matrix(weight, (shape[0], shape[1]), "float32", tuple(names), rows)
+    return Matrix(weight, shape, "float32", tuple(names), rows)

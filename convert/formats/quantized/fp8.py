@@ -12,6 +12,7 @@ from .matrix import (
     check_keys,
     collect,
     expect,
+    expect_matrix,
     modules_with,
     unsupported,
 )
@@ -40,7 +41,7 @@ def find_fbgemm(config: dict, tensors: Tensors, part: Part) -> Found:
     check_keys(config, _FBGEMM_KEYS, "quantization_config")
 
     def make(module: str) -> Matrix:
-        rows, columns = _weight(tensors, module)
+        rows, columns = expect_matrix(tensors, f"{module}.weight", FP8)
         scale = f"{module}.weight_scale"
         expect(tensors, scale, FLOATS, (rows, 1), (rows,))
         return _matrix(module, scale, (rows, columns), (1, columns))
@@ -61,7 +62,7 @@ def find_blocks(config: dict, tensors: Tensors, part: Part) -> Found:
     block = _block_size(config.get("weight_block_size"))
 
     def make(module: str) -> Matrix:
-        rows, columns = _weight(tensors, module)
+        rows, columns = expect_matrix(tensors, f"{module}.weight", FP8)
         names = [f"{module}.weight_scale_inv", f"{module}.weight_scale"]
         scale = next((name for name in names if name in tensors), names[0])
         size = (rows, columns) if block is None else (min(block[0], rows), min(block[1], columns))
@@ -102,13 +103,6 @@ def _rows(
 def _quantised(tensors: Tensors) -> list[str]:
     """The modules whose weight is of 8-bit floats."""
     return [m for m in modules_with(tensors, "weight") if tensors[f"{m}.weight"].dtype in FP8]
-
-
-def _weight(tensors: Tensors, module: str) -> tuple[int, int]:
-    shape = expect(tensors, f"{module}.weight", FP8).shape
-    if len(shape) != 2:
-        raise ValueError(f"{module}.weight has shape {list(shape)}; a matrix was expected")
-    return shape[0], shape[1]
 
 
 def _block_size(size: object) -> tuple[int, int] | None:

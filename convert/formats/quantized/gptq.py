@@ -13,13 +13,14 @@ from .matrix import (
     check_keys,
     collect,
     expect,
+    expect_matrix,
     flag,
     integer,
     modules_with,
     unsupported,
 )
 from .stored import Part
-from .words import FLOATS, unpack, unpack_span
+from .words import FLOATS, dequantize, unpack, unpack_span
 
 _BITS = (2, 4, 8)  # those of which a word holds a whole number
 _WITHOUT_EFFECT = (
@@ -98,19 +99,6 @@ def find(config: dict, tensors: Tensors, part: Part) -> Found:
     return Found(f"{version} ({bits} bits, {groups}{order})", matrices)
 
 
-def dequantize(
-    weights: np.ndarray, zeros: np.ndarray, scales: np.ndarray, groups: np.ndarray
-) -> np.ndarray:
-    """(weight - zero) * scale of a weight's group, with one rounding, to the dtype of the scales.
-
-    Weights are [in out], zeros and scales [groups out], `groups` says for each input in which group it
-    is; the result is [out in]. For example weight 9, zero 8, scale 0.5: 0.5.
-    """
-    shifted = weights.T - zeros.T[:, groups]
-    shifted *= scales.T.astype(np.float32)[:, groups]
-    return shifted.astype(scales.dtype, copy=False)
-
-
 def zero_points(stored: np.ndarray, bits: int, first_version: bool, name: str) -> np.ndarray:
     """Zero points as they are meant; the first version of the format stores them less one.
 
@@ -152,9 +140,7 @@ def _rows(stored: _Stored, part: Part, start: int, stop: int) -> np.ndarray:
 def _matrix(
     module: str, tensors: Tensors, bits: int, size: int, desc_act: bool, first_version: bool
 ) -> Matrix:
-    packed = expect(tensors, f"{module}.qweight", ("int32",)).shape
-    if len(packed) != 2:
-        raise ValueError(f"{module}.qweight has shape {list(packed)}; a matrix was expected")
+    packed = expect_matrix(tensors, f"{module}.qweight", ("int32",))
     count = 32 // bits
     inputs, outputs = packed[0] * count, packed[1]
     if outputs % count:

@@ -93,6 +93,14 @@ def expect(
     return info
 
 
+def expect_matrix(tensors: Tensors, name: str, dtypes: Iterable[str]) -> tuple[int, int]:
+    """The shape of a tensor that must be there, in one of these dtypes and with two axes."""
+    shape = expect(tensors, name, dtypes).shape
+    if len(shape) != 2:
+        raise ValueError(f"{name} has shape {list(shape)}; a matrix was expected")
+    return shape[0], shape[1]
+
+
 def collect(modules: Iterable[str], make: Callable[[str], Any]) -> tuple[list[Any], list[str]]:
     """What `make` makes of each module, and the words of what it refuses."""
     made, errors = [], []

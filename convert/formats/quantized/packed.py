@@ -8,7 +8,7 @@ import numpy as np
 from ...source import refuse_all
 from .compressed_config import Scheme, parse_groups
 from .fp8 import FP8
-from .matrix import Found, Matrix, Tensors, collect, expect, modules_with
+from .matrix import Found, Matrix, Tensors, collect, expect, expect_matrix, modules_with
 from .stored import Part, as_dtype
 from .words import FLOATS, spread, unpack, unpack_span
 
@@ -162,10 +162,7 @@ def _shape(
     if scheme.format != "pack-quantized":
         name = f"{module}.weight"
         kinds = FP8 if scheme.kind == "float" else ("int8",)
-        shape = expect(tensors, name, kinds).shape
-        if len(shape) != 2:
-            raise ValueError(f"{name} has shape {list(shape)}; a matrix was expected")
-        return (shape[0], shape[1]), name
+        return expect_matrix(tensors, name, kinds), name
     expect(tensors, f"{module}.weight_shape", ("int32", "int64"), (2,))
     rows, columns = (int(size) for size in part(f"{module}.weight_shape"))
     if rows < 1 or columns < 1:

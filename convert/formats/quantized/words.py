@@ -38,6 +38,19 @@ def unpack_span(
     return numbers[cut] if axis == 0 else numbers[:, cut]
 
 
+def dequantize(
+    weights: np.ndarray, zeros: np.ndarray, scales: np.ndarray, groups: np.ndarray
+) -> np.ndarray:
+    """(weight - zero) * scale of a weight's group, with one rounding, to the dtype of the scales.
+
+    Weights are [in out], zeros and scales [groups out], `groups` says for each input in which group it
+    is; the result is [out in]. For example weight 9, zero 8, scale 0.5: 0.5.
+    """
+    shifted = weights.T - zeros.T[:, groups]
+    shifted *= scales.T.astype(np.float32)[:, groups]
+    return shifted.astype(scales.dtype, copy=False)
+
+
 def spread(grid: np.ndarray, rows: range, columns: int, block: tuple[int, int]) -> np.ndarray:
     """The numbers of a grid for some rows of a matrix, one number for each block of the matrix.
 
