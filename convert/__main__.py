@@ -120,7 +120,8 @@ def _add_output_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="default: keep, the source's; of a quantised GGUF file float32, of other quantised weights bfloat16",
+        help="default: keep, the source's; of a quantised GGUF file float32, of other quantised "
+        "weights bfloat16",
     )
     command.add_argument(
         "--quantize",
