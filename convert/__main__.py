@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("name", metavar="NAME", help="smollm2-135m-instruct, or owner/name")
     command.add_argument("folder", metavar="DST", nargs="?", type=Path)
     _add_output_options(command)
+    _add_chat_format(command)
     command.set_defaults(run=_fetch)
 
     command = commands.add_parser("to-jax", help="convert a checkpoint")
@@ -47,11 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", metavar="DST", type=Path)
     _add_output_options(command)
     _add_rope_factor(command)
-    command.add_argument(
-        "--chat-format",
-        choices=(LLAMA3,),
-        help="of an Instruct model without a chat template; default: prompts are raw text",
-    )
+    _add_chat_format(command)
     command.set_defaults(run=_to_jax)
 
     _add_exports(commands)
@@ -146,12 +143,21 @@ def _add_rope_factor(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_chat_format(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--chat-format",
+        choices=(LLAMA3,),
+        help="of an Instruct model without a chat template; default: prompts are raw text",
+    )
+
+
 def _fetch(options: argparse.Namespace) -> None:
     folder = fetch(
         options.name,
         options.folder,
         dtype=options.dtype,
         quantize=options.quantize,
+        chat_format=options.chat_format,
         overwrite=options.overwrite,
         on_note=_note,
     )
@@ -210,7 +216,7 @@ def _say_notes(decisions: list[str]) -> None:
     """Print those decisions that a user should hear of."""
     for decision in decisions:
         if decision.startswith("note: "):
-            print(decision, file=sys.stderr)
+            _note(decision)
 
 
 def _inspect(options: argparse.Namespace) -> None:

