@@ -14,7 +14,7 @@ from jax_llama3.model.linear import linear
 
 def draw(shape: tuple[int, ...], dtype: object, seed: int = 0) -> jax.Array:
     values = np.random.default_rng(seed).standard_normal(shape) * 20
-    return jnp.asarray(values, jnp.float32).astype(dtype)
+    return jnp.asarray(values.astype(np.float32).astype(np.dtype(dtype)))
 
 
 def exact(x: jax.Array, weight: jax.Array) -> np.ndarray:

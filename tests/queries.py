@@ -11,7 +11,7 @@ def draw(shape: tuple[int, ...], seed: int, dtype: object = jnp.float32) -> KV:
     values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32) * 2
     if dtype == jnp.int8:
         return quantize_array(jnp.asarray(values), 1)
-    return jnp.asarray(values).astype(dtype)
+    return jnp.asarray(values.astype(np.dtype(dtype)))
 
 
 def wide(kv: KV) -> np.ndarray:

@@ -17,9 +17,9 @@ MODEL = Model(TINY, sharp_params(7, TINY), None)
 PROMPTS = [[5, 9, 2], [77]]
 SAMPLERS = {
     "greedy": Sampler(),
-    "all filters": Sampler(temperature=1.5, top_k=60, top_p=0.95, min_p=0.01),
-    "penalty": Sampler(repetition_penalty=1.5),
-    "penalty and temperature": Sampler(temperature=0.7, repetition_penalty=1.2),
+    "everything": Sampler(
+        temperature=1.5, top_k=60, top_p=0.95, min_p=0.01, repetition_penalty=1.2
+    ),
 }
 SETTINGS = {
     "debug_nans": lambda: jax.debug_nans(True),
@@ -51,7 +51,10 @@ UNJITTED = """
 import jax
 from random_models import TINY, sharp_params
 from jax_llama3 import Model, Sampler, generate, score
+from jax_llama3.runtime.compilation import keep_compilations
+from jax_llama3.runtime.home import default_folder
 
+keep_compilations(default_folder("compiled-by-tests"))
 model = Model(TINY, sharp_params(7, TINY), None)
 for sampler in (Sampler(temperature=1.5, top_k=60, top_p=0.95), Sampler(repetition_penalty=1.5)):
     options = {"max_new_tokens": 2, "sampler": sampler}

@@ -96,8 +96,16 @@ def meta_logits(folder: Path, world: int, work: Path) -> np.ndarray:
     return np.load(work / "logits.npy")
 
 
-@pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("world", "tied"),
+    [
+        (2, True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(1, False), (1, True), (2, False)]
+        ),
+    ],
+)
 def test_metas_own_model_loads_what_to_meta_writes(tmp_path: Path, world: int, tied: bool) -> None:
     config = replace(META, tie_embeddings=tied)
     params = sharp_params(3, config)

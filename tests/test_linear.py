@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from shapes import SPECS
 
 from jax_llama3.model.linear import linear
@@ -15,7 +16,7 @@ from jax_llama3.model.ops import Ops
 @pytest.mark.parametrize(("spec", "shapes"), SPECS.items(), ids=SPECS.keys())
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_equals_einsum(spec: str, shapes: tuple, dtype: object, form: Ops) -> None:
-    x, weight = (jax.random.normal(jax.random.key(i), s, dtype) for i, s in enumerate(shapes))
+    x, weight = (normal(i, shape, dtype) for i, shape in enumerate(shapes))
     expected = np.einsum(spec, np.asarray(x, np.float32), np.asarray(weight, np.float32))
     wide = linear(spec, x, weight, jnp.float32, products=form.products)
     assert wide.dtype == jnp.float32
@@ -36,8 +37,8 @@ def test_operands_of_two_dtypes_meet_in_the_wider_one(form: Ops) -> None:
 @pytest.mark.parametrize("width", [64, 1536])
 def test_every_row_count_gives_the_row_alone(rows: int, width: int, form: Ops) -> None:
     product = jax.jit(partial(linear, "BTD,FD->BTF", dtype=jnp.float32, products=form.products))
-    x = jax.random.normal(jax.random.key(0), (rows, 1, width), jnp.bfloat16)
-    weight = jax.random.normal(jax.random.key(1), (16, width), jnp.bfloat16)
+    x = normal(0, (rows, 1, width), jnp.bfloat16)
+    weight = normal(1, (16, width), jnp.bfloat16)
     together = product(x, weight)
     close = {"rtol": 1e-5, "atol": 1e-5 * (width / 64) ** 0.5}  # as the sums grow
     for row in range(rows):

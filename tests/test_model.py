@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from random_models import TINY, replace, sharp_params
 
 from jax_llama3 import Cache, Params, decode, forward, init_cache, prefill
@@ -417,9 +418,8 @@ def test_narrow_dtypes_stay_close_and_give_float32_logits(
 
 @pytest.mark.parametrize("new", [1, 2, 9])
 def test_values_are_summed_in_float32_in_a_narrow_model(new: int) -> None:
-    keys = jax.random.split(jax.random.key(0), 3)
     shapes = ((2, new, 6, 16), (2, 300, 3, 16), (2, 300, 3, 16))
-    q, k, v = (jax.random.normal(*given, jnp.bfloat16) for given in zip(keys, shapes, strict=True))
+    q, k, v = (normal(i, shape, jnp.bfloat16) for i, shape in enumerate(shapes))
     seen = {}
 
     def tap(name: str, array: jax.Array) -> jax.Array:
@@ -444,7 +444,7 @@ def test_fast_operations_refuse_a_tap_that_would_see_no_scores() -> None:
 
 
 def test_norm_scores_and_pattern_are_float32_in_a_narrow_model() -> None:
-    x = jax.random.normal(jax.random.key(0), (1, 4, 400), jnp.bfloat16)
+    x = normal(0, (1, 4, 400), jnp.bfloat16)
     weight = jnp.linspace(0.5, 1.5, 400).astype(jnp.bfloat16)
     exact = np.asarray(x, np.float64)
     exact = exact / np.sqrt((exact**2).mean(-1, keepdims=True) + 1e-5) * np.asarray(weight, float)

@@ -85,6 +85,7 @@ def test_all_forms_give_the_same_logits(kind: str, tolerance: float, rows: int, 
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bfloat16", "int8 weights, bfloat16"])
 def test_in_bfloat16_no_form_is_further_from_float32_than_the_plain_one(
     kind: str, form: Ops

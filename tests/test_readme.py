@@ -27,6 +27,7 @@ def without_comments(block: str) -> list[str]:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.parametrize("block", blocks("README.md", "python"))
 def test_python_blocks_run(block: str, capsys: pytest.CaptureFixture) -> None:
     # A reader's JAX promotes dtypes as usual.
@@ -40,10 +41,10 @@ def commands() -> list[str]:
     return [line for line in lines if line.startswith("python -m")]
 
 
-# Those that time something take as long as all others.
 @pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.reference
-@pytest.mark.parametrize("timed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("timed", [False, True])
 def test_commands_run(tmp_path: Path, capsys: pytest.CaptureFixture, timed: bool) -> None:
     source = write_meta(tmp_path / "in", sharp_params(1, META))
     modules = {

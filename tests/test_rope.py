@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from random_models import TINY, replace, sharp_params
 
 from jax_llama3 import RopeScaling, forward, init_cache
@@ -54,7 +55,7 @@ def test_angles_stay_exact_at_far_positions(position: int) -> None:
 
 def test_a_narrow_input_is_rotated_in_float32_and_rounded_once() -> None:
     config = replace(TINY, head_dim=64, rope_scaling=None)
-    x = jax.random.normal(jax.random.key(0), (1, 200, 3, 64), jnp.bfloat16)
+    x = normal(0, (1, 200, 3, 64), jnp.bfloat16)
     cos, sin = rope_tables(jnp.arange(200)[None], config)
     first, second = np.split(np.asarray(x, np.float64), 2, axis=-1)
     c, s = (np.asarray(table, np.float64)[:, :, None] for table in (cos, sin))

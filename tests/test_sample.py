@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 
 from jax_llama3 import Sampler, sample
 from jax_llama3.decoding.sampling import active_settings, filter_logits
@@ -92,7 +93,7 @@ def test_draws_follow_the_distribution() -> None:
 
 def test_a_row_draws_the_same_alone_and_in_any_batch() -> None:
     keys = jax.random.split(jax.random.key(1), 8)
-    logits = jax.random.normal(jax.random.key(2), (8, 300)) * 3
+    logits = normal(2, (8, 300)) * 3
     sampler = Sampler(temperature=0.9, top_k=50, top_p=0.9, min_p=0.01)
     together = sample(keys, logits, sampler)
     alone = [int(sample(keys[i : i + 1], logits[i : i + 1], sampler)[0]) for i in range(8)]
