@@ -1,7 +1,9 @@
 """Quantised Hugging Face repositories are read as the plain matrices that they mean."""
 
+import copy
 import json
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from convert.formats.quantized.stored import Mapping
 from convert.formats.quantized.words import dequantize, spread, unpack, unpack_span
 from convert.inspection import inspect
 from convert.source import TensorInfo
+from convert.to_jax import open_source
 from jax_llama3 import Model, forward, load
 from jax_llama3.checkpoint.manifest import read_manifest
 
@@ -395,6 +398,39 @@ def test_what_is_not_supported_is_refused_by_name(
         opened(tmp_path, config, "gptq")
     assert "\n" not in str(error.value)
     assert str(tmp_path / "source") in str(error.value)
+
+
+ODD = (None, True, 0, -1, 1.5, 10**30, float("nan"), "", " ", "x", [], [1], [[]], {}, {"x": {}})
+
+
+def with_odd_values(config: Any) -> Iterator[Any]:
+    """The settings with one value replaced, at every depth."""
+    yield from ODD
+    inner = config.items() if isinstance(config, dict) else enumerate(config)
+    if not isinstance(config, dict | list):
+        return
+    for key, value in inner:
+        for odd in with_odd_values(value) if isinstance(value, dict | list) else ODD:
+            changed = copy.copy(config)
+            changed[key] = odd
+            yield changed
+
+
+@pytest.mark.parametrize("form", ["fbgemm_fp8", "fp8-blocks", "gptq_v2", "awq", "packed"])
+def test_settings_of_any_type_are_read_or_refused_in_one_line(tmp_path: Path, form: str) -> None:
+    config, folder = {**FORMS, "packed": Form(PACKED, ordered_groups)}[form].config, tmp_path / "in"
+    write_repository(folder, {**FORMS, "packed": Form(PACKED, ordered_groups)}[form])
+    count = 0
+    for odd in with_odd_values(config):
+        (folder / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": odd}))
+        count += 1
+        message = ""
+        try:
+            open_source(folder).read("model.layers.0.self_attn.q_proj.weight", 0, 1)
+        except ValueError as error:
+            message = str(error)
+        assert "\n" not in message, odd
+    assert count > 40
 
 
 WORDS = np.zeros((4, 32), np.int32)

@@ -15,7 +15,7 @@ def quantization_refusal(values: dict) -> str | None:
     if settings is None:
         return None
     method, bits = describe_quantization(_as_dict(settings))
-    if method.split()[0] in METHODS:
+    if method.partition(" ")[0] in METHODS:
         return None
     return (
         f"quantization_config: weights quantised by {method}{bits} are not supported; "

@@ -36,6 +36,7 @@ _WEIGHT_KEYS = (
     "type",
     "zp_dtype",
 )
+_KINDS = ("int", "float")
 _FORMATS = ("float-quantized", "int-quantized", "naive-quantized", "pack-quantized")
 _STRATEGIES = ("tensor", "channel", "group", "block")
 # A pattern of a hostile file may take a lifetime to compare, if what repeats may repeat.
@@ -132,12 +133,13 @@ def _scheme(name: str, group: dict, model_format: Any) -> Scheme:
     what = f"compressed-tensors {form!r} with {bits} bits of type {kind!r}"
     if form not in _FORMATS:
         raise unsupported(what, ", ".join(_FORMATS))
+    if kind not in _KINDS:
+        raise unsupported(what, " or ".join(_KINDS))
     widths = {"float": (8,), "int": (2, 4, 8) if form == "pack-quantized" else (8,)}
     if kind == "float" and form == "pack-quantized":
         raise unsupported(what, "integers")
-    if bits not in widths.get(kind, ()):
-        allowed = " or ".join(map(str, widths.get(kind, ("int", "float"))))
-        raise unsupported(what, f"{allowed} bits" if kind in widths else allowed)
+    if bits not in widths[kind]:
+        raise unsupported(what, f"{' or '.join(map(str, widths[kind]))} bits")
     return Scheme(bits, kind, flag(weights, "symmetric", True), *_spacing(name, weights), form)
 
 

@@ -89,7 +89,7 @@ def _find(config: dict, tensors: Tensors, mapping: Mapping) -> Found:
     method = config.get("quant_method")
     if method is None and (config.get("load_in_4bit") or config.get("load_in_8bit")):
         method = "bitsandbytes"
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         bits = config.get("bits", config.get("w_bit"))
         width = "" if bits is None else f" with {bits} bits"
         raise unsupported(
