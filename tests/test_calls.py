@@ -69,6 +69,7 @@ assert all(abs(a - b) < 1e-4 for a, b in zip(found[1:], expected[1:], strict=Tru
 """
 
 
+@pytest.mark.slow
 def test_without_jit_the_tokens_are_the_same() -> None:
     # In a process of its own: what jit would have made an array of JAX's the checker of types sees.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -261,6 +261,7 @@ def test_without_the_network_the_cache_is_read(tmp_path: Path, hub: tuple) -> No
     check_refusal(absent, "lab/absent is not in the hub's cache, and HF_HUB_OFFLINE forbids")
 
 
+@pytest.mark.slow
 def test_after_a_cut_only_what_is_missing_is_downloaded(tmp_path: Path, hub: tuple) -> None:
     handler, environment = hub
     folder = write_folder(tmp_path / "hf", V4, {})
@@ -288,6 +289,7 @@ def test_after_a_cut_only_what_is_missing_is_downloaded(tmp_path: Path, hub: tup
     assert bits(load(tmp_path / "out").params) == bits(PARAMS)
 
 
+@pytest.mark.slow
 def test_other_formats_on_the_hub(tmp_path: Path, hub: tuple) -> None:
     handler, environment = hub
     files = tmp_path / "gguf"

@@ -113,6 +113,7 @@ def wide(folder: Path, shards: int) -> tuple[Path, int]:
     return folder, buffer_bytes(source, plan(source, None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 2])
 def test_streaming_needs_what_the_plan_says(
     tmp_path: Path, shards: int, monkeypatch: pytest.MonkeyPatch
@@ -144,6 +145,7 @@ for source in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     """The process as the system sees it: a 110 MB checkpoint against one of a hundredth of it."""
     write_meta(tmp_path / "small", sharp_params(1, META))
