@@ -45,11 +45,11 @@ def write_bin(folder: Path, shards: int = 1, config: dict = V4) -> Path:
     return folder
 
 
-def assert_same_logits(folder: Path, reference: torch.nn.Module) -> None:
+def difference(folder: Path, reference: torch.nn.Module) -> float:
+    """The largest of two logits that should be one."""
     model = load(folder)
     logits, _ = forward(model.params, TOKENS, model.config)
-    expected = transformers_logits(reference, TOKENS)
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=ATOL)
+    return float(np.abs(np.asarray(logits) - transformers_logits(reference, TOKENS)).max())
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -69,13 +69,17 @@ def test_it_is_read_in_blocks_of_rows(tmp_path: Path, monkeypatch: pytest.Monkey
     assert bits(load(tmp_path / "out").params) == bits(PARAMS)
 
 
-def test_transformers_reads_the_same_of_it(tmp_path: Path) -> None:
+def test_transformers_reads_the_same_of_it(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     source = write_bin(tmp_path / "in", 2)
     to_jax(source, tmp_path / "out")
     reference = transformers.LlamaForCausalLM.from_pretrained(
         source, use_safetensors=False, dtype="float32"
     )
-    assert_same_logits(tmp_path / "out", reference.eval())
+    found = difference(tmp_path / "out", reference.eval())
+    record_property("logits of torch's files beside transformers'", found)
+    assert found < ATOL
 
 
 def test_a_whole_modules_state_goes_in(tmp_path: Path) -> None:
@@ -189,15 +193,21 @@ def test_a_shard_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     assert refused(source).endswith("00003-of-00003.bin belongs to no index; move it away")
 
 
-def test_a_bare_tied_model_computes_what_transformers_computes(tmp_path: Path) -> None:
+def test_a_bare_tied_model_computes_what_transformers_computes(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     reference = transformers_model(sharp_params(2, TIED), TIED)
     reference.model.save_pretrained(tmp_path / "in")
     to_jax(tmp_path / "in", tmp_path / "out")
     whole = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "in", dtype="float32")
-    assert_same_logits(tmp_path / "out", whole.eval())
+    found = difference(tmp_path / "out", whole.eval())
+    record_property("logits of a bare tied model beside transformers'", found)
+    assert found < ATOL
 
 
-def test_a_mistral_without_a_window_computes_what_transformers_computes(tmp_path: Path) -> None:
+def test_a_mistral_without_a_window_computes_what_transformers_computes(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     plain = {key: value for key, value in V4.items() if key != "rope_scaling"}
     values = {**plain, "model_type": "mistral", "sliding_window": None}
     values["architectures"] = ["MistralForCausalLM"]
@@ -205,7 +215,9 @@ def test_a_mistral_without_a_window_computes_what_transformers_computes(tmp_path
     to_jax(source, tmp_path / "out")
     reference = transformers.AutoModelForCausalLM.from_pretrained(source, dtype="float32")
     assert type(reference).__name__ == "MistralForCausalLM"
-    assert_same_logits(tmp_path / "out", reference.eval())
+    found = difference(tmp_path / "out", reference.eval())
+    record_property("logits of a Mistral without a window beside transformers'", found)
+    assert found < ATOL
 
 
 def test_consolidated_safetensors_give_the_tree_of_the_pth_file(tmp_path: Path) -> None:
