@@ -22,11 +22,13 @@ test: $(VENV)/test
 	XLA_FLAGS="$$XLA_FLAGS $(QUICKLY)" \
 		$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist worksteal
 
-# Planted bugs, lessons with faults and rebuilt, killed conversions, other systems, and programs on
-# logits compiled as everyone else's are.
+# Planted bugs, lessons with faults and rebuilt, killed conversions, other systems, and programs that
+# are compiled as everybody's are; then whatever computes logits, with the plain operations.
 slow: $(VENV)/test
 	$(BIN)/python -m convert fetch smollm2-135m-instruct
-	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m "slow and not plain" --numprocesses 2 --dist worksteal
+	XLA_FLAGS="$$XLA_FLAGS $(QUICKLY)" \
+		$(BIN)/python -m pytest -m plain --numprocesses 2 --dist worksteal
 
 course: $(VENV)/test
 	$(BIN)/python -m convert fetch smollm2-135m-instruct

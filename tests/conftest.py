@@ -35,7 +35,10 @@ def default_model() -> Model:
     return load(fetch("smollm2-135m-instruct"))
 
 
-@pytest.fixture(scope="session", params=[pytest.param("plain", marks=pytest.mark.slow), "fast"])
+PLAIN_FORM = pytest.param("plain", marks=[pytest.mark.slow, pytest.mark.plain])
+
+
+@pytest.fixture(scope="session", params=[PLAIN_FORM, "fast"])
 def ops(request: pytest.FixtureRequest) -> Ops | None:
     """The operations that logits are computed with: the plain ones, or those chosen for this machine.
 
@@ -44,9 +47,7 @@ def ops(request: pytest.FixtureRequest) -> Ops | None:
     return PLAIN if request.param == "plain" else None
 
 
-@pytest.fixture(
-    scope="session", params=[pytest.param("plain", marks=pytest.mark.slow), "xla", "numba"]
-)
+@pytest.fixture(scope="session", params=[PLAIN_FORM, "xla", "numba"])
 def form(request: pytest.FixtureRequest) -> Ops:
     """Every form that the operations have on a CPU."""
     if request.param == "numba" and not has_kernels():
