@@ -161,7 +161,9 @@ def _matrix(
 
 def _is_first_version(config: dict) -> bool:
     """Whether zero points are stored less one; other formats than the two are refused."""
-    named = {str(config[key]) for key in ("checkpoint_format", "format") if config.get(key) is not None}
+    named = {
+        str(config[key]) for key in ("checkpoint_format", "format") if config.get(key) is not None
+    }
     if config.get("is_marlin_format"):
         named.add("marlin")
     if unknown := sorted(str(name) for name in named - {"gptq", "gptq_v2"}):
