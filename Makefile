@@ -14,21 +14,19 @@ demo: $(VENV)/demo
 	$(BIN)/python -m convert fetch smollm2-135m-instruct
 	$(BIN)/python -m jax_llama3 generate -p "What is the capital of France?"
 
-# What a contributor runs. It compiles thousands of small programs, in a third of the time if XLA
+# What a contributor runs. It compiles thousands of small programs, and quickly means that XLA
 # optimises them less.
-QUICKLY := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 test: $(VENV)/test
 	$(BIN)/python -m convert fetch smollm2-135m-instruct
-	XLA_FLAGS="$$XLA_FLAGS $(QUICKLY)" \
-		$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist worksteal
+	$(PYTEST) -m "not slow" --compile-quickly
 
 # Planted bugs, lessons with faults and rebuilt, killed conversions, other systems, and programs that
 # are compiled as everybody's are; then whatever computes logits, with the plain operations.
 slow: $(VENV)/test
 	$(BIN)/python -m convert fetch smollm2-135m-instruct
-	$(BIN)/python -m pytest -m "slow and not plain" --numprocesses 2 --dist worksteal
-	XLA_FLAGS="$$XLA_FLAGS $(QUICKLY)" \
-		$(BIN)/python -m pytest -m plain --numprocesses 2 --dist worksteal
+	$(PYTEST) -m "slow and not plain"
+	$(PYTEST) -m plain --compile-quickly
 
 course: $(VENV)/test
 	$(BIN)/python -m convert fetch smollm2-135m-instruct

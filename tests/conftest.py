@@ -14,6 +14,7 @@ install_import_hook("jax_llama3", "beartype.beartype")
 
 import jax
 import pytest
+from compiling import QUICKLY
 
 from convert.fetch.models import fetch
 from jax_llama3 import Model, load
@@ -27,6 +28,16 @@ from jax_llama3.runtime.home import default_folder
 keep_compilations(default_folder("compiled-by-tests"))
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--compile-quickly", action="store_true", help="let XLA optimise less")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The flags are read when the first program is compiled, by the processes of tests as well."""
+    if config.getoption("--compile-quickly"):
+        os.environ["XLA_FLAGS"] += f" {QUICKLY}"
 
 
 @pytest.fixture(scope="session")

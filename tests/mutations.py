@@ -19,6 +19,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from compiling import QUICKLY
+
 ROOT = Path(__file__).parent.parent
 _COPIED = ("jax_llama3", "convert", "tests", "pyproject.toml")
 # What takes seconds to import is imported once, by the process that all others are forked from.
@@ -98,9 +100,7 @@ def run(tests: list[str], mutation: Mutation | None) -> str:
     # No bug is in the kernels, and to compile it for every copy takes longer than its test.
     sys.modules["numba"] = None  # pyright: ignore[reportArgumentType]
     # Nor does a bug hide from a program that is compiled in a third of the time.
-    os.environ["XLA_FLAGS"] = (
-        "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    )
+    os.environ["XLA_FLAGS"] = QUICKLY
     with tempfile.TemporaryDirectory() as folder:
         for name in _COPIED:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy

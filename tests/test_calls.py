@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from compiling import QUICKLY
 from random_models import TINY, sharp_params
 
 from jax_llama3 import Model, Sampler, generate, load, save, score
@@ -74,7 +75,7 @@ def test_without_jit_the_tokens_are_the_same() -> None:
     # In a process of its own: what jit would have made an array of JAX's the checker of types sees.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     # Thousands of programs of one operation each, which there is nothing to optimise in.
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    environment["XLA_FLAGS"] = QUICKLY
     subprocess.run([sys.executable, "-c", UNJITTED], check=True, env=environment)
 
 
