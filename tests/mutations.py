@@ -94,6 +94,7 @@ def run(tests: list[str], mutation: Mutation | None) -> str:
 
     A test that does not run, or fails because the bug is no program, raises RuntimeError.
     """
+    import jaxtyping
     import pytest
 
     sys.dont_write_bytecode = True
@@ -101,6 +102,8 @@ def run(tests: list[str], mutation: Mutation | None) -> str:
     sys.modules["numba"] = None  # pyright: ignore[reportArgumentType]
     # Nor does a bug hide from a program that is compiled in a third of the time.
     os.environ["XLA_FLAGS"] = QUICKLY
+    # A test has to see it by its numbers; to check the types of arrays takes as long as the test.
+    jaxtyping.install_import_hook = lambda *_: None
     with tempfile.TemporaryDirectory() as folder:
         for name in _COPIED:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy

@@ -60,7 +60,8 @@ def _parse(data: bytes) -> Any:
             "SentencePiece's files need the packages sentencepiece and protobuf: "
             f"pip install --upgrade 'jax_llama3[convert]' ({error})"
         ) from None
-    model = sentencepiece_model_pb2.ModelProto()
+    made: Any = sentencepiece_model_pb2  # its classes are made as it is imported
+    model = made.ModelProto()
     try:
         model.ParseFromString(data)
     except (DecodeError, UnicodeDecodeError) as error:
