@@ -46,7 +46,7 @@ def default_model() -> Model:
     return load(fetch("smollm2-135m-instruct"))
 
 
-PLAIN_FORM = pytest.param("plain", marks=[pytest.mark.slow, pytest.mark.plain])
+PLAIN_FORM = pytest.param("plain", marks=[pytest.mark.slow, pytest.mark.quickly])
 
 
 @pytest.fixture(scope="session", params=[PLAIN_FORM, "fast"])
