@@ -8,9 +8,6 @@ BIN := $(VENV)/bin
 # The version the tests are run with; installed first, so that nothing else chooses a build.
 TORCH ?= torch==2.13.0
 
-# Of a library as large as transformers few files are used; they are compiled as they are imported.
-export PIP_NO_COMPILE := 1
-
 .PHONY: demo test slow course lint clean
 
 demo: $(VENV)/demo
