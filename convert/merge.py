@@ -213,6 +213,7 @@ class _Merged:
         changes: dict[str, Change],
     ) -> None:
         self._base, self._tensors, self._changes = base, tensors, changes
+        self._folder = adapter.files[0].path.parent
         self._shapes = {name: info.shape for name, info in adapter.tensors.items()}
         self._read_weight, self._read_a, self._read_b = (adapter.reader() for _ in range(3))
         table = rules("huggingface", base.config)
@@ -228,8 +229,14 @@ class _Merged:
         else:
             rows = self._read_weight(change.weight, start, stop)
         if change.a is not None and change.b is not None:
-            added = self._product(name, change.a, change.b, start, stop)
-            added *= np.float32(change.scaling)
+            with np.errstate(all="ignore"):  # what is not finite is refused by name
+                added = self._product(name, change.a, change.b, start, stop)
+                added *= np.float32(change.scaling)
+            if not np.isfinite(added).all():
+                raise ValueError(
+                    f"{self._folder}: what {change.a} and {change.b} add, times {change.scaling:g}, holds NaN or "
+                    "infinity; the adapter is damaged, or its scale is too large"
+                )
             rows = rows.astype(np.float32) + added
         return cast(name, rows, dtype)
 

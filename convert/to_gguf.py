@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ def to_gguf(
     Norms are float32, as llama.cpp wants them. Int8 weights, and what the format cannot say, raise
     ValueError, an existing output FileExistsError.
     """
+    if find_spec("gguf") is None:
+        raise ModuleNotFoundError(
+            "to-gguf needs the package gguf: pip install 'jax_llama3[convert]'"
+        )
     path, file = Path(path), Path(file)
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype {dtype!r} is not supported, only {', '.join(DTYPES)}")

@@ -520,7 +520,16 @@ def test_a_config_that_is_null_changes_nothing(tmp_path: Path) -> None:
     assert {info.kept for info in source.tensors.values()} == {None}
 
 
-@pytest.mark.parametrize("target", ["re:(a+)+b", "re:" + ".*" * 9 + "x", "re:("])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "re:(a+)+b",
+        "re:" + ".*" * 9 + "x",
+        "re:" + ".?" * 40 + ".*!",
+        "re:" + "(?:.|..|)" * 28 + "!",
+        "re:(",
+    ],
+)
 def test_a_pattern_that_takes_for_ever_is_refused(tmp_path: Path, target: str) -> None:
     config = json.loads(json.dumps(PACKED))
     other = json.loads(json.dumps(config["config_groups"]["group_0"]))

@@ -209,13 +209,14 @@ def test_a_name_is_brought_and_converted(tmp_path: Path, hub: tuple) -> None:
     other = sharp_params(7, TINY)
     newer = write_folder(tmp_path / "newer", V4, hf_tensors(other))
     handler.repositories[REPOSITORY]["v2"] = newer
-    converted, fetched, again, second, later, foreign = run(
+    converted, fetched, again, second, later, unnamed, foreign = run(
         environment,
         ["to-jax", REPOSITORY, str(tmp_path / "out")],
         ["fetch", REPOSITORY],
         ["fetch", f"{REPOSITORY}@main"],
         ["to-jax", f"{REPOSITORY}@v2", str(tmp_path / "second")],
         ["fetch", f"{REPOSITORY}@v2"],
+        ["fetch", REPOSITORY, str(tmp_path / "second")],
         ["fetch", "another-lab/Tiny.Llama-1"],
     )
     assert converted.status == 0, converted.err
@@ -236,6 +237,7 @@ def test_a_name_is_brought_and_converted(tmp_path: Path, hub: tuple) -> None:
     source = read_manifest(tmp_path / "second")["source"]
     assert (source["asked"], source["revision"]) == ("v2", commit(REPOSITORY, "v2"))
     check_refusal(later, "holds another model or revision")
+    check_refusal(unnamed, "holds another model or revision")
     check_refusal(foreign, "holds another model")
 
 
@@ -363,6 +365,12 @@ def test_names_and_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert _choose("n", files[:3]) == files[:3]
     shards = ["original/consolidated.00.pth", "original/params.json", "original/../../x", "x.pth"]
     assert _choose("n", shards) == shards[:2]
+    variants = ["config.json", "model.safetensors", "model.fp16.safetensors"]
+    assert _choose("n", variants) == variants[:2]
+    parts = ["m-00002-of-00002.gguf", "m-00001-of-00002.gguf"]
+    assert _choose("n", parts) == parts[::-1]
+    with pytest.raises(ValueError, match="3 GGUF files"):
+        _choose("n", [*parts, "other.gguf"])
     with pytest.raises(ValueError, match="2 GGUF files"):
         _choose("n", ["a.gguf", "b.gguf"])
 

@@ -276,6 +276,7 @@ KINDS: dict[str, tuple[dict, str]] = {
     "a rank of text": ({"r": "8"}, "r '8' is not a positive integer"),
     "a rank of zero": ({"r": 0}, "r 0 is not a positive integer"),
     "an alpha that is NaN": ({"lora_alpha": float("nan")}, "lora_alpha nan is not a number"),
+    "an alpha of 400 digits": ({"lora_alpha": 10**400}, "lora_alpha 10+ is not a number"),
     "a rank of a pattern": ({"rank_pattern": {"q_proj": -1}}, "rank_pattern of q_proj -1 is not"),
     "a pattern that is a list": ({"alpha_pattern": [1]}, r"alpha_pattern \[1\] is not an object"),
     "targets of numbers": ({"target_modules": [3]}, r"target_modules \[3\] is not a list"),
@@ -368,11 +369,14 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         merge(tmp_path / "jax", tmp_path / "large", tmp_path / "out")
     tensors[f"{LAYER}.lora_B.weight"][3] = np.nan
     write_adapter(tmp_path / "nan", tensors)
-    with pytest.raises(ValueError, match=r"q_proj.weight holds NaN"):
+    with pytest.raises(ValueError, match=r"q_proj.lora_A.weight .* holds NaN .*; the ada"):
         merge(tmp_path / "jax", tmp_path / "nan", tmp_path / "out")
+    write_adapter(tmp_path / "alpha", lora(SHAPES), lora_alpha=1e308)
+    with pytest.raises(ValueError, match=r"alpha: what .* holds NaN or infinity; the adapter is"):
+        merge(tmp_path / "jax", tmp_path / "alpha", tmp_path / "out")
     with pytest.raises(ValueError, match="scale inf is not a finite number"):
         merge(tmp_path / "jax", tmp_path / "nan", tmp_path / "out", scale=float("inf"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["jax", "large", "nan"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alpha", "jax", "large", "nan"]
 
 
 def test_what_is_no_adapter_folder_is_named(tmp_path: Path) -> None:

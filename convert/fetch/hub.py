@@ -9,6 +9,8 @@ from typing import NamedTuple
 _NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
 _TEXTS = re.compile(r"[^/]+\.json|(additional_chat_templates/)?[^/]+\.jinja")
 _SLOW_TOKENIZER = ("tokenizer.model", "merges.txt")  # of no use beside a tokenizer.json
+_PLAIN = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+_GGUF_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf")
 _AT_A_TIME = 4
 _TIMEOUT = 30.0  # seconds
 
@@ -131,14 +133,16 @@ def _choose(name: str, files: list[str]) -> list[str]:
     """The files of the one format that is taken.
 
     It is Hugging Face's safetensors, else Mistral's, else Meta's, else torch's files beside a
-    config.json, else a single GGUF file.
+    config.json, else a single GGUF file, which may be in parts.
     """
     top = [file for file in files if "/" not in file]
     safetensors = [file for file in top if file.endswith(".safetensors")]
     texts = {file for file in files if _TEXTS.fullmatch(file)}
     if "tokenizer.json" not in top:
         texts.update(_SLOW_TOKENIZER)
-    if plain := [file for file in safetensors if not file.startswith("consolidated")]:
+    # Beside them may lie variants of another dtype, such as model.fp16.safetensors.
+    plain = [file for file in safetensors if _PLAIN.fullmatch(file)]
+    if plain := plain or [file for file in safetensors if not file.startswith("consolidated")]:
         return [file for file in files if file in plain or file in texts]
     if safetensors and "params.json" in top:
         return [file for file in top if file in safetensors or file in texts]
@@ -149,8 +153,8 @@ def _choose(name: str, files: list[str]) -> list[str]:
     if torch and "config.json" in top:
         return [file for file in files if file in torch or file in texts]
     ggufs = [file for file in top if file.endswith(".gguf")]
-    if len(ggufs) == 1:
-        return ggufs
+    if len({_GGUF_PART.sub("", file) for file in ggufs}) == 1:
+        return sorted(ggufs)
     if ggufs:
         raise ValueError(f"{name} holds {len(ggufs)} GGUF files; download one and convert it")
     raise ValueError(f"{name} holds no safetensors, no files of torch's or Meta's, and no GGUF")

@@ -115,7 +115,7 @@ def _check_same(
     else:
         repository, _, revision = name.partition("@")
         known = (source.get("asked"), source.get("revision"))
-        same = source.get("hub") == repository and (not revision or revision in known)
+        same = source.get("hub") == repository and (revision or "main") in known
     if not same:
         raise FileExistsError(
             f"{folder} holds another model or revision; choose another place, or add --overwrite"
@@ -124,6 +124,8 @@ def _check_same(
     quantized = holds_quantized(tensors)
     if quantize is not None and not quantized:
         raise FileExistsError(f"{folder} holds the model without int8; add --overwrite")
+    if quantize is None and quantized and dtype is not None:
+        raise FileExistsError(f"{folder} holds the model as int8; add --overwrite")
     # Of a quantised model `dtype` is that of the norms.
     stored = {tensors["norm"]["dtype"]} if quantized else {e["dtype"] for e in tensors.values()}
     # Of a package, which is quantised, `keep` gives float32; of a hub's model it takes what is there.

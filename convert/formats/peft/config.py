@@ -1,6 +1,7 @@
 """An adapter_config.json of PEFT: what it says of a LoRA adapter, and what is no such adapter."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +81,7 @@ class LoraConfig(NamedTuple):
         """What B A is multiplied by."""
         rank = self.rank_of(match)
         alpha = self.alpha if match.alpha is None else self.alphas[match.alpha]
-        return alpha / (math.sqrt(rank) if self.rslora else rank)
+        return float(alpha) / (math.sqrt(rank) if self.rslora else rank)
 
 
 def read_config(path: Path) -> LoraConfig:
@@ -174,7 +175,8 @@ def _numbers(values: dict[str, Any], key: str, kind: type) -> dict[str, Any]:
 
 
 def _number(key: str, value: Any, kind: type) -> Any:
-    fits = type(value) is int or (kind is float and type(value) is float and math.isfinite(value))
+    types = (int,) if kind is int else (int, float)
+    fits = type(value) in types and abs(value) <= sys.float_info.max
     if not fits or (kind is int and value < 1):
         raise ValueError(
             f"{key} {value!r} is not a {'positive integer' if kind is int else 'number'}"

@@ -201,7 +201,12 @@ def _parse_state(name: str, kind: str, data: bytes) -> _State:
     sides = shape if isinstance(shape, list) else []
     if len(sides) != 2 or not all(type(n) is int and n > 0 for n in sides):
         raise ValueError(f"{name}: shape {shape!r} is not that of a matrix")
-    if values.get("quant_type") != kind or size not in _BLOCK_SIZES or dtype not in FLOATS:
+    if (
+        values.get("quant_type") != kind
+        or type(size) is not int
+        or size not in _BLOCK_SIZES
+        or dtype not in FLOATS
+    ):
         raise ValueError(
             f"{name}: quant_type {values.get('quant_type')!r} with blocksize {size!r} and dtype "
             f"{dtype!r} is nothing that bitsandbytes writes"

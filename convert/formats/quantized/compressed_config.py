@@ -39,8 +39,9 @@ _WEIGHT_KEYS = (
 _KINDS = ("int", "float")
 _FORMATS = ("float-quantized", "int-quantized", "naive-quantized", "pack-quantized")
 _STRATEGIES = ("tensor", "channel", "group", "block")
-# A pattern of a hostile file may take a lifetime to compare, if what repeats may repeat.
-_MOST_REPETITIONS = 3
+# A pattern of a hostile file may take a lifetime to compare: with what may repeat or be left out, and
+# with every group of alternatives, the ways to match multiply.
+_MOST_CHOICES = 4
 
 
 class Scheme(NamedTuple):
@@ -173,8 +174,11 @@ def _matches(module: str, target: str) -> bool:
 
 
 def _matches_pattern(module: str, pattern: str) -> bool:
-    repetitions = len(re.findall(r"(?<!\\)[*+{]", pattern))
-    if repetitions > _MOST_REPETITIONS or re.search(r"\)[*+{]", pattern) or len(pattern) > 1000:
+    choices = len(re.findall(r"(?<![\\(])[*+{?]", pattern)) + len(
+        re.findall(r"\([^()]*\|", pattern)
+    )
+    repeated = re.search(r"\)[*+{?]", pattern) or re.search(r"\([^()]*\(", pattern)
+    if choices > _MOST_CHOICES or repeated or len(pattern) > 1000:
         raise ValueError(
             f"quantization_config: the target {pattern[:80]!r} repeats too much to be compared; "
             "name its modules instead"
