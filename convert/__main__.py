@@ -14,7 +14,7 @@ from jax_llama3.runtime.picture import check_picture
 from jax_llama3.text.tokenizer import LLAMA3
 
 from .export import to_hf, to_meta
-from .fetch.hub import download, is_hub_name
+from .fetch.hub import Snapshot, download, is_hub_name
 from .fetch.models import fetch, located
 from .inspection import inspect
 from .merge import merge
@@ -165,20 +165,20 @@ def _fetch(options: argparse.Namespace) -> None:
 
 
 def _to_jax(options: argparse.Namespace) -> None:
-    dtype = options.dtype or "keep"
-    path, origin = Path(options.source), None
+    source = Snapshot(Path(options.source))
     if is_hub_name(options.source):
         check_output(options.folder, overwrite=options.overwrite)
-        path, origin = download(options.source)
+        source = download(options.source)
     to_jax(
-        path,
+        source.path,
         options.folder,
-        dtype=dtype,
+        dtype=options.dtype or "keep",
         quantize=options.quantize,
         overwrite=options.overwrite,
         rope_factor=options.rope_factor,
         chat_format=options.chat_format,
-        origin=origin,
+        origin=source.origin,
+        notes=source.notes,
         on_note=_note,
     )
     _say(options.folder)

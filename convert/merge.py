@@ -234,8 +234,9 @@ class _Merged:
                 added *= np.float32(change.scaling)
             if not np.isfinite(added).all():
                 raise ValueError(
-                    f"{self._folder}: what {change.a} and {change.b} add, times {change.scaling:g}, holds NaN or "
-                    "infinity; the adapter is damaged, or its scale is too large"
+                    f"{self._folder}: what {change.a} and {change.b} add, times "
+                    f"{change.scaling:g}, holds NaN or infinity; the adapter is damaged, or its "
+                    "scale is too large"
                 )
             rows = rows.astype(np.float32) + added
         return cast(name, rows, dtype)

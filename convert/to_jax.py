@@ -48,6 +48,7 @@ def to_jax(
     rope_factor: float | None = None,
     chat_format: str | None = None,
     origin: dict | None = None,
+    notes: tuple[str, ...] = (),
     on_note: Callable[[str], None] = lambda note: None,
 ) -> None:
     """Convert the checkpoint at `path` into the new folder `folder`.
@@ -56,22 +57,19 @@ def to_jax(
     matrices become int8 values and float32 scales, as `jax_llama3.quantize` makes them, and `dtype` is
     that of the norms. `rope_factor` is that of `open_source`. `chat_format` "llama3" says of a model
     without a chat template that it is an Instruct model, which speaks Llama 3's own format. `origin`
-    goes into the manifest: it says where the files came from. `on_note` is called at the end with
-    each line that the user should hear of, which the manifest keeps too. What cannot be converted exactly raises
-    ValueError, and an output that
-    exists FileExistsError; then nothing is written.
+    and `notes` go into the manifest: where the files came from, and what was decided as they came.
+    `on_note` is called at the end with each line that the user should hear of, which the manifest
+    keeps too. What cannot be converted exactly raises ValueError, and an output that exists
+    FileExistsError; then nothing is written.
     """
     path, folder = Path(path), Path(folder)
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is not supported, only {', '.join(DTYPES)}")
-    if quantize not in (None, *QUANTIZATIONS):
-        raise ValueError(f"quantize {quantize!r} is not supported, only {', '.join(QUANTIZATIONS)}")
+    _check_choices(dtype, quantize)
     check_output(folder, overwrite=overwrite)
     refuse_overlap(path, folder)
     with Hashing() as hashing:
         source = resolve_tie(open_source(path, rope_factor, hashing.add))
         texts, chat = choose_chat_format(source.texts, chat_format)
-        decided = [*source.decisions, *beyond_rows(texts, source.config.vocab_size), *chat]
+        decided = [*notes, *source.decisions, *beyond_rows(texts, source.config.vocab_size), *chat]
         kept = None if dtype == "keep" else dtype
         tensors = plan(source, kept, quantize=quantize is not None)
         hashes = hashing.result(source.files)
@@ -93,6 +91,13 @@ def to_jax(
     # Only now: a conversion that fails says one line, which is why.
     for note in (decision for decision in decided if decision.startswith(NOTE)):
         on_note(note)
+
+
+def _check_choices(dtype: str, quantize: str | None) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not supported, only {', '.join(DTYPES)}")
+    if quantize not in (None, *QUANTIZATIONS):
+        raise ValueError(f"quantize {quantize!r} is not supported, only {', '.join(QUANTIZATIONS)}")
 
 
 def refuse_overlap(path: Path, folder: Path) -> None:

@@ -18,9 +18,9 @@ MODEL = Model(TINY, sharp_params(7, TINY), None)
 PROMPTS = [[5, 9, 2], [77]]
 SAMPLERS = {
     "greedy": Sampler(),
-    "everything": Sampler(
-        temperature=1.5, top_k=60, top_p=0.95, min_p=0.01, repetition_penalty=1.2
-    ),
+    "all filters": Sampler(temperature=1.5, top_k=60, top_p=0.95, min_p=0.01),
+    "penalty": Sampler(repetition_penalty=1.5),
+    "penalty and temperature": Sampler(temperature=0.7, repetition_penalty=1.2),
 }
 SETTINGS = {
     "debug_nans": lambda: jax.debug_nans(True),

@@ -15,6 +15,7 @@ for name in ("torch", "transformers", "llama_models"):
 from checkpoints import (
     META,
     META_PARAMS,
+    V4,
     divisors,
     hf_tensors,
     write_folder,
@@ -196,6 +197,16 @@ def test_a_folder_of_other_files_is_noted(source: Path, tmp_path: Path) -> None:
     comparison = compare(source, tmp_path / "out")
     assert comparison.notes == ["the folder was converted from other files than these"]
     assert comparison.first == "embed"
+
+
+def test_names_that_transformers_does_not_find_are_not_compared(tmp_path: Path) -> None:
+    tensors = {
+        f"module.{name}": tensor for name, tensor in hf_tensors(sharp_params(1, TINY)).items()
+    }
+    wrapped = write_folder(tmp_path / "in", V4, tensors)
+    to_jax(wrapped, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"transformers does not find lm_head.weight and 20 more"):
+        compare(wrapped, tmp_path / "out")
 
 
 def test_an_export_is_not_compared(source: Path, tmp_path: Path) -> None:

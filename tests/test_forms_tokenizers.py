@@ -97,6 +97,8 @@ SLOW_FAULTS = {
     "an id below 0": ("added_tokens.json", '{"<|im_start|>": -1}'),
     "an end without an id": ("added_tokens.json", "{}"),
     "no list of tokens": ("added_tokens.json", "[3]"),
+    "an id that is no whole number": ("added_tokens.json", '{"<|im_start|>": 699.7}'),
+    "an id that is a word": ("added_tokens.json", '{"<|im_start|>": "x"}'),
 }
 
 

@@ -107,7 +107,7 @@ def test_a_gguf_file_of_the_pieces_has_the_same_ids(kind: str) -> None:
 def test_every_text_comes_back(kind: str, legacy: bool) -> None:
     """Only the sign of a space is a space afterwards, as in SentencePiece itself."""
     tokenizer = tokenizer_of(kind, legacy=legacy)
-    for text in TEXTS[::4] + ODD:
+    for text in TEXTS + ODD:
         expected = text.replace("\u2581", " ")
         assert tokenizer.decode(tokenizer.encode(text)) == expected
         ids = tokenizer.encode(text, bos=True)
@@ -229,6 +229,79 @@ def test_a_cut_or_flipped_file_gives_pieces_or_a_value_error() -> None:
             except ValueError:
                 continue
             assert len(file.pieces) <= len(data)
+
+
+def folder_of(path: Path, kind: str, **settings: object) -> Path:
+    """A Hugging Face folder whose tokenizer is SentencePiece's file and these settings."""
+    (path / MODEL).write_bytes(trained(kind))
+    named = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    (path / "tokenizer_config.json").write_text(json.dumps({**named, "legacy": False, **settings}))
+    return path
+
+
+def added(token: str = "700", **entry: object) -> dict:
+    return {"added_tokens_decoder": {token: entry}}
+
+
+LIES: dict[str, tuple[dict, str]] = {
+    "a word for a flag": ({"legacy": "false"}, "legacy 'false'"),
+    "a word for the beginning": ({"add_bos_token": "true"}, "add_bos_token 'true'"),
+    "a number for the prefix": ({"add_prefix_space": 0}, "add_prefix_space 0"),
+    "a list": ({"added_tokens_decoder": [1]}, "is no object of tokens"),
+    "no content": (added(), "is no object of tokens"),
+    "a number as content": (added(content=5), "is no object of tokens"),
+    "a word for an id": (added("abc", content="<x>"), "'abc' is no token id"),
+    "an id below 0": (added("-1", content="<x>"), "'-1' is no token id"),
+    "two ids": (
+        {"added_tokens_decoder": {i: {"content": "<x>"} for i in ("700", "701")}},
+        "under two ids",
+    ),
+    "spaces before": (added(content="<x>", lstrip=True), "takes spaces"),
+    "spaces after": (added(content="<x>", rstrip=True), "takes spaces"),
+    "a space in it": (added(content=" the"), "takes spaces"),
+    "the sign of a space in it": (added(content="\u2581the x"), "takes spaces"),
+}
+
+
+@pytest.mark.parametrize("case", LIES)
+def test_settings_that_cannot_be_followed_are_refused_in_a_line(tmp_path: Path, case: str) -> None:
+    settings, message = LIES[case]
+    with pytest.raises(ValueError, match=message) as caught:
+        huggingface_texts(folder_of(tmp_path, "llama", **settings), {})
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "around"),
+    [
+        ("lstrip", "a  <x>b", ("a", "b")),
+        ("lstrip", "a<x>  b", ("a", "  b")),
+        ("rstrip", "a<x>  b", ("a", "b")),
+        ("rstrip", "a  <x>b", ("a  ", "b")),
+        ("single_word", "a <x> b", ("a ", " b")),
+        ("single_word", "a<x>b", None),
+    ],
+)
+@pytest.mark.parametrize(("kind", "legacy"), [("llama", True), ("no space before", False)])
+def test_an_added_token_takes_the_spaces_that_its_flags_say(
+    tmp_path: Path, kind: str, legacy: bool, flag: str, text: str, around: tuple[str, str] | None
+) -> None:
+    token = added(content="<x>", special=False, normalized=False, **{flag: True})
+    texts = huggingface_texts(folder_of(tmp_path, kind, legacy=legacy, **token), {})[0]
+    tokenizer = build(json.loads(texts[JSON]))
+    found = tokenizer.encode(text, add_special_tokens=False).ids
+    if around is None:
+        assert 700 not in found
+    else:
+        before, after = (tokenizer.encode(part, add_special_tokens=False).ids for part in around)
+        assert found == [*before, 700, *after]
+
+
+def test_a_token_of_a_million_characters_is_refused_at_once() -> None:
+    pieces = [Piece("a", -99.0, NORMAL), Piece("a" * 1_000_000, 0, NORMAL)]
+    with pytest.raises(ValueError, match="has 1000000 characters"):
+        pieces_json(pieces, {}, Spaces(True, True))
 
 
 def piece(text: str, score: float, kind: int = NORMAL) -> Piece:

@@ -83,7 +83,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 if name in self.gated:
                     self.refuse(403 if self.headers["Authorization"] else 401, "GatedRepo")
                 else:
-                    self.send_file(revision, {**revisions, **commits}[revision] / file, body=body)
+                    folder = {**revisions, **commits}[revision]
+                    own = commit(name, revision) if revision in revisions else revision
+                    self.send_file(own, folder / file, body=body)
                 return
         self.refuse(404, "RepoNotFound")
 
@@ -110,9 +112,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if body:
             self.wfile.write(data)
 
-    def send_file(self, revision: str, path: Path, *, body: bool) -> None:
+    def send_file(self, own: str, path: Path, *, body: bool) -> None:
         data, wanted = path.read_bytes(), self.headers["Range"]
-        headers = {"ETag": f'"{sha(data)}"', "X-Repo-Commit": revision}
+        headers = {"ETag": f'"{sha(data)}"', "X-Repo-Commit": own}
         first = int(re.findall(r"bytes=(\d+)-", wanted)[0]) if wanted else 0
         if wanted:
             headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
@@ -261,6 +263,33 @@ def test_without_the_network_the_cache_is_read(tmp_path: Path, hub: tuple) -> No
         source = read_manifest(tmp_path / name)["source"]
         assert source["revision"] == commit(REPOSITORY, "main")
     check_refusal(absent, "lab/absent is not in the hub's cache, and HF_HUB_OFFLINE forbids")
+
+
+KEPT_BY_ANOTHER = """
+import sys
+from huggingface_hub import hf_hub_download
+
+for file in sys.argv[2:]:
+    hf_hub_download(sys.argv[1], file)
+"""
+
+
+def test_a_cache_that_another_program_filled_is_read_with_a_note(
+    tmp_path: Path, hub: tuple
+) -> None:
+    handler, environment = hub
+    folder = publish(handler, tmp_path)
+    (folder / "tokenizer.json").write_text("{}")
+    files = ["config.json", "model.safetensors"]
+    command = [sys.executable, "-c", KEPT_BY_ANOTHER, REPOSITORY, *files]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    offline = {**environment, "HF_HUB_OFFLINE": "1"}
+    (done,) = run(offline, ["to-jax", REPOSITORY, str(tmp_path / "out")])
+    assert done.status == 0, done.err
+    note = f"note: the hub's cache does not say what {REPOSITORY} holds"
+    assert done.err.startswith(note)
+    decisions = read_manifest(tmp_path / "out")["decisions"]
+    assert any(line.startswith(note) for line in decisions)
 
 
 @pytest.mark.slow

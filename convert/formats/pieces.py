@@ -5,6 +5,7 @@ import re
 from typing import Any, NamedTuple
 
 SPACE = "\u2581"  # what a space is in a piece
+_LONGEST = 1000
 
 # The kinds of pieces, numbered alike in SentencePiece's files and in GGUF.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -52,8 +53,10 @@ def pieces_json(pieces: list[Piece], added: dict[int, dict], spaces: Spaces) -> 
     tokenizer = Tokenizer(model)
     tokenizer.normalizer, tokenizer.pre_tokenizer = _steps(spaces, symbols)
     tokenizer.decoder = _decoder(spaces)
-    # A special token found in the text as it is cuts it into parts, each of which gets a space.
-    normalized = not spaces.prefix_after_special
+    # A special token found in the text as it is cuts it into parts, each of which is a text of its own.
+    normalized = (spaces.prefix or spaces.collapse) and not spaces.prefix_after_special
+    if normalized:
+        _check_added(added)
     special = {
         index: {"content": piece.text, "special": True}
         for index, piece in enumerate(pieces)
@@ -62,6 +65,17 @@ def pieces_json(pieces: list[Piece], added: dict[int, dict], spaces: Spaces) -> 
     for _, entry in sorted({**special, **added}.items()):
         tokenizer.add_tokens([AddedToken(**{**entry, "normalized": normalized})])
     return tokenizer.to_str().encode()
+
+
+def _check_added(added: dict[int, dict]) -> None:
+    """Refuse tokens that stand for spaces, if they are looked for where spaces are "\u2581"."""
+    for entry in added.values():
+        text = entry["content"]
+        if entry.get("lstrip") or entry.get("rstrip") or " " in text or SPACE in text:
+            raise ValueError(
+                f"its added token {text!r} takes spaces with it, which a tokenizer.json cannot say "
+                "where no space follows a special token; convert a folder that has a tokenizer.json"
+            )
 
 
 def _marked(piece: Piece, entry: dict | None) -> Piece:
@@ -90,6 +104,8 @@ def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
     leftmost. That is the same if no two pieces have one score, which is checked. The two ways to make
     one piece follow each other; that their order does not matter was seen in many texts, not proved.
     """
+    for piece in pieces:
+        _check_length(piece.text)
     scores = {piece.text: piece.score for piece in pieces if piece.kind == NORMAL}
     ranked = sorted(scores, key=lambda text: -scores[text])
     merges: list[tuple[str, str]] = []
@@ -115,6 +131,12 @@ def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
     if not all(map(math.isfinite, scores.values())):
         raise ValueError("its vocabulary holds a score that is not finite")
     return merges
+
+
+def _check_length(text: str) -> None:
+    """Refuse what is no token of a language; the ways to cut it would take very long to try."""
+    if len(text) > _LONGEST:
+        raise ValueError(f"its token {text[:20]!r}... has {len(text)} characters")
 
 
 def _is_merge(text: str, cut: int, scores: dict[str, float]) -> bool:

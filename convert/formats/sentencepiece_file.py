@@ -56,9 +56,10 @@ def _parse(data: bytes) -> Any:
         from sentencepiece import sentencepiece_model_pb2
     # An older protobuf refuses what sentencepiece brings by an error of its own kind.
     except Exception as error:
+        reason = " ".join(str(error).split())
         raise ModuleNotFoundError(
             "SentencePiece's files need the packages sentencepiece and protobuf: "
-            f"pip install --upgrade 'jax_llama3[convert]' ({error})"
+            f"pip install --upgrade 'jax_llama3[convert]' ({reason})"
         ) from None
     made: Any = sentencepiece_model_pb2  # its classes are made as it is imported
     model = made.ModelProto()

@@ -47,7 +47,7 @@ def make_tokenizer(folder: Path, settings: dict) -> MadeTokenizer | None:
     `settings` are those of tokenizer_config.json. What transformers would read in another way than
     these raises ValueError.
     """
-    special_map = _optional(folder / _MAP)
+    special_map = optional_json(folder / _MAP)
     settings = {**special_map, **settings}
     used = [name for name in (_ADDED, _MAP) if (folder / name).is_file()]
     if (folder / MODEL).is_file():
@@ -134,12 +134,12 @@ def _added_tokens(folder: Path, settings: dict, vocab: dict[str, int]) -> dict[i
     listed = [token for key in _LISTED for token in _as_list(settings.get(key))]
     special = {_content(settings[key]) for key in _NAMED if settings.get(key)}
     special |= {_content(token) for token in listed}
-    if isinstance(decoder := settings.get("added_tokens_decoder"), dict):
-        added = {int(token): _entry(value) for token, value in decoder.items()}
+    if (decoder := settings.get("added_tokens_decoder")) is not None:
+        added = _listed_tokens(decoder)
     else:
-        extra = _optional(folder / _ADDED)
+        extra = optional_json(folder / _ADDED)
         added = {
-            int(token): {"content": name, "normalized": name not in special}
+            _token_id(token, _ADDED): {"content": name, "normalized": name not in special}
             for name, token in extra.items()
         }
         added |= {
@@ -159,6 +159,26 @@ def _added_tokens(folder: Path, settings: dict, vocab: dict[str, int]) -> dict[i
     return added
 
 
+def _listed_tokens(decoder: Any) -> dict[int, dict]:
+    """The added_tokens_decoder of tokenizer_config.json, by id."""
+    where = "added_tokens_decoder in tokenizer_config.json"
+    values = decoder.values() if isinstance(decoder, dict) else [decoder]
+    if not all(isinstance(v, dict) and isinstance(v.get("content"), str) for v in values):
+        raise ValueError(f"{where} is no object of tokens with their content")
+    names = [value["content"] for value in values]
+    if len({*names}) < len(names):
+        raise ValueError(f"{where} has the same token under two ids")
+    return {_token_id(token, where): _entry(value) for token, value in decoder.items()}
+
+
+def _token_id(value: Any, where: str) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdecimal():
+        return int(value)
+    if type(value) is int and value >= 0:
+        return value
+    raise ValueError(f"{where}: {value!r} is no token id")
+
+
 def _as_list(tokens: Any) -> list:
     return list(tokens.values()) if isinstance(tokens, dict) else list(tokens or [])
 
@@ -172,5 +192,6 @@ def _entry(value: dict) -> dict:
     return {"content": value["content"], **{key: value[key] for key in flags if key in value}}
 
 
-def _optional(path: Path) -> dict:
+def optional_json(path: Path) -> dict:
+    """What a file says; nothing if it is not there."""
     return read_json(path) if path.is_file() else {}

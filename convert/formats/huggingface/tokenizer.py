@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jax_llama3.checkpoint.manifest import json_bytes, read_json
+from jax_llama3.checkpoint.manifest import json_bytes
 from jax_llama3.text.tokenizer import (
     GENERATION,
     JSON,
@@ -19,8 +19,9 @@ from jax_llama3.text.vocabulary import MetaVocabulary, byte_level
 
 from ..sentencepiece_file import is_sentencepiece
 from ..tokenizer import byte_level_bpe, generation_bytes
-from .slow_tokenizer import MadeTokenizer, make_tokenizer
+from .slow_tokenizer import MadeTokenizer, make_tokenizer, optional_json
 
+_FLAGS = ("add_bos_token", "add_prefix_space", "legacy")
 _GENERATION = "generation_config.json"
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
@@ -89,10 +90,14 @@ def _huggingface_texts(folder: Path, config_values: dict) -> TokenizerTexts:
 
 def _settings(folder: Path) -> dict:
     """tokenizer_config.json, with the special tokens that older folders keep in a file of their own."""
-    settings = _optional_json(folder / "tokenizer_config.json")
+    path = folder / "tokenizer_config.json"
+    settings = optional_json(path)
+    for key in _FLAGS:
+        if not isinstance(settings.get(key), bool | None):
+            raise ValueError(f"{path}: {key} {settings[key]!r} is neither true nor false")
     if "added_tokens_decoder" in settings:
         return settings
-    return {**settings, **_optional_json(folder / "special_tokens_map.json")}
+    return {**settings, **optional_json(folder / "special_tokens_map.json")}
 
 
 def _special_tokens(settings: dict) -> dict[str, str]:
@@ -134,7 +139,7 @@ def _tokenizer_file(folder: Path) -> MadeTokenizer | None:
 
 def _stop_ids(folder: Path, config_values: dict, tokenizer: Any) -> list[int]:
     """What generation_config.json, or else config.json, says of the ends of a text."""
-    generation = _optional_json(folder / _GENERATION)
+    generation = optional_json(folder / _GENERATION)
     name = _GENERATION if "eos_token_id" in generation else "config.json"
     stops = generation.get("eos_token_id", config_values.get("eos_token_id"))
     stop_ids = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
@@ -166,8 +171,8 @@ def _read_tokenizer(path: Path, data: bytes) -> Any:
 
 def _adds_bos(tokenizer: Any, settings: dict, bos_id: int | None) -> bool:
     """Whether the tokenizer puts the beginning-of-text token before plain text."""
-    if isinstance(settings.get("add_bos_token"), bool):
-        return settings["add_bos_token"]
+    if (given := settings.get("add_bos_token")) is not None:
+        return given
     return bos_id is not None and tokenizer.encode("a").ids[:1] == [bos_id]
 
 
@@ -197,12 +202,6 @@ def _chat_templates(folder: Path, settings: dict) -> dict[str, str]:
 def _template_files(folder: Path) -> list[Path]:
     """The templates beside the default one, which newer folders keep in a folder of their own."""
     return sorted(folder.glob("additional_chat_templates/*.jinja"))
-
-
-def _optional_json(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    return read_json(path)
 
 
 def huggingface_files(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, bytes]:

@@ -81,7 +81,7 @@ class LoraConfig(NamedTuple):
         """What B A is multiplied by."""
         rank = self.rank_of(match)
         alpha = self.alpha if match.alpha is None else self.alphas[match.alpha]
-        return float(alpha) / (math.sqrt(rank) if self.rslora else rank)
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
 def read_config(path: Path) -> LoraConfig:

@@ -1,17 +1,16 @@
 """Which modules an adapter's patterns name, as PEFT matches them.
 
-A pattern is a regular expression from a file that nobody has vouched for, and some take for ever: those
-that are more than a name are matched in a process that can be ended. It runs this file as a script.
+Patterns that are more than a few names are matched in a process that can be ended. It runs this file as
+a script.
 """
 
 import json
 import re
-import subprocess
 import sys
 from typing import Any, NamedTuple
 
-_SECONDS = 10
 _NAME = re.compile(r"[\w.]*")
+_FEW = 100
 
 
 class Match(NamedTuple):
@@ -28,26 +27,13 @@ def match_modules(names: list[str], patterns: dict[str, Any]) -> dict[str, Match
     `patterns` has PEFT's keys target_modules, exclude_modules, layers_to_transform, layers_pattern, and
     the keys of rank_pattern and alpha_pattern as lists.
     """
-    if all(map(_NAME.fullmatch, _texts(patterns))):
+    from ..patterns import run_apart  # not in the script, which stands alone
+
+    texts = _texts(patterns)
+    if len(texts) <= _FEW and all(map(_NAME.fullmatch, texts)):
         return _match(names, patterns)
-    command = [sys.executable, "-I", __file__]
-    try:
-        done = subprocess.run(
-            command,
-            input=json.dumps([names, patterns]),
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        raise ValueError(
-            f"a pattern of target_modules and its like takes more than {_SECONDS} s to match; "
-            "replace it by a list of modules"
-        ) from None
-    if done.returncode:
-        reason = " ".join(done.stderr.split())[-200:]
-        raise ValueError(f"a pattern of target_modules and its like cannot be used: {reason}")
-    return {name: Match(*fields) for name, fields in json.loads(done.stdout).items()}
+    found = run_apart(__file__, [names, patterns], "target_modules and its like")
+    return {name: Match(*fields) for name, fields in found.items()}
 
 
 def _texts(patterns: dict[str, Any]) -> list[str]:

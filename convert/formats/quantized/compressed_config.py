@@ -1,8 +1,8 @@
 """The quantization_config of compressed-tensors: which module's weight is stored how."""
 
-import re
 from typing import Any, NamedTuple
 
+from ..patterns import matching
 from .matrix import check_keys, flag, integer, unsupported
 
 _KEYS = (
@@ -39,9 +39,7 @@ _WEIGHT_KEYS = (
 _KINDS = ("int", "float")
 _FORMATS = ("float-quantized", "int-quantized", "naive-quantized", "pack-quantized")
 _STRATEGIES = ("tensor", "channel", "group", "block")
-# A pattern of a hostile file may take a lifetime to compare: with what may repeat or be left out, and
-# with every group of alternatives, the ways to match multiply.
-_MOST_CHOICES = 4
+_PATTERN = "re:"
 
 
 class Scheme(NamedTuple):
@@ -80,15 +78,19 @@ class Groups(NamedTuple):
 
     schemes: list[tuple[list[str], Scheme]]
 
-    def scheme_of(self, module: str) -> Scheme:
-        """The scheme of a module whose weight is stored quantised."""
-        distinct = {scheme for _, scheme in self.schemes}
-        if len(distinct) == 1:
-            return distinct.pop()
+    def of_modules(self, modules: list[str]) -> dict[str, Scheme]:
+        """The scheme of each module whose weight is stored quantised, as far as one is for it."""
+        if len({scheme for _, scheme in self.schemes}) == 1:
+            return dict.fromkeys(modules, self.schemes[0][1])
+        every = [target for targets, _ in self.schemes for target in targets]
+        patterns = [t.removeprefix(_PATTERN) for t in every if t.startswith(_PATTERN)]
+        matched = matching(patterns, modules, "quantization_config's targets")
+        found: dict[str, Scheme] = {}
         for targets, scheme in self.schemes:
-            if any(_matches(module, target) for target in targets):
-                return scheme
-        raise ValueError(f"{module}.weight is quantised, but no config_groups target it")
+            for module in modules:
+                if any(_is_meant(module, target, matched) for target in targets):
+                    found.setdefault(module, scheme)
+        return found
 
 
 def parse_groups(config: dict) -> Groups:
@@ -165,27 +167,9 @@ def _spacing(name: str, weights: dict) -> tuple[str, int | None, tuple[int, int]
     )
 
 
-def _matches(module: str, target: str) -> bool:
+def _is_meant(module: str, target: str, matched: dict[str, set[str]]) -> bool:
     """Whether a target means a module: its name, its class, or a pattern of its name."""
-    if target.startswith("re:"):
-        return _matches_pattern(module, target.removeprefix("re:"))
+    if target.startswith(_PATTERN):
+        return module in matched[target.removeprefix(_PATTERN)]
     is_embedding = module.endswith("embed_tokens")
     return target in (module, "Embedding" if is_embedding else "Linear")
-
-
-def _matches_pattern(module: str, pattern: str) -> bool:
-    choices = len(re.findall(r"(?<![\\(])[*+{?]", pattern)) + len(
-        re.findall(r"\([^()]*\|", pattern)
-    )
-    repeated = re.search(r"\)[*+{?]", pattern) or re.search(r"\([^()]*\(", pattern)
-    if choices > _MOST_CHOICES or repeated or len(pattern) > 1000:
-        raise ValueError(
-            f"quantization_config: the target {pattern[:80]!r} repeats too much to be compared; "
-            "name its modules instead"
-        )
-    try:
-        return re.match(pattern, module) is not None
-    except (re.error, OverflowError) as error:
-        raise ValueError(
-            f"quantization_config: the target {pattern[:80]!r} is no pattern: {error}"
-        ) from None

@@ -44,13 +44,17 @@ def find(config: dict, tensors: Tensors, part: Part) -> Found:
         *(m for m in modules_with(tensors, "weight") if _is_quantised(tensors, m)),
     ]
 
+    schemes = groups.of_modules(modules)
+
     def make(module: str) -> Matrix:
-        return _matrix(module, groups.scheme_of(module), tensors, part)
+        if module not in schemes:
+            raise ValueError(f"{module}.weight is quantised, but no config_groups target it")
+        return _matrix(module, schemes[module], tensors, part)
 
     matrices, errors = collect(modules, make)
     refuse_all(errors)
-    schemes = sorted({str(scheme) for _, scheme in groups.schemes})
-    return Found(f"compressed-tensors ({'; '.join(schemes)})", matrices, _ACTIVATIONS)
+    named = sorted({str(scheme) for _, scheme in groups.schemes})
+    return Found(f"compressed-tensors ({'; '.join(named)})", matrices, _ACTIVATIONS)
 
 
 def dequantize(
