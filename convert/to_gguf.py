@@ -102,6 +102,13 @@ def _config_fields(config: Config) -> dict[str, Any]:
         "rope.dimension_count": config.head_dim,
         "rope.freq_base": theta,
     }
+    refuse_all(
+        [
+            f"GGUF holds {key} in 32 bits, which cannot say {value}"
+            for key, value in values.items()
+            if value >= 1 << 32
+        ]
+    )
     return {
         "general.architecture": "llama",
         "general.type": "model",

@@ -280,6 +280,9 @@ def test_what_the_format_cannot_say_is_refused(tmp_path: Path) -> None:
     saved(tmp_path / "jax", replace(SMALL, norm_eps=1.0000000001e-5, rope_theta=500000.01))
     with pytest.raises(ValueError, match=r"norm_eps as float32, .*; GGUF holds rope_theta"):
         to_gguf(tmp_path / "jax", tmp_path / "model.gguf")
+    saved(tmp_path / "long", replace(SMALL, max_seq_len=2**33))
+    with pytest.raises(ValueError, match="GGUF holds context_length in 32 bits, which cannot say"):
+        to_gguf(tmp_path / "long", tmp_path / "model.gguf")
     saved(tmp_path / "odd", replace(SMALL, ffn_dim=88))
     with pytest.raises(ValueError, match=r"layers.0.w_down has rows of 88 numbers, and q8_0"):
         to_gguf(tmp_path / "odd", tmp_path / "model.gguf", dtype="q8_0")
