@@ -15,6 +15,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
+from . import glossary
 from .outputs import clean, settle
 from .source import LANGUAGES, notebook, read_lesson, stamp
 
@@ -88,6 +89,8 @@ def main() -> int:
             else:
                 print(f"{path.stem}: ", end="", flush=True)
                 print(f"{build(path):.1f} s", flush=True)
+        if not options.stamp:
+            glossary.write(ROOT)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

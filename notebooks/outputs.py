@@ -30,8 +30,9 @@ def clean(cell: NotebookNode, language: str) -> list[NotebookNode]:
         if picture := made.get("metadata", {}).get("image/png"):
             if "alt" not in picture or "alt_zh" not in picture:
                 raise ValueError(f"cell {cell['id']} shows a picture without alt text; use show()")
-            alt = picture["alt" if language == "en" else "alt_zh"]
-            made.metadata = NotebookNode({"image/png": NotebookNode({"alt": alt})})
+            words = {"alt": picture["alt" if language == "en" else "alt_zh"]}
+            words |= {name: picture[name] for name in ("width",) if name in picture}
+            made.metadata = NotebookNode({"image/png": NotebookNode(words)})
             made.data = NotebookNode({"image/png": made.data["image/png"].strip()})
         elif "image/png" in made.get("data", {}):
             raise ValueError(f"cell {cell['id']} shows a picture without alt text; use show()")

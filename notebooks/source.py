@@ -14,6 +14,8 @@ import jupytext
 import nbformat
 from nbformat import NotebookNode
 
+from . import entry
+
 LANGUAGES = ("en", "zh")
 _MARK = re.compile(r"^(\s*)# (en|zh):(.*)$")
 _CHINESE = re.compile(r'^# %% \[markdown\] id="([^"]*)" lang="zh".*$', re.MULTILINE)
@@ -26,21 +28,43 @@ _HASH_LENGTH = 8
 class Lesson(NamedTuple):
     """The cells of one source, in order, as jupytext reads them."""
 
-    name: str
+    path: Path
     cells: list[NotebookNode]
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
 
 
 def read_lesson(path: Path) -> Lesson:
     """Read and check one source; what is wrong raises ValueError with the cell's id."""
     cells = jupytext.read(path, fmt="py:percent").cells
-    lesson = Lesson(path.stem, cells)
+    lesson = Lesson(path, cells)
     if problems := [*_pairs(cells), *_ids(cells), *_comments(cells)]:
         raise ValueError(f"{path.name}: " + "; ".join(problems))
     return lesson
 
 
 def notebook(lesson: Lesson, language: str) -> NotebookNode:
-    """The lesson in one language, not executed."""
+    """The lesson in one language, not executed, with the cells that every lesson has."""
+    cells = _localized_cells(lesson, language)
+    titles = entry.titles(lesson.path.parent, language)
+    links = entry.navigation(lesson.name, language, titles)
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    first = next(place for place, cell in enumerate(cells) if cell.cell_type == "code")
+    cells.insert(first, entry.ready_cell(code, language))
+    above = "\n\n".join(filter(None, [entry.badges(lesson.name, language), links]))
+    cells.insert(0, nbformat.v4.new_markdown_cell(above, id="navigation"))
+    cells.append(nbformat.v4.new_markdown_cell(links, id="navigation_below"))
+    metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        "title": titles[lesson.name],
+    }
+    return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+
+
+def _localized_cells(lesson: Lesson, language: str) -> list[NotebookNode]:
     cells = []
     for cell in lesson.cells:
         tags = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
@@ -56,11 +80,7 @@ def notebook(lesson: Lesson, language: str) -> NotebookNode:
             continue
         made["id"] = cell.metadata["id"]
         cells.append(made)
-    metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
-    return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+    return cells
 
 
 def localized(code: str, language: str) -> str:
@@ -118,7 +138,7 @@ def _pairs(cells: list[NotebookNode]) -> list[str]:
         name = cell.metadata.get("id", "")
         language = cell.metadata.get("lang") if cell.cell_type == "markdown" else None
         if open_id is not None and (language != "zh" or name != open_id):
-            problems.append(f"{open_id} has no Chinese cell behind it")
+            problems.append(f"{open_id} has no Chinese cell after it")
             open_id = None
         if language == "en":
             open_id, open_hash = name, text_hash(cell.source)
@@ -135,6 +155,7 @@ def _pairs(cells: list[NotebookNode]) -> list[str]:
 
 def _ids(cells: list[NotebookNode]) -> list[str]:
     names = [c.metadata.get("id") for c in cells if c.metadata.get("lang") != "zh"]
+    names += ["ready", "navigation", "navigation_below"]  # cells that the build adds
     problems = [f"a cell has no id: {c.source[:40]!r}" for c in cells if not c.metadata.get("id")]
     twice = {name for name in names if names.count(name) > 1 and name}
     return problems + [f"the id {name} stands twice" for name in sorted(twice)]

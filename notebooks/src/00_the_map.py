@@ -22,19 +22,27 @@
 # 本课程带着一个提示 “The capital of France is”，亲手走完整个网络。这一课先从头到尾快速走一遍，并画出全图；后面的课再把图中的
 # 方框一个个打开。
 # %% id="setup"
-import sys
-
-sys.path.insert(0, "..")
-
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from drawings import BLUE, GREEN, GREY, ORANGE, arrow, box, canvas
-from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
 from jax_llama3.bench.presets import preset
+from jax_llama3_course import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    arrow,
+    box,
+    canvas,
+    close,
+    exercise,
+    load_model,
+    show,
+    trace,
+)
 
 model = load_model()
 print(model.config)

@@ -16,10 +16,6 @@
 # 在文本和网络之间，有一个把文本切成 token 的程序。它不是网络，训练网络时也不学习：它是事先靠计数一次做好的。可网络看到的一切都要
 # 先经过它。模型为什么拼写不好，为什么同样的中文在不同模型上花费不同，为什么提示末尾的一个空格会毁掉回答：原因都在这里。
 # %% id="setup"
-import sys
-
-sys.path.insert(0, "..")
-
 import importlib.metadata
 import random
 import unicodedata
@@ -30,11 +26,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import regex
 import tiktoken
-from lesson import exercise, load_model, show
 
 from jax_llama3.bench.presets import preset
 from jax_llama3.text.tokenizer import TextStream
 from jax_llama3.text.vocabulary import MetaVocabulary
+from jax_llama3_course import exercise, load_model, show
 
 model = load_model()
 tokenizer, vocabulary = model.tokenizer, model.tokenizer.vocabulary

@@ -16,10 +16,6 @@
 # 第 01 课得到了编号。把编号变成下一个 token 的是参数，而参数来自文件。**检查点**（checkpoint）是训练结束后留下来的东西：全部参数、
 # 一份简短的架构记录（config）和分词器。里面没有程序。程序由我们来写；只有名字、形状和次序都对，检查点才与程序相配。
 # %% id="setup"
-import sys
-
-sys.path.insert(0, "..")
-
 import contextlib
 import dataclasses
 import io
@@ -38,8 +34,6 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from drawings import BLUE, ORANGE, arrow, box, canvas
-from lesson import close, exercise, load_model, model_folder, show, trace
 from safetensors import safe_open
 
 import jax_llama3
@@ -49,6 +43,19 @@ from convert.formats.pth import read_records, read_tensors
 from convert.layout import half_split, interleaved
 from jax_llama3.bench.presets import preset
 from jax_llama3.model.params import named_leaves
+from jax_llama3_course import (
+    BLUE,
+    ORANGE,
+    arrow,
+    box,
+    canvas,
+    close,
+    exercise,
+    load_model,
+    model_folder,
+    show,
+    trace,
+)
 
 model = load_model()
 folder = model_folder()

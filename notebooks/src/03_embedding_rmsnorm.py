@@ -15,15 +15,12 @@
 # 我们已经有了提示的编号（第 01 课）和模型的权重（第 02 课），现在第一次用上权重。编号只是名字：504 这个数本身不带任何含义。
 # **嵌入**（embedding）给每个编号一个由 $D$ 个数组成的向量，从这里开始，网络只与向量打交道。
 # %% id="setup"
-import sys
-
-sys.path.insert(0, "..")
-
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from lesson import close, exercise, load_model, show, trace
+
+from jax_llama3_course import close, exercise, load_model, show, trace
 
 model = load_model()
 config, params = model.config, model.params

@@ -16,21 +16,29 @@
 # 到目前为止，每个 token 都是孤立的。嵌入一次查一行，归一化一次算一行，“is” 的结果与 “France” 毫无关系。可下一个词取决于所有的词。
 # 注意力是网络中唯一让一个位置读到另一个位置的地方，**注意力头**（attention head）则是其中最小的工作单元。
 # %% id="setup"
-import sys
-
-sys.path.insert(0, "..")
-
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from drawings import BLUE, GREEN, GREY, ORANGE, arrow, box, canvas
-from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
 from jax_llama3.bench.presets import preset
 from jax_llama3.model.attention import attention, causal_mask
 from jax_llama3.model.layers import rms_norm
+from jax_llama3_course import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    arrow,
+    box,
+    canvas,
+    close,
+    exercise,
+    load_model,
+    show,
+    trace,
+)
 
 model = load_model()
 config, params = model.config, model.params

@@ -25,20 +25,17 @@
 # $\mathrm{i}$ 是虚数单位，$\mathrm{i}^2 = -1$，绝不用作下标；Python 把它写作 `1j`。
 # %% id="setup"
 import dataclasses
-import sys
-
-sys.path.insert(0, "..")
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
 from jax_llama3.model import layers as network
 from jax_llama3.model.config import RopeScaling
 from jax_llama3.model.rope import apply_rope, rope_frequencies, rope_tables
+from jax_llama3_course import close, exercise, load_model, show, trace
 
 model = load_model()
 config, params = model.config, model.params

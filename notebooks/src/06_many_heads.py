@@ -16,10 +16,6 @@
 # 一个头只给每个位置一组权重。可一个 token 可能同时需要好几样东西：它的主语、紧挨着的前一个词、文本的开头。所以一层有 $N$ 个头，各有
 # 各的权重和关注方式，读的却是同样的行。本课让它们并排运行，把结果拼在一起，再加到残差流上。
 # %% id="setup"
-import sys
-
-sys.path.insert(0, "..")
-
 import dataclasses
 import math
 
@@ -27,8 +23,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from drawings import BLUE, GREEN, GREY, ORANGE, arrow, box, canvas
-from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
 from jax_llama3.bench.cost import forward_flops
@@ -36,6 +30,20 @@ from jax_llama3.bench.presets import preset, preset_names
 from jax_llama3.model.attention import attention, causal_mask
 from jax_llama3.model.layers import rms_norm
 from jax_llama3.model.rope import apply_rope, rope_tables
+from jax_llama3_course import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    arrow,
+    box,
+    canvas,
+    close,
+    exercise,
+    load_model,
+    show,
+    trace,
+)
 
 model = load_model()
 config, params = model.config, model.params

@@ -17,21 +17,29 @@
 # 注意力（第 04 至 06 课）只是一层的一半，它在位置之间搬运信息。另一半是前馈网络，它只看单个位置，加工注意力搬来的内容。本课先完成
 # 这后一半，再用两次加法把两者接起来，然后有多少层就重复多少次。除此之外，只差最后一次归一化和最后一次乘法。
 # %% id="setup"
-import sys
-
-sys.path.insert(0, "..")
-
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from drawings import BLUE, GREEN, GREY, ORANGE, arrow, box, canvas
-from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
 from jax_llama3.bench.presets import preset
 from jax_llama3.model import layers as network
 from jax_llama3.model.rope import rope_frequencies
+from jax_llama3_course import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    arrow,
+    box,
+    canvas,
+    close,
+    exercise,
+    load_model,
+    show,
+    trace,
+)
 
 model = load_model()
 config, params = model.config, model.params

@@ -16,10 +16,6 @@
 # 第 07 课的网络说出了“ Paris”。令人高兴，但这是很弱的证据。答案只是几万个编号中的一个，我们只看了最大的那个 logit，其余的可能全错。有错误
 # 的程序往往照样能跑，写出通顺的文字，只是比应有的水平差一点。怎么知道我们的程序没有错？
 # %% id="setup"
-import sys
-
-sys.path.insert(0, "..")
-
 import dataclasses
 import os
 import tempfile
@@ -35,11 +31,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import transformers
-from lesson import close, exercise, load_model, model_folder, show, trace
 
 import jax_llama3
 from convert.export import to_hf
 from convert.layout import interleaved
+from jax_llama3_course import close, exercise, load_model, model_folder, show, trace
 
 model = load_model()
 is_default = model_folder().name == "smollm2-135m-instruct"

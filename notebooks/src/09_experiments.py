@@ -15,19 +15,15 @@
 # 网络已经完整而且正确（第 07、08 课）。现在来向它提问：还有哪些词差一点就胜出？它在其他位置说了什么？没有掩码行不行？它什么时候知道
 # 答案，又是哪个部分把答案带过去的？每个问题都是一次实验：运行一次，改动一处，再运行一次，然后比较。
 # %% id="setup"
-import sys
-
-sys.path.insert(0, "..")
-
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
 from jax_llama3.bench.presets import preset
 from jax_llama3.model.layers import rms_norm
+from jax_llama3_course import close, exercise, load_model, show, trace
 
 model = load_model()
 config, params = model.config, model.params

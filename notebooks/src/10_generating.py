@@ -15,19 +15,25 @@
 # 网络走一遍，只给出一个 token。要写出一句话，就把这个 token 接到提示后面，再问一次。这种用法叫**自回归**（autoregressive）：
 # 模型的输出成为它的下一次输入。本课先用最朴素的办法生成，看看有多少计算在反复进行，然后把不会变的部分保留下来。
 # %% id="setup"
-import sys
-
-sys.path.insert(0, "..")
-
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from drawings import BLUE, GREY, ORANGE, box, canvas
-from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
 from jax_llama3.model.rope import rope_frequencies
+from jax_llama3_course import (
+    BLUE,
+    GREY,
+    ORANGE,
+    box,
+    canvas,
+    close,
+    exercise,
+    load_model,
+    show,
+    trace,
+)
 
 model = load_model()
 config, params = model.config, model.params

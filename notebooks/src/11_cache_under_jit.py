@@ -16,10 +16,6 @@
 # 第 10 课用拼接出来的、不断变长的缓存生成文本。结果精确，但很慢：Python 把一个个小运算逐个交给机器。现在要把整个一步编译成一个程序来
 # 运行。这就需要一样变长的缓存所没有的东西：不变的形状。
 # %% id="setup"
-import sys
-
-sys.path.insert(0, "..")
-
 import dataclasses
 import time
 
@@ -27,14 +23,13 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from drawings import BLUE, GREY, ORANGE
 from jax import lax
-from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3
 from jax_llama3.decoding.programs import bucket
 from jax_llama3.model.rope import rope_frequencies
 from jax_llama3.runtime.compilation import count_compilations
+from jax_llama3_course import BLUE, GREY, ORANGE, close, exercise, load_model, show, trace
 
 model = load_model()
 config, params = model.config, model.params

@@ -17,10 +17,6 @@
 # 第 10、11 课总是取概率最大的 token。网络给出的其实更多：词表里每个 token 都有一个概率。**采样**（sampling）按这些概率随机抽取下一个
 # token，于是同一个提示可以有许多种续写。本课讲清四件事：抽取之前怎样调整分布，随机怎样做到可以重现，生成何时结束，对话怎样变成提示。
 # %% id="setup"
-import sys
-
-sys.path.insert(0, "..")
-
 import base64
 import re
 
@@ -28,13 +24,13 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3 as jl
 from jax_llama3.bench.presets import preset
 from jax_llama3.decoding.sampling import active_settings, filter_logits, penalize
 from jax_llama3.text.chat import chat_tokens
 from jax_llama3.text.tokenizer import TextStream, tokenizer_from_files
+from jax_llama3_course import close, exercise, load_model, show, trace
 
 model = load_model()
 config, params, tokenizer = model.config, model.params, model.tokenizer

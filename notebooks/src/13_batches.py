@@ -16,10 +16,6 @@
 # 一步解码要读完网络的全部权重，才得到一个 token。时间主要花在读权重上，而下一个提示用的是同样的权重。所以把几个提示放在一起续写是划算
 # 的，每个提示占数组的一行。但提示有长有短，数组却是矩形。本课把矩形填满，并证明填的内容从不影响结果。
 # %% id="setup"
-import sys
-
-sys.path.insert(0, "..")
-
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,8 +23,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from drawings import BLUE, GREY, box, canvas
-from lesson import close, exercise, load_model, show, trace
 
 import jax_llama3 as jl
 from jax_llama3.bench.presets import preset
@@ -36,6 +30,7 @@ from jax_llama3.model.attention import attention
 from jax_llama3.model.layers import rms_norm
 from jax_llama3.model.rope import apply_rope, rope_tables
 from jax_llama3.text.tokenizer import tokenizer_from_files
+from jax_llama3_course import BLUE, GREY, box, canvas, close, exercise, load_model, show, trace
 
 model = load_model()
 config, params, tokenizer = model.config, model.params, model.tokenizer

@@ -20,10 +20,6 @@
 #
 # 我们亲手数出这两个量，与编译器的计数对照，再测量机器，最后把一切放进同一张图。
 # %% id="setup"
-import sys
-
-sys.path.insert(0, "..")
-
 import dataclasses
 import math
 import statistics
@@ -34,7 +30,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from lesson import exercise, load_model, show, trace
 
 import jax_llama3
 from jax_llama3.bench.cost import cache_bytes_per_token, forward_flops, weight_bytes
@@ -45,6 +40,7 @@ from jax_llama3.kernels.cpu.registration import has_kernels
 from jax_llama3.model.linear import linear
 from jax_llama3.model.ops import PLAIN
 from jax_llama3.model.quantization import quantize
+from jax_llama3_course import exercise, load_model, show, trace
 
 model = load_model()
 config, params = model.config, model.params

@@ -16,10 +16,6 @@
 # 前面各课都跑在一个架构相同的小模型上。这一课转向这种架构得名的那个模型。它的权重有 16 GB，还要先接受许可，所以本课在没有权重时也能运行：
 # 凡是只取决于分词器和形状的，都照样算出来；检查权重的代码，则改在另外两个模型上运行。
 # %% id="setup"
-import sys
-
-sys.path.insert(0, "..")
-
 import importlib.metadata
 import math
 import os
@@ -32,13 +28,13 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from lesson import exercise, load_model, show, trace
 
 import jax_llama3
 from jax_llama3.bench.cost import cache_bytes_per_token, weight_bytes
 from jax_llama3.bench.presets import preset
 from jax_llama3.text.tokenizer import tokenizer_from_files
 from jax_llama3.text.vocabulary import MetaVocabulary
+from jax_llama3_course import exercise, load_model, show, trace
 
 # en: A folder with the converted model; leave it empty if you have none.
 # zh: 存放转换后模型的文件夹；没有就留空。

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-BLUE, ORANGE, GREEN, GREY = "#cfe2f3", "#fce5cd", "#d9ead3", "#eeeeee"
+BLUE, ORANGE, GREEN, GREY, RED = "#cfe2f3", "#fce5cd", "#d9ead3", "#eeeeee", "#f4cccc"
 _INK = "#333333"
 
 

@@ -1,0 +1,1 @@
+"""The pictures of each lesson, drawn from the arrays that it computed."""
