@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # The version the tests are run with; installed first, so that nothing else chooses a build.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test slow course lint clean
+.PHONY: demo test slow course course-html lab lint clean
 
 demo: $(VENV)/demo
 	$(BIN)/python -m convert fetch smollm2-135m-instruct
@@ -28,9 +28,19 @@ slow: $(VENV)/test
 	$(PYTEST) -m "slow and not quickly"
 	$(PYTEST) -m quickly --compile-quickly
 
-course: $(VENV)/test
+# Runs every lesson anew and writes notebooks/en and notebooks/zh. What was changed there by hand is lost;
+# `make lab` opens a copy that is the reader's own.
+course: $(VENV)/course
+	@echo "Rebuilding the lessons in notebooks/en and notebooks/zh; to write in a copy of them: make lab"
 	$(BIN)/python -m convert fetch smollm2-135m-instruct
 	$(BIN)/python -m notebooks.build
+
+course-html: $(VENV)/course
+	$(BIN)/python -m notebooks.html
+
+lab: $(VENV)/course
+	$(BIN)/python -m convert fetch smollm2-135m-instruct
+	$(BIN)/python -m notebooks.lab
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -44,6 +54,13 @@ $(BIN)/python:
 $(VENV)/demo: $(BIN)/python pyproject.toml
 	@echo "Installing jax_llama3 and jax into $(VENV); pip says nothing for about a minute."
 	$(BIN)/python -m pip install --quiet --editable ".[cpu]" "gguf>=0.17"
+	touch $@
+
+# Two lessons compare with torch's files and with transformers.
+$(VENV)/course: $(BIN)/python pyproject.toml
+	@echo "Installing jax_llama3, torch and JupyterLab into $(VENV); pip says nothing for some minutes."
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[convert,compare,cpu,course]"
 	touch $@
 
 $(VENV)/test: $(BIN)/python pyproject.toml

@@ -53,9 +53,12 @@ def _slug(text: str) -> str:
 def _style() -> str:
     light = HtmlFormatter(style="default").get_style_defs(".code")
     dark = HtmlFormatter(style="github-dark").get_style_defs(".code")
-    return (Path(__file__).parent / "page.css").read_text(encoding="utf-8").replace(
-        "/* light code */", light
-    ).replace("/* dark code */", dark)
+    return (
+        (Path(__file__).parent / "page.css")
+        .read_text(encoding="utf-8")
+        .replace("/* light code */", light)
+        .replace("/* dark code */", dark)
+    )
 
 
 def _page(title: str, body: str, language: str, *, course: bool = True) -> str:

@@ -33,9 +33,7 @@ def copy_lessons(folder: Path, root: Path = ROOT) -> tuple[list[Path], list[Path
 def main() -> int:
     """Copy, say what was copied, and start JupyterLab; its exit status."""
     parser = argparse.ArgumentParser(prog="python -m notebooks.lab", description=__doc__)
-    parser.add_argument(
-        "folder", nargs="?", type=Path, default=DEFAULT, help=f"default: {DEFAULT}"
-    )
+    parser.add_argument("folder", nargs="?", type=Path, default=DEFAULT, help=f"default: {DEFAULT}")
     parser.add_argument("--copy-only", action="store_true", help="do not start JupyterLab")
     options = parser.parse_args()
     copied, kept = copy_lessons(options.folder)

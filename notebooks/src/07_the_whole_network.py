@@ -1,52 +1,42 @@
 # %% [markdown] id="title" lang="en"
 # # 07 · SwiGLU, residuals, the whole network
 #
-# *Reading time 22 minutes. Before it: lessons 03 to 06. What it proves: a block written by hand in a few lines, run once for
+# *Reading time 25 minutes. Before it: lessons 03 to 06. What it proves: a block written by hand in a few lines, run once for
 # every layer, gives the logits of `jax_llama3` at every position, and the token that follows from them.*
 #
-# Attention (lessons 04 to 06) is one half of a layer. It carries information from position to position. The other half, the
-# feed-forward network, looks at each position alone and works on what attention has brought there. This lesson builds that
-# second half, joins both by two additions, and then repeats the whole as often as the model has layers. Nothing else is
-# missing but one last norm and one last product.
-# %% [markdown] id="title" lang="zh" of="7df3a1af"
+# Attention carries information from one position to another. And then? Something has to work with what has arrived. That is
+# the other half of each layer, the feed-forward network, which looks at each position alone. This lesson builds it, joins
+# both halves by two additions, repeats the result once for each layer, and gets a whole language model. On the way it asks
+# three times why: why not just matrices, why add instead of replace, and what is the second half good for?
+# %% [markdown] id="title" lang="zh" of="dd475153"
 # # 07 · SwiGLU、残差、完整网络
 #
-# *阅读时间 22 分钟。前置：第 03 至 06 课。本课证明：用寥寥几行手写一个块，每层运行一次，就能在每个位置得到与 `jax_llama3` 相同的
+# *阅读时间 25 分钟。前置：第 03 至 06 课。本课证明：用寥寥几行手写一个块，每层运行一次，就能在每个位置得到与 `jax_llama3` 相同的
 # logits，并由此得到下一个 token。*
 #
-# 注意力（第 04 至 06 课）只是一层的一半，它在位置之间搬运信息。另一半是前馈网络，它只看单个位置，加工注意力搬来的内容。本课先完成
-# 这后一半，再用两次加法把两者接起来，然后有多少层就重复多少次。除此之外，只差最后一次归一化和最后一次乘法。
+# 注意力把信息从一个位置搬到另一个位置。然后呢？总得有什么来加工搬来的内容。这就是每一层的另一半：前馈网络，它只看单个位置。本课搭出
+# 前馈网络，用两次加法把两半接起来，每层重复一次，就得到一个完整的语言模型。一路上要问三个为什么：为什么不能只用矩阵？为什么是相加而不是
+# 替换？这后一半又有什么用？
 # %% id="setup"
+import dataclasses
+import time
+
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 
 import jax_llama3
 from jax_llama3.bench.presets import preset
 from jax_llama3.model import layers as network
 from jax_llama3.model.rope import rope_frequencies
-from jax_llama3_course import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    arrow,
-    box,
-    canvas,
-    close,
-    exercise,
-    load_model,
-    show,
-    trace,
-)
+from jax_llama3_course import close, exercise, expect, load_model, on_default_model, show, trace
+from jax_llama3_course.figures import whole_network as figures
 
-model = load_model()
-config, params = model.config, model.params
+config, params, tokenizer = load_model()
 D, N, K, H = config.dim, config.n_heads, config.n_kv_heads, config.head_dim
 F, V, L = config.ffn_dim, config.vocab_size, config.n_layers
-is_default = config == preset("smollm2-135m")
-ids = model.tokenizer.encode("The capital of France is", bos=True)
+ids = tokenizer.encode("The capital of France is", bos=True)
+words = [tokenizer.decode([i]).strip() for i in ids]
 T = len(ids)
 
 
@@ -69,39 +59,99 @@ def rms_norm(x, weight):
     return network.rms_norm(x[None], weight, config.norm_eps)[0]
 
 
+def far(ours, theirs):
+    # en: The size of the difference relative to the second argument.
+    # zh: 差的大小，相对于第二个参数。
+    return float(jnp.linalg.norm(ours - theirs) / jnp.linalg.norm(theirs))
+
+
 reference, seen = run(ids)
 trace("reference", reference, "T V", T=T, V=V)
 print(len(seen), "named activations in", L, "layers")
-# %% [markdown] id="swiglu" lang="en"
-# ## The feed-forward network
+# %% [markdown] id="bend" lang="en"
+# ## Why not just matrices?
 #
-# The simplest network that is not linear has two matrices with a function between them: widen each row from $D$ to $F$
-# numbers, bend every number by a function, go back to $D$. Llama has a third matrix. One matrix makes the numbers, a second
-# one makes, for each of them, a factor that says how much of it is let through. Such a factor is a **gate**. With $h$ the
-# normed row of one position:
+# The second half of a layer should compute something from each row. The simplest thing that computes is a matrix, and two
+# matrices should do more than one. Do they? Widen the row from $D$ to $F$ numbers with $A$, come back to $D$ with $B$:
+#
+# $$B\,(A\,h) = (B A)\,h .$$
+#
+# The two are one matrix, $BA$, of size $D \times D$. All the extra width has bought nothing. And it does not help to stack
+# more of them: thirty layers of matrices, with additions between, are still one matrix.
+#
+# What is missing is a function between the two that is not linear, something that bends. It takes very little. A linear
+# function has $f(-a) = -f(a)$, so no number of matrices makes the absolute value $|a|$. With $\max(a, 0)$ between them, two
+# matrices make it at once: $|a| = \max(a, 0) + \max(-a, 0)$.
+# %% [markdown] id="bend" lang="zh" of="0130d4f7"
+# ## 为什么不能只用矩阵？
+#
+# 一层的后一半要从每一行算出点什么。最简单的计算是乘一个矩阵，两个矩阵想必比一个更能干。真的吗？用 $A$ 把一行从 $D$ 个数拓宽到 $F$ 个，
+# 再用 $B$ 回到 $D$ 个：
+#
+# $$B\,(A\,h) = (B A)\,h .$$
+#
+# 这两个矩阵其实是一个 $D \times D$ 的矩阵 $BA$，多出来的宽度毫无收获。再多叠几个也没用：三十层矩阵，中间加上加法，仍然只是一个矩阵。
+#
+# 缺的是两者之间一个非线性的函数，一个能“弯”一下的东西。要求不高。线性函数满足 $f(-a) = -f(a)$，所以再多的矩阵也得不到绝对值 $|a|$。
+# 而在两个矩阵之间放上 $\max(a, 0)$，立刻就有了：$|a| = \max(a, 0) + \max(-a, 0)$。
+# %% id="bend_code"
+layer0 = params.layers[0]
+mid = seen["layers.0.resid_mid"]
+ffn_in = trace("ffn_in", rms_norm(mid, layer0.ffn_norm), "T D", T=T, D=D)
+
+# en: Two matrices of the model with nothing between them are one.
+# zh: 模型的两个矩阵，中间什么都没有，就是一个矩阵。
+one = trace("one", layer0.w_down @ layer0.w_up, "D D", D=D)
+assert far(ffn_in @ one.T, (ffn_in @ layer0.w_up.T) @ layer0.w_down.T) < 1e-4
+# en: So are thirty of them, even with the additions.
+# zh: 三十个也一样，有加法也不例外。
+x, whole = ffn_in, jnp.eye(D)
+for layer in params.layers:
+    small = layer.w_down @ layer.w_up / 100
+    x, whole = x + x @ small.T, whole + small @ whole
+assert far(ffn_in @ whole.T, x) < 1e-3
+
+# en: One bend, and two matrices can do what no matrix can.
+# zh: 弯一下，两个矩阵就能做到任何矩阵都做不到的事。
+a = jnp.array([[-2.0], [0.0], [3.0]])
+there, back = jnp.array([[1.0], [-1.0]]), jnp.array([[1.0, 1.0]])
+print("with max(a, 0) between:", (jnp.maximum(a @ there.T, 0) @ back.T)[:, 0])
+assert (jnp.maximum(a @ there.T, 0) @ back.T == jnp.abs(a)).all()
+assert ((a @ there.T) @ back.T == 0).all()
+# %% [markdown] id="swiglu" lang="en"
+# ## The feed-forward network of Llama
+#
+# Llama bends in a way of its own, with three matrices. One, $W_{\text{up}}$, makes $F$ numbers. A second one,
+# $W_{\text{gate}}$, makes a factor for each of them that says how much of it is let through. Such a factor is a **gate**. The
+# third, $W_{\text{down}}$, comes back to $D$. With $h$ the normed row of one position:
 #
 # $$\mathrm{FFN}(h) = W_{\text{down}}\,\bigl(\mathrm{SiLU}(W_{\text{gate}}\,h) \odot W_{\text{up}}\,h\bigr),$$
 #
 # $$\mathrm{SiLU}(a) = a \cdot \sigma(a) = \frac{a}{1 + e^{-a}} .$$
 #
 # $\odot$ multiplies number by number. **SiLU** is close to zero for very negative $a$ and close to $a$ for large $a$, with a
-# smooth passage between. A gated network with this function is called **SwiGLU** (SiLU is also called Swish, and GLU is a
-# gated linear unit). In Meta's code the three matrices are called w1 (gate), w3 (up) and w2 (down).
-# %% [markdown] id="swiglu" lang="zh" of="fe971902"
-# ## 前馈网络
+# smooth passage in between. So the bend sits in the gate. A gated network with this function is called **SwiGLU** (SiLU is
+# also called Swish, and GLU is a gated linear unit). Meta's code calls the three matrices w1 (gate), w3 (up) and w2 (down).
+# %% [markdown] id="swiglu" lang="zh" of="0c4fa131"
+# ## Llama 的前馈网络
 #
-# 最简单的非线性网络有两个矩阵，中间夹一个函数：把每一行从 $D$ 个数拓宽到 $F$ 个，用函数把每个数“弯”一下，再回到 $D$ 个。Llama 有
-# 第三个矩阵：一个矩阵产生这些数，另一个矩阵为其中每个数产生一个系数，决定放行多少。这样的系数就是**门控**（gate）。设 $h$ 为某个位置
-# 归一化后的行：
+# Llama 有自己的“弯”法，用了三个矩阵。第一个 $W_{\text{up}}$ 产生 $F$ 个数；第二个 $W_{\text{gate}}$ 为其中每个数产生一个系数，决定放行
+# 多少，这样的系数就是**门控**（gate）；第三个 $W_{\text{down}}$ 再回到 $D$ 个数。设 $h$ 为某个位置归一化后的行：
 #
 # $$\mathrm{FFN}(h) = W_{\text{down}}\,\bigl(\mathrm{SiLU}(W_{\text{gate}}\,h) \odot W_{\text{up}}\,h\bigr),$$
 #
 # $$\mathrm{SiLU}(a) = a \cdot \sigma(a) = \frac{a}{1 + e^{-a}} .$$
 #
-# $\odot$ 表示逐元素相乘。**SiLU** 在 $a$ 很负时接近零，在 $a$ 很大时接近 $a$，中间平滑过渡。使用这个函数的门控网络称为
-# **SwiGLU**（SiLU 又名 Swish，GLU 是门控线性单元）。在 Meta 的代码里，三个矩阵分别叫 w1（gate）、w3（up）和 w2（down）。
+# $\odot$ 表示逐元素相乘。**SiLU** 在 $a$ 很负时接近零，在 $a$ 很大时接近 $a$，中间平滑过渡。所以“弯”在门控这一路。使用这个函数的门控
+# 网络称为 **SwiGLU**（SiLU 又名 Swish，GLU 是门控线性单元）。在 Meta 的代码里，三个矩阵分别叫 w1（gate）、w3（up）和 w2（down）。
+# %% id="swiglu_picture"
+show(
+    figures.swiglu(),
+    en="From h two ways: up through W_gate and SiLU, down through W_up. The two results of F numbers are multiplied number by "
+    "number, and W_down takes the product back to D numbers.",
+    zh="从 h 分成两路：上路经过 W_gate 和 SiLU，下路经过 W_up。两路各得 F 个数，逐元素相乘，乘积再由 W_down 变回 D 个数。",
+)
 # %% id="swiglu_code"
-layer0 = params.layers[0]
 trace("w_gate", layer0.w_gate, "F D", F=F, D=D)
 trace("w_up", layer0.w_up, "F D", F=F, D=D)
 trace("w_down", layer0.w_down, "D F", F=F, D=D)
@@ -111,8 +161,6 @@ def silu(a):
     return a / (1 + jnp.exp(-a))
 
 
-mid = seen["layers.0.resid_mid"]
-ffn_in = trace("ffn_in", rms_norm(mid, layer0.ffn_norm), "T D", T=T, D=D)
 gate = trace("gate", ffn_in @ layer0.w_gate.T, "T F", T=T, F=F)
 up = trace("up", ffn_in @ layer0.w_up.T, "T F", T=T, F=F)
 inner = trace("inner", silu(gate) * up, "T F", T=T, F=F)
@@ -121,22 +169,32 @@ ffn_out = trace("ffn_out", inner @ layer0.w_down.T, "T D", T=T, D=D)
 close(gate, seen["layers.0.mlp.gate"], atol=1e-3)
 close(up, seen["layers.0.mlp.up"], atol=1e-3)
 close(ffn_out, seen["layers.0.mlp.out"], atol=1e-3)
+# %% [markdown] id="silu_text" lang="en"
+# The curve of SiLU, next to $\max(a, 0)$, the older and simpler choice, which is called ReLU. SiLU dips a little below zero,
+# and it is smooth everywhere, also at zero.
+# %% [markdown] id="silu_text" lang="zh" of="543c898a"
+# SiLU 的曲线如下，旁边是更早、更简单的 $\max(a, 0)$，名为 ReLU。SiLU 会略低于零，而且处处光滑，在零点也一样。
+# %% id="silu_picture"
+points = jnp.linspace(-6, 4, 401)
+close(silu(points), jax.nn.silu(points), atol=1e-6)
+assert silu(points).min() < 0
+assert abs(silu(jnp.array(-20.0))) < 1e-6
+print(f"lowest value {silu(points).min():.3f} at a = {points[silu(points).argmin()]:.2f}")
+show(
+    figures.curves(points, {"SiLU(a)": silu(points), "ReLU(a)": jnp.maximum(points, 0)}),
+    en="SiLU and ReLU from -6 to 4: both grow like a on the right; SiLU dips a little below zero left of zero.",
+    zh="SiLU 与 ReLU 在 -6 到 4 上的曲线：右侧都近似等于 a；SiLU 在零的左侧略低于零。",
+)
 # %% [markdown] id="alone" lang="en"
-# Each position is on its own here. A row that is fed in alone, or among rows in another order, gives the same result. And
-# the network is truly not linear: twice the input is not twice the output.
-# %% [markdown] id="alone" lang="zh" of="cbaeb473"
-# 在这里每个位置各算各的：单独送入一行，或者把各行打乱顺序送入，结果都一样。并且它确实不是线性的：输入加倍，输出并不加倍。
+# Each position is on its own here. Feed in one row alone, or all rows in another order, and each row's result stays the
+# same. And the network really is not linear: twice the input is not twice the output.
+# %% [markdown] id="alone" lang="zh" of="093b2842"
+# 在这里每个位置各算各的：单独送入一行，或者把各行打乱顺序送入，每一行的结果都不变。而且它确实不是线性的：输入加倍，输出并不加倍。
 # %% id="alone_code"
 
 
 def feed_forward(layer, h):
     return (silu(h @ layer.w_gate.T) * (h @ layer.w_up.T)) @ layer.w_down.T
-
-
-def far(ours, theirs):
-    # en: The size of the difference relative to the second argument.
-    # zh: 差的大小，相对于第二个参数。
-    return float(jnp.linalg.norm(ours - theirs) / jnp.linalg.norm(theirs))
 
 
 together = feed_forward(layer0, ffn_in)
@@ -147,54 +205,120 @@ close(feed_forward(layer0, ffn_in[::-1]), together[::-1], atol=1e-3)
 share = far(feed_forward(layer0, 2 * ffn_in), 2 * together)
 print(f"FFN(2h) is away from 2 FFN(h) by {share:.2f} of its size")
 assert share > 0.1
-# %% [markdown] id="silu_text" lang="en"
-# The curve: SiLU beside ReLU, the older and simpler choice, which is $\max(a, 0)$. SiLU dips below zero and is
-# smooth everywhere, also at zero.
-# %% [markdown] id="silu_text" lang="zh" of="ed876d32"
-# 曲线如下：SiLU 与更早、更简单的 ReLU，即 $\max(a, 0)$。SiLU 会略低于零，而且处处光滑，在零点也一样。
-# %% id="silu_picture"
-points = jnp.linspace(-6, 4, 401)
-close(silu(points), jax.nn.silu(points), atol=1e-6)
-assert silu(points).min() < 0
-assert abs(silu(jnp.array(-20.0))) < 1e-6
-print(f"lowest value {silu(points).min():.3f} at a = {points[silu(points).argmin()]:.2f}")
+# %% [markdown] id="memory" lang="en"
+# ## What is it good for?
+#
+# Attention moves things. What does the feed-forward network do with them? Write its last product as a sum. Let $g_f$ and
+# $u_f$ be the rows number $f$ of $W_{\text{gate}}$ and $W_{\text{up}}$, and $d_f$ the *column* number $f$ of
+# $W_{\text{down}}$. Then
+#
+# $$\mathrm{FFN}(h) = \sum_{f=0}^{F-1} a_f\, d_f, \qquad a_f = \mathrm{SiLU}(g_f \cdot h)\,(u_f \cdot h) .$$
+#
+# This looks like a look-up. $g_f$ is a key that asks: does $h$ match? $d_f$ is a value: what is added if it does. There are $F$
+# such pairs, learnt in training, the same for every text. So much is arithmetic. What the pairs stand for is a question for
+# experiments. Geva and others (2021) took apart a model with an older kind of feed-forward network. They found that keys respond to
+# patterns of text that people can recognise, and that in the upper layers values push up tokens that tend to follow.
+# So the feed-forward network *is thought to* work as a **key-value memory** and to hold much of what a model knows. How far
+# this goes is still under study.
+#
+# Two looks at our own model. First: does every pair answer every question? We keep only the pairs with the largest terms,
+# position by position, and compare with as many pairs drawn at random. Second: take the largest term of layer 22 at the last position,
+# and ask the output matrix which tokens it pushes up most.
+# %% [markdown] id="memory" lang="zh" of="32634b32"
+# ## 它有什么用？
+#
+# 注意力负责搬运，前馈网络拿到之后做什么？把它最后的乘法写成求和。设 $g_f$ 和 $u_f$ 是 $W_{\text{gate}}$ 和 $W_{\text{up}}$ 的第 $f$
+# 行，$d_f$ 是 $W_{\text{down}}$ 的第 $f$ *列*，则
+#
+# $$\mathrm{FFN}(h) = \sum_{f=0}^{F-1} a_f\, d_f, \qquad a_f = \mathrm{SiLU}(g_f \cdot h)\,(u_f \cdot h) .$$
+#
+# 这看起来像一次查找。$g_f$ 是键，它问：$h$ 匹配吗？$d_f$ 是值：匹配时就加上它。这样的键值对有 $F$ 个，由训练得到，对任何文本都相同。以上
+# 只是算术。这些键值对代表什么，要靠实验来回答。Geva 等人（2021）剖析了一个用旧式前馈网络的模型，发现键会对人能辨认的文本模式作出反应，
+# 而在靠上的层里，值会抬高往往出现在后面的 token。所以*一般认为*，前馈网络的作用是**键值记忆**（key-value memory），模型所知道的东西
+# 有很大一部分存放在其中。这个说法在多大程度上成立，仍在研究之中。
+#
+# 在我们自己的模型上看两眼。第一，每个键值对对每个问题都有反应吗？我们在每个位置只保留最大的那些项，并与随机抽取的同样多的键值对比较。
+# 第二，取第 22 层在最后一个位置上最大的一项，让输出矩阵说说它把哪些 token 抬得最高。
+# %% id="memory_code"
 
-figure, axes = plt.subplots(figsize=(6, 3))
-axes.plot(points, silu(points), label="SiLU(a)")
-axes.plot(points, jnp.maximum(points, 0), "--", label="ReLU(a)")
-axes.axhline(0, color="grey", linewidth=0.5)
-axes.set_xlabel("a")
-axes.legend()
+
+def terms_of(layer, h):
+    # en: a_f for all pairs, and the length of each term a_f d_f.
+    # zh: 所有键值对的 a_f，以及每一项 a_f d_f 的长度。
+    factors = silu(h @ layer.w_gate.T) * (h @ layer.w_up.T)
+    return factors, jnp.abs(factors) * jnp.linalg.norm(layer.w_down, axis=0)
+
+
+middle = L // 2
+layer = params.layers[middle]
+factors, lengths = terms_of(layer, rms_norm(seen[f"layers.{middle}.resid_mid"], layer.ffn_norm))
+everything = factors @ layer.w_down.T
+close(everything, seen[f"layers.{middle}.mlp.out"], atol=1e-2)
+by_hand = sum(a * d for a, d in zip(factors[-1], layer.w_down.T, strict=True))
+assert far(by_hand, everything[-1]) < 1e-3
+
+shares = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0]
+places = {
+    "the largest": jnp.argsort(jnp.argsort(-lengths, axis=-1), axis=-1),
+    "drawn at random": jnp.argsort(jax.random.uniform(jax.random.key(0), (T, F)), axis=-1),
+}
+errors = {
+    name: [far((factors * (place < share * F)) @ layer.w_down.T, everything) for share in shares]
+    for name, place in places.items()
+}
 show(
-    figure,
-    en="SiLU and ReLU from -6 to 4: both grow like a on the right; SiLU dips a little below zero left of zero.",
-    zh="SiLU 与 ReLU 在 -6 到 4 上的曲线：右侧都近似等于 a；SiLU 在零的左侧略低于零。",
+    figures.kept(shares, errors),
+    en="Two falling curves over the share of terms kept. With the largest terms the error is small from a quarter on; "
+    "with terms drawn at random it stays near one until almost all are kept.",
+    zh="误差随保留比例下降的两条曲线：保留最大的项时，四分之一起误差就很小；随机保留时，误差一直接近一，直到几乎全部保留。",
 )
+print(f"layer {middle}, a quarter of the terms:", {n: f"{e[3]:.2f}" for n, e in errors.items()})
+if on_default_model():
+    assert errors["the largest"][3] < 0.4 < 0.7 < errors["drawn at random"][3]
+
+which = min(22, L - 1)
+layer = params.layers[which]
+factors, lengths = terms_of(layer, rms_norm(seen[f"layers.{which}.resid_mid"], layer.ffn_norm))
+pair = int(lengths[-1].argmax())
+output = params.embedding if params.output is None else params.output
+pushed = (factors[-1, pair] * layer.w_down[:, pair] * params.norm) @ output.T
+names = [tokenizer.decode([int(i)]) for i in jax.lax.top_k(pushed, 8)[1]]
+print(f"layer {which}, pair {pair}, pushes up:", *map(repr, names))
+expect({" city", " City", " population", " streets"} <= set(names), True)
+# %% [markdown] id="memory_read" lang="en"
+# A quarter of the pairs does most of the work, if it is the right quarter; and which quarter that is depends on the row. And
+# the pair that answers loudest in layer 22, after "The capital of France is", speaks about cities. Do not make too much of it.
+# We chose the layer because its answer can be read; the largest terms of many other layers push up nothing that makes sense to us.
+# Lesson 17 looks further.
+# %% [markdown] id="memory_read" lang="zh" of="d3b2cb71"
+# 只要选对了，四分之一的键值对就能完成大部分工作；而哪四分之一才对，取决于这一行。在 “The capital of France is” 之后，第 22 层反应最强的
+# 那个键值对谈的是城市。不要过度解读：我们选这一层，是因为它的回答读得懂；许多别的层里最大的项抬高的 token，我们看不出什么意思。第 17 课
+# 会继续看。
 # %% [markdown] id="width" lang="en"
 # ## Where 14336 comes from
 #
-# In Llama-3-8B $D$ is 4096 and $F$ is 14336. Meta's configuration does not hold that number. It holds three others: `dim`,
-# `ffn_dim_multiplier` and `multiple_of`, and $F$ follows:
+# In Llama 3 8B, $D$ is 4096 and $F$ is 14336. Why that number? Meta's configuration does not even contain it. It holds three
+# others, `dim`, `ffn_dim_multiplier` and `multiple_of`, and $F$ follows:
 #
-# 1. The two-matrix network that the gated one replaces has the width $4D$ by custom, so $2 \cdot D \cdot 4D = 8D^2$ weights.
-# 2. Three matrices of width $F$ have $3DF$ weights. They are as many when $F = \tfrac{8}{3}D$, that is two thirds of $4D$.
-# 3. Llama 3 then widens this by `ffn_dim_multiplier` (1.3 for 8B and 70B), and drops the fraction.
-# 4. Last it is rounded **up** to a multiple of `multiple_of`. So `multiple_of` is not a multiplier, it is a grid: widths
-#    that are multiples of 1024 or 4096 split evenly over tiles of the hardware and over devices.
+# 1. A network of two matrices usually has the width $4D$, so $2 \cdot D \cdot 4D = 8D^2$ weights.
+# 2. Three matrices of width $F$ have $3DF$ weights. That is as many when $F = \tfrac{8}{3}D$, two thirds of $4D$.
+# 3. Llama 3 widens this by `ffn_dim_multiplier` (1.3 for 8B and 70B) and drops the fraction.
+# 4. Last, the width is rounded **up** to a multiple of `multiple_of`. So `multiple_of` multiplies nothing. It is a grid:
+#    multiples of 1024 or 4096 split evenly over the tiles of a chip and over several devices.
 #
-# For 8B: $4 \cdot 4096 = 16384$; two thirds, rounded down, are 10922; times 1.3, rounded down, 14198; the next multiple of
-# 1024 is $14 \cdot 1024 = 14336$.
-# %% [markdown] id="width" lang="zh" of="8797f487"
+# For 8B: $4 \cdot 4096 = 16384$. Two thirds of it, rounded down, are 10922. Times 1.3, rounded down: 14198. The next multiple
+# of 1024 is $14 \cdot 1024 = 14336$.
+# %% [markdown] id="width" lang="zh" of="9a486cd9"
 # ## 14336 从何而来
 #
-# Llama-3-8B 的 $D$ 是 4096，$F$ 是 14336。Meta 的配置里并没有这个数，只有另外三个：`dim`、`ffn_dim_multiplier` 和 `multiple_of`，
-# $F$ 由它们推出：
+# Llama 3 8B 的 $D$ 是 4096，$F$ 是 14336。为什么偏偏是这个数？Meta 的配置里根本没有它，只有另外三个：`dim`、`ffn_dim_multiplier` 和
+# `multiple_of`，$F$ 由它们推出：
 #
-# 1. 门控网络所取代的两矩阵网络，惯例宽度为 $4D$，权重数为 $2 \cdot D \cdot 4D = 8D^2$。
+# 1. 两个矩阵的网络通常宽 $4D$，权重数为 $2 \cdot D \cdot 4D = 8D^2$。
 # 2. 宽度为 $F$ 的三个矩阵共有 $3DF$ 个权重。两者相等时 $F = \tfrac{8}{3}D$，也就是 $4D$ 的三分之二。
 # 3. Llama 3 再乘以 `ffn_dim_multiplier` 加宽（8B 和 70B 为 1.3），并舍去小数。
-# 4. 最后**向上**取整到 `multiple_of` 的倍数。所以 `multiple_of` 不是乘数，而是网格：1024 或 4096 的倍数能均匀地分给硬件的分块，
-#    也能均匀地分给多台设备。
+# 4. 最后**向上**取整到 `multiple_of` 的倍数。所以 `multiple_of` 并不乘什么，它是网格：1024 或 4096 的倍数能均匀地分给芯片上的
+#    各个分块，也能均匀地分给多台设备。
 #
 # 以 8B 为例：$4 \cdot 4096 = 16384$；三分之二向下取整是 10922；乘 1.3 向下取整是 14198；下一个 1024 的倍数是 $14 \cdot 1024 = 14336$。
 # %% id="width_code"
@@ -223,22 +347,21 @@ for name, multiplier, multiple_of, expected in family:
     assert width == expected == shape.ffn_dim
     print(f"{name:<14} D = {shape.dim:<6} F = {width:<6} F / D = {width / shape.dim:.2f}")
 
-# en: The default model keeps the plain eight thirds; 3 D F is then exactly 8 D^2.
-# zh: 默认模型就用三分之八，此时 3 D F 恰好等于 8 D^2。
-if is_default:
-    assert ffn_width(D, None, 256) == F
-    assert 3 * D * F == 8 * D * D
+# en: The course's own model keeps the plain eight thirds; 3 D F is then exactly 8 D^2.
+# zh: 课程自己的模型就用三分之八，此时 3 D F 恰好等于 8 D^2。
+expect(F, ffn_width(D, None, 256))
+expect(3 * D * F, 8 * D * D)
 print(f"this model     D = {D:<6} F = {F:<6} F / D = {F / D:.2f}")
 # %% [markdown] id="attention" lang="en"
 # ## Attention in three functions
 #
-# Here is the attention of lesson 06 again, cut at the two places that matter now: the scores, the pattern that softmax makes
-# of them, and the mixing of values by that pattern. Every step is a function that returns something new.
-# %% [markdown] id="attention" lang="zh" of="a1c48f90"
+# Here is the attention of lesson 06 once more, cut at the two places that matter now: the scores, the pattern that the
+# softmax makes of them, and the mixing of values by that pattern. Every step is a function that returns something new.
+# %% [markdown] id="attention" lang="zh" of="03c9e327"
 # ## 三个函数写成的注意力
 #
-# 这里再写一遍第 06 课的注意力，并在此刻要紧的两处切开：分数、softmax 由分数得到的权重、用权重混合各个值。每一步都是一个函数，
-# 返回新的数组。
+# 这里再写一遍第 06 课的注意力，并在此刻要紧的两处切开：分数、softmax 由分数得到的模式、按模式混合各个值。每一步都是一个函数，返回新的
+# 数组。
 # %% id="attention_code"
 
 
@@ -281,30 +404,29 @@ close(attention(layer0, attention_in), seen["layers.0.attn.out"], atol=1e-3)
 # %% [markdown] id="linear" lang="en"
 # ## Is attention linear?
 #
-# One reads that attention only takes weighted sums, that it is "only linear", and that the feed-forward network is needed to
-# bring in the first non-linear function. The first half is true of a *fixed* pattern: `mix` is linear in $h$. But the pattern
-# is not fixed. It is computed from the same $h$:
+# You may read that attention is only a weighted sum, "only linear", and that all bending is left to the feed-forward network.
+# With a *fixed* pattern that is true: `mix` is linear in $h$. But the pattern is not fixed. It is computed from the same $h$:
 #
 # $$\mathrm{Attention}(h) = \mathrm{softmax}\!\left(\frac{q(h)\,k(h)^{\top}}{\sqrt H}\right) v(h) .$$
 #
-# The scores are **bilinear**: linear in the query's row and linear in the key's row, hence of degree two in $h$, so twice the
-# input gives four times the scores. Then comes an exponential and a division. Three tests, on two different prompts' rows
-# $a$ and $b$: the scores grow fourfold; with the pattern held fixed, $f(a + b) = f(a) + f(b)$; with the real pattern it is
-# far from that.
-# %% [markdown] id="linear" lang="zh" of="54d2ff6d"
+# The scores are **bilinear**: linear in the query's row and linear in the key's row. So they are of degree two in $h$, and
+# twice the input gives four times the scores. After that come an exponential and a division. We test it with the rows $a$ and
+# $b$ of two different prompts. The scores grow fourfold. With the pattern held fixed, $f(a + b) = f(a) + f(b)$. With the real
+# pattern, that is far from true.
+# %% [markdown] id="linear" lang="zh" of="f7bd6241"
 # ## 注意力是线性的吗？
 #
-# 常有人说注意力只是加权求和，“只是线性的”，第一个非线性要靠前馈网络带来。前半句对*固定*的权重成立：`mix` 关于 $h$ 是线性的。可权重
-# 并不固定，它由同一个 $h$ 算出：
+# 常有人说注意力只是加权求和，“只是线性的”，弯曲全靠前馈网络。如果模式*固定*，这话没错：`mix` 关于 $h$ 是线性的。可模式并不固定，它由
+# 同一个 $h$ 算出：
 #
 # $$\mathrm{Attention}(h) = \mathrm{softmax}\!\left(\frac{q(h)\,k(h)^{\top}}{\sqrt H}\right) v(h) .$$
 #
-# 分数是**双线性**的：对查询所在的行是线性的，对键所在的行也是线性的，所以关于 $h$ 是二次的：输入加倍，分数变成四倍。随后还有指数和
-# 除法。用两个不同提示的行 $a$ 和 $b$ 做三个测试：分数变成四倍；权重固定时 $f(a + b) = f(a) + f(b)$；用真实的权重时则相差很远。
+# 分数是**双线性**的：对查询所在的行是线性的，对键所在的行也是线性的。所以它关于 $h$ 是二次的：输入加倍，分数变成四倍。随后还有指数和
+# 除法。我们用两个不同提示的行 $a$ 和 $b$ 来测试：分数变成四倍；模式固定时 $f(a + b) = f(a) + f(b)$；用真实的模式则相差很远。
 # %% id="linear_code"
 # en: The rows of another prompt, reversed, so that a and b differ at every position.
 # zh: 另一个提示的各行，次序颠倒，使 a 与 b 在每个位置都不同。
-_, other = run([*ids[:-2], *model.tokenizer.encode(" Japan is")])
+_, other = run([*ids[:-2], *tokenizer.encode(" Japan is")])
 a, b = attention_in, rms_norm(other["embed"], layer0.attn_norm)[::-1]
 assert a.shape == b.shape
 
@@ -320,64 +442,39 @@ print(f"f(2a)    is away from 2 f(a)      by {scaling:.2f} of its size")
 assert additive > 0.1
 assert scaling > 0.1
 # %% [markdown] id="residual" lang="en"
-# ## One block and its two residuals
+# ## One layer and its two residuals
 #
 # A layer does not replace its input. It **adds** to it, twice. With $x$ the row that comes in:
 #
 # $$x' = x + \mathrm{Attention}(\mathrm{RMSNorm}_1(x)), \qquad x'' = x' + \mathrm{FFN}(\mathrm{RMSNorm}_2(x')) .$$
 #
-# Look closely at what is added to what. The norm stands **inside** the branch. The straight line carries $x$ as it was
-# **before** the norm; the normed rows are seen by attention or the feed-forward network and by nobody else. From the
-# embedding to the last layer there is one line on which nothing but additions happens: the residual stream.
-# %% [markdown] id="residual" lang="zh" of="da9e42b7"
-# ## 一个块和它的两次残差
+# What exactly is added to what? The norm stands **inside** the branch. The straight line carries $x$ as it was **before** the
+# norm; only attention and the feed-forward network ever see the normed rows. From the embedding to the last layer there is
+# one line on which nothing happens but additions: the residual stream.
+# %% [markdown] id="residual" lang="zh" of="ea0f6850"
+# ## 一层和它的两次残差
 #
 # 一层并不替换它的输入，而是在输入上**加**两次。设进来的行为 $x$：
 #
 # $$x' = x + \mathrm{Attention}(\mathrm{RMSNorm}_1(x)), \qquad x'' = x' + \mathrm{FFN}(\mathrm{RMSNorm}_2(x')) .$$
 #
-# 请看清楚是什么加到什么上。归一化位于支路**内部**。直线上走的是归一化**之前**的 $x$；归一化后的行只给注意力或前馈网络看，别处用不到。
-# 从嵌入到最后一层有一条线，线上除了加法什么也不发生：这就是残差流。
+# 究竟是什么加到什么上？归一化位于支路**内部**。直线上走的是归一化**之前**的 $x$；归一化后的行只有注意力和前馈网络看得到。从嵌入到最后
+# 一层有一条线，线上除了加法什么也不发生：这就是残差流。
 # %% id="residual_picture"
-figure, axes = canvas(25, 6.6, inches=0.42)
-
-
-def plus(x, y):
-    axes.add_patch(plt.Circle((x, y), 0.45, facecolor=GREEN, edgecolor="#333333", zorder=3))
-    axes.text(x, y - 0.04, "+", ha="center", va="center", fontsize=13, zorder=4)
-
-
-for start, end, name, weight, colour in [
-    (2.4, 12, "attention", "attn_norm", BLUE),
-    (13.6, 23.2, "feed-forward", "ffn_norm", ORANGE),
-]:
-    axes.plot(start, 5, "o", color="#333333", markersize=5)
-    arrow(axes, (start, 5), (start, 1.4), (start + 0.8, 1.4))
-    box(axes, start + 0.8, 0.5, 3.4, 1.8, f"RMSNorm\n{weight}", GREY)
-    arrow(axes, (start + 4.2, 1.4), (start + 5, 1.4))
-    box(axes, start + 5, 0.5, 3.4, 1.8, name, colour)
-    arrow(axes, (start + 8.4, 1.4), (end, 1.4), (end, 4.55))
-    plus(end, 5)
-arrow(axes, (0.2, 5), (11.55, 5))
-arrow(axes, (12.45, 5), (22.75, 5))
-arrow(axes, (23.65, 5), (24.9, 5))
-for x, text in [(1.3, "$x$"), (6.8, "resid_pre, not normed"), (17.8, "resid_mid, not normed")]:
-    axes.text(x, 5.25, text, ha="center", fontsize=10)
-axes.text(24.2, 5.6, "resid_post", ha="center", fontsize=9)
 show(
-    figure,
+    figures.residual(),
     en="A straight line from x through two additions. Before each, a branch leaves the line, goes through a norm "
     "and then attention or the feed-forward network, and is added to the line, which was not normed.",
     zh="一条直线从 x 经过两次加法。每次加法之前，一条支路离开直线，先经归一化，再经注意力或前馈网络，然后加回未归一化的直线上。",
 )
 # %% [markdown] id="residual_check" lang="en"
-# The drawing must hold on numbers. We take layer 0 apart with the library's own activations: both additions with the rows
-# before the norm are right, and the same additions with the normed rows are off by far more than rounding. In this layer
-# the second error is the smaller one, because here the feed-forward network adds much more than there was; over all
-# layers the errors pile up, as we shall see.
-# %% [markdown] id="residual_check" lang="zh" of="f4d0b71e"
-# 图要用数来验证。我们用库自己的激活把第 0 层拆开：两次加法都用归一化之前的行，结果正确；换成归一化之后的行，误差
-# 远远超出舍入。这一层的第二个误差较小，因为这里前馈网络加上的远比原有的多；但所有层的误差会累积，下文可见。
+# Do the numbers agree with the drawing? We take layer 0 apart with the library's own activations. Both additions are right
+# with the rows before the norm, and with the normed rows they are off by far more than rounding. In this layer the second
+# error is the smaller one, because here the feed-forward network adds much more than was there. Over all layers the errors
+# pile up, as we shall see.
+# %% [markdown] id="residual_check" lang="zh" of="25890d51"
+# 数与图一致吗？我们用库自己的激活把第 0 层拆开。两次加法都用归一化之前的行，结果正确；换成归一化之后的行，误差远远超出舍入。这一层的
+# 第二个误差较小，因为这里前馈网络加上的远比原有的多；但所有层的误差会累积，下文可见。
 # %% id="residual_code"
 pre, mid, post = (seen[f"layers.0.resid_{where}"] for where in ("pre", "mid", "post"))
 attention_out, ffn_out = seen["layers.0.attn.out"], seen["layers.0.mlp.out"]
@@ -390,21 +487,33 @@ wrong_post = rms_norm(mid, layer0.ffn_norm) + ffn_out
 errors = [far(wrong_mid, mid), far(wrong_post, post)]
 print(f"normed rows added instead: off by {errors[0]:.2f} and {errors[1]:.2f} of the size")
 assert min(errors) > 0.01
-if is_default:
-    assert jnp.linalg.norm(ffn_out) > 3 * jnp.linalg.norm(mid)
+expect(bool(jnp.linalg.norm(ffn_out) > 3 * jnp.linalg.norm(mid)), True)
 # %% [markdown] id="whole" lang="en"
-# ## All layers
+# ## The whole network
 #
-# The block is two lines, and the network is a loop over it. After the last layer comes one more norm, with a weight of its
-# own, and then the output matrix: row $i$ of it is compared, by a dot product, with the final row of each position, and the
-# result is the logit of id $i$. In the default model the output matrix *is* the embedding: they are **tied**, and the tree
-# holds `None` in its place. A model of 8 billion parameters has two different matrices there.
-# %% [markdown] id="whole" lang="zh" of="cd20395b"
-# ## 所有的层
+# Now all of it, from ids to logits, in a dozen lines. Every token starts as its row of the embedding. Each layer, the
+# function `block`, adds to these rows twice: first what `attention` brings from earlier positions, then what `feed_forward`
+# makes of each row by itself. Both look at the rows through `rms_norm`, which brings them to a common size. (These three are
+# the functions of lessons 03 to 06 and of the cells above.) The network is a loop over the layers.
 #
-# 块只有两行，网络就是对它的循环。最后一层之后再做一次归一化，它有自己的权重；然后是输出矩阵：它的第 $i$ 行与每个位置最终的行做点积，
-# 结果就是编号 $i$ 的 logit。默认模型的输出矩阵*就是*嵌入矩阵：两者**共享**（tied），权重树里相应位置是 `None`。80 亿参数的模型
-# 在这里用两个不同的矩阵。
+# After the last layer comes one more norm, and then the output matrix. It has one row for each token of the vocabulary. The
+# dot product of that row with a position's final row is the token's logit: the larger it is, the more the model expects that
+# token next. In our model the output matrix *is* the embedding. The two are **tied**, and the parameters hold `None` in the
+# place of the second. Llama 3 8B has two different matrices.
+#
+# Is this really the network? The last line compares it with the library: all $T$ positions, all $V$ tokens.
+# %% [markdown] id="whole" lang="zh" of="e97c271e"
+# ## 完整的网络
+#
+# 现在把一切合起来，从编号到 logits，不过十来行。每个 token 从嵌入中属于它的那一行出发。每一层就是函数 `block`，往这些行里加两次：先加
+# `attention` 从更早的位置取来的内容，再加 `feed_forward` 对每一行单独算出的内容。两者都隔着 `rms_norm` 看这些行，它把各行调到统一的
+# 大小。（这三个函数来自第 03 至 06 课和上面的单元格。）网络就是对各层的循环。
+#
+# 最后一层之后再做一次归一化，然后是输出矩阵。词表中的每个 token 在其中占一行，这一行与某个位置最终的行做点积，就是该 token 的 logit：
+# 它越大，模型就越认为接下来是这个 token。我们这个模型的输出矩阵*就是*嵌入矩阵：两者**共享**（tied），参数里第二个矩阵的位置是 `None`。
+# Llama 3 8B 用的是两个不同的矩阵。
+#
+# 这真的就是那个网络吗？最后一行拿它与库比较：全部 $T$ 个位置，全部 $V$ 个 token。
 # %% id="whole_code"
 
 
@@ -413,26 +522,52 @@ def block(layer, x):
     return middle + feed_forward(layer, rms_norm(middle, layer.ffn_norm))
 
 
-def whole_network(ids):
-    x = params.embedding[jnp.array(ids)]
-    for layer in params.layers:
-        x = block(layer, x)
+def head(x):
     output = params.embedding if params.output is None else params.output
     return rms_norm(x, params.norm) @ output.T
 
 
+def whole_network(ids):
+    x = params.embedding[jnp.array(ids)]
+    for layer in params.layers:
+        x = block(layer, x)
+    return head(x)
+
+
 logits = trace("logits", whole_network(ids), "T V", T=T, V=V)
 assert (params.output is None) == config.tie_embeddings
+assert not preset("llama3-8b").tie_embeddings
 close(logits, reference, atol=1e-3)
+# %% [markdown] id="token" lang="en"
+# ## The next token
+#
+# What does the model say? The logits of the last position speak about what comes next. The largest one wins, and the
+# tokenizer turns its id back into text. The other positions are predictions as well: position $t$ says what follows the first
+# $t + 1$ tokens. All of them come out of the same run.
+# %% [markdown] id="token" lang="zh" of="b6ff057a"
+# ## 下一个 token
+#
+# 模型说了什么？最后一个位置的 logits 说的是接下来会出现什么。最大的那个胜出，分词器把它的编号变回文本。其他位置同样是预测：位置 $t$
+# 预测前 $t + 1$ 个 token 之后的内容。它们都来自同一次运行。
+# %% id="token_code"
+best = np.asarray(jnp.argmax(logits, axis=-1))
+np.testing.assert_array_equal(best, jnp.argmax(reference, axis=-1))
+for position in range(T):
+    text = tokenizer.decode(ids[: position + 1])
+    print(f"{text!r:<28} -> {tokenizer.decode([int(best[position])])!r}")
+expect(int(best[-1]), 7042)
+expect(tokenizer.decode([int(best[-1])]), " Paris")
 # %% [markdown] id="each_layer" lang="en"
-# That is the network: not a model of the model but the same function, equal at all $T$ positions and all $V$ ids. Equal
-# logits could still hide two errors that cancel, so we look at every layer as well. The rows differ in size by a factor of
-# hundreds, and so we compare relative to the size of the row. And we
-# run the network with the wrong residuals, to see that the drawing matters.
-# %% [markdown] id="each_layer" lang="zh" of="0555a6da"
-# 这就是整个网络：不是模型的模型，而是同一个函数，在全部 $T$ 个位置、全部 $V$ 个编号上都相等。logits 相等仍可能掩盖两个互相抵消的错误，
-# 所以再逐层检查。各行的大小相差数百倍，因此按行的大小做相对比较。最后再运行一次
-# 残差接错的网络，看看那张图有多要紧。
+# ## Right at every layer
+#
+# Equal logits could still hide two errors that cancel, so we look at every layer as well. The rows differ in size by a factor
+# of hundreds; that is why we compare relative to the size of each row. And we run the network with the wrong residuals, to
+# see whether the drawing matters.
+# %% [markdown] id="each_layer" lang="zh" of="4402168c"
+# ## 每一层都对
+#
+# logits 相等仍可能掩盖两个互相抵消的错误，所以再逐层检查。各行的大小相差数百倍，因此按每行的大小做相对比较。最后再运行一次残差接错的
+# 网络，看看那张图是否要紧。
 # %% id="each_layer_code"
 
 
@@ -450,7 +585,7 @@ def compare_layers(ids, seen):
 
 last_rows, worst = compare_layers(ids, seen)
 assert worst < 1e-3
-print(L, "layers: every row within a thousandth of its size")
+print(f"✓ {L} layers, every row within 0.001 of its size")
 
 final = trace("final", rms_norm(last_rows, params.norm), "T D", T=T, D=D)
 close(final, seen["final_norm"], atol=1e-3)
@@ -464,50 +599,247 @@ def wrong_network(ids):
         normed = rms_norm(x, layer.attn_norm)
         middle = rms_norm(normed + attention(layer, normed), layer.ffn_norm)
         x = middle + feed_forward(layer, middle)
-    output = params.embedding if params.output is None else params.output
-    return rms_norm(x, params.norm) @ output.T
+    return head(x)
 
 
 wrong = wrong_network(ids)
-print(f"residuals from behind the norm: logits off by {far(wrong, reference):.2f} of their size")
+print(f"residuals from after the norm: logits off by {far(wrong, reference):.2f} of their size")
 assert far(wrong, reference) > 0.1
-# %% [markdown] id="token" lang="en"
-# ## The next token
+# %% [markdown] id="scan" lang="en"
+# ## Thirty layers, written once: `lax.scan`
 #
-# The logits of the last position speak of what comes next. The largest wins; its id goes back through the tokenizer. The
-# other positions are predictions as well: position $t$ says what follows the first $t + 1$ tokens. All of them came out of
-# the same pass.
-# %% [markdown] id="token" lang="zh" of="251e8e04"
-# ## 下一个 token
+# The loop in `whole_network` is a Python loop. When JAX records a function for the compiler (`jax.make_jaxpr`, lesson 06),
+# Python runs the body once for each layer, and the record holds $L$ copies of the same block. The compiler has to work
+# through all of them, and the time it takes grows with $L$. Can we tell it that they are the same?
 #
-# 最后一个位置的 logits 说的是接下来会出现什么。最大者胜出，它的编号经分词器变回文本。其他位置同样是预测：位置 $t$ 预测前 $t + 1$ 个
-# token 之后的内容。它们都来自同一次计算。
-# %% id="token_code"
-best = np.asarray(jnp.argmax(logits, axis=-1))
-np.testing.assert_array_equal(best, jnp.argmax(reference, axis=-1))
-for position in range(T):
-    text = model.tokenizer.decode(ids[: position + 1])
-    print(f"{text!r:<28} -> {model.tokenizer.decode([int(best[position])])!r}")
-if is_default:
-    assert best[-1] == 7042
-    assert model.tokenizer.decode([7042]) == " Paris"
+# `jax.lax.scan(step, start, things)` is a loop that is recorded as a loop. `step` takes the current state and one slice of
+# `things`, and returns the next state and something to collect (here nothing). It is recorded once, however many slices there
+# are. The price: all slices must have the same shapes. Layers do. So we stack each weight of all layers into one array with
+# a new first axis of size $L$; `jax.tree.map` does that for all nine weights of a `Layer` at once.
+#
+# The result is the same, and the program is many times smaller. (`jax_llama3` keeps the Python loop all the same: it offers
+# a tap every activation of each layer under a name of its own, and a recorded loop has only one name for all of them.)
+# %% [markdown] id="scan" lang="zh" of="b33d22bf"
+# ## 三十层只写一次：`lax.scan`
+#
+# `whole_network` 里的循环是 Python 循环。JAX 为编译器记录一个函数时（`jax.make_jaxpr`，第 06 课），Python 每层运行一遍循环体，于是记录里
+# 有同一个块的 $L$ 份副本。编译器要逐份处理，所需时间随 $L$ 增长。能不能告诉它，这些都是一样的？
+#
+# `jax.lax.scan(step, start, things)` 是一个按循环记录下来的循环。`step` 接收当前状态和 `things` 的一个切片，返回下一个状态和要收集的东西
+# （这里没有）。不管有多少切片，它只记录一次。代价是所有切片的形状必须相同，而各层正是如此。所以我们把所有层的每个权重叠成一个数组，新的
+# 第一个轴大小为 $L$；`jax.tree.map` 一次就为 `Layer` 的九个权重全部做好。
+#
+# 结果相同，程序却小了许多倍。（`jax_llama3` 仍然保留 Python 循环：它要把每一层的每个激活以各自的名字交给探针，而记录成循环之后，所有层
+# 只剩一个名字。）
+# %% id="scan_code"
+stacked = jax.tree.map(lambda *weights: jnp.stack(weights), *params.layers)
+trace("all w_gate", stacked.w_gate, "L F D", L=L, F=F, D=D)
+start = params.embedding[jnp.array(ids)]
+
+
+def by_loop(layers, x):
+    for layer in layers:
+        x = block(layer, x)
+    return x
+
+
+def by_scan(stacked, x):
+    x, _ = jax.lax.scan(lambda x, layer: (block(layer, x), None), x, stacked)
+    return x
+
+
+by_two_ways = by_loop(params.layers, start), by_scan(stacked, start)
+assert far(by_two_ways[1], by_two_ways[0]) < 1e-3
+close(head(by_two_ways[1]), reference, atol=1e-3)
+
+products, lines, lowered = {}, {}, {}
+for name, function, weights in [("loop", by_loop, params.layers), ("scan", by_scan, stacked)]:
+    products[name] = str(jax.make_jaxpr(function)(weights, start)).count("dot_general")
+    # en: What the compiler is given, as text.
+    # zh: 交给编译器的内容，以文本表示。
+    lowered[name] = jax.jit(function).lower(weights, start)
+    lines[name] = len(lowered[name].as_text().splitlines())
+    print(f"{name}: {products[name]:>3} matrix products, {lines[name]:>6,} lines for the compiler")
+assert products["loop"] == L * products["scan"]
+assert lines["loop"] > L / 4 * lines["scan"]
+# %% id="compile_times" tags=["measured"]
+# en: How long the compiler takes on this machine, in seconds.
+# zh: 编译器在这台机器上所用的时间（秒）。
+for name, program in lowered.items():
+    before = time.perf_counter()
+    program.compile()
+    print(f"{name}: {time.perf_counter() - before:.1f} s")
+# %% [markdown] id="add" lang="en"
+# ## Why add, and not replace?
+#
+# A layer could also return a new row in place of the old one. Why do these networks add? There are two reasons, and we can try
+# both.
+#
+# **Nothing gets lost on the way.** A layer that replaces must carry everything that later layers need through its own matrices.
+# A layer that adds only writes a correction, and what it does not touch goes past it unharmed. A layer that has nothing to say
+# adds nothing. If that is so, a missing layer should be a missing correction, and not a broken chain. So we skip each layer in
+# turn: its factor in `keep` becomes 0, and its rows come out as they went in. (The step of the scan takes the factor as a second
+# slice; `jax.jit` compiles the function once for all these runs, see lesson 11.) How likely is " Paris" without it?
+# %% [markdown] id="add" lang="zh" of="b88654f0"
+# ## 为什么是相加，而不是替换？
+#
+# 一层也可以返回一个新的行来取代旧的。这些网络为什么要相加？理由有两条，两条我们都能试一试。
+#
+# **途中什么也不会丢。** 如果是替换，一层就必须把后面各层需要的一切都从自己的矩阵里传过去。如果是相加，一层只写下一个修正，没有碰到的内容
+# 原样从旁边通过；无话可说的层就什么也不加。果真如此，少了一层就只是少了一个修正，而不是链条断裂。所以我们轮流跳过每一层：它在 `keep` 中的
+# 系数变成 0，各行怎么进来就怎么出去。（扫描的每一步把这个系数作为第二个切片；`jax.jit` 为所有这些运行只编译一次，见第 11 课。）没有这一层，
+# “ Paris”还有多大可能？
+# %% id="add_code"
+
+
+@jax.jit
+def partly(stacked, x, keep):
+    def step(x, part):
+        layer, factor = part
+        return x + factor * (block(layer, x) - x), None
+
+    return jax.lax.scan(step, x, (stacked, keep))[0]
+
+
+def without(layers):
+    keep = np.ones(L, np.float32)
+    keep[list(layers)] = 0
+    return partly(stacked, start, keep)
+
+
+def answer_without(layers):
+    return jax.nn.softmax(head(without(layers))[-1])
+
+
+assert far(without([]), by_two_ways[1]) < 1e-3
+close(without(range(L)), start, atol=0)
+whole = float(answer_without([])[best[-1]])
+skipped = [float(answer_without([index])[best[-1]]) for index in range(L)]
+same = [int(answer_without([index]).argmax()) == best[-1] for index in range(L)]
+show(
+    figures.skipped(skipped, whole, f"P({tokenizer.decode([int(best[-1])])!r})"),
+    en="A bar for each skipped layer: the probability of the answer. Most bars are high, a few are higher than with all "
+    "layers, and those of layers 0, 1, 8, 11 and 23 are near zero.",
+    zh="每个被跳过的层一根柱：答案的概率。多数柱子很高，少数甚至高于不跳过任何层时，而第 0、1、8、11、23 层的接近零。",
+)
+print(f"the same answer without one of them: {sum(same)} of {L} layers")
+if on_default_model():
+    assert sum(same) >= 20
+    assert max(skipped) > whole
+    assert {index for index in range(L) if skipped[index] < 0.05} == {0, 1, 8, 11, 23}
+# %% [markdown] id="gradient" lang="en"
+# Two out of three layers can go, one at a time, and the answer stays; without some of them it even becomes more likely. Only a
+# few are indispensable, the first two among them.
+#
+# **Training gets through.** Training asks how the result changes when a weight changes, and that effect has to pass through all
+# later layers. Each layer multiplies it by its derivative. Thirty factors that are all a bit too large, or a bit too
+# small, make a product that is huge or nothing. Adding puts a 1 into each factor: the derivative of $x + f(x)$ is $1 + f'(x)$.
+#
+# <details><summary>Why this is so (may be skipped)</summary>
+#
+# Let $J_l$ be the matrix of derivatives of layer $l$'s branch, the part that is added. By the chain rule, the effect of row
+# $x_0$ on row $x_L$ is
+#
+# $$\frac{\partial x_L}{\partial x_0} = (1 + J_{L-1}) \cdots (1 + J_1)(1 + J_0)
+# = 1 + \sum_l J_l + \sum_{l > m} J_l J_m + \cdots,$$
+#
+# and without the additions it is only the last of these terms, the product $J_{L-1} \cdots J_0$ of all. If every $J_l$ shrinks
+# lengths by a factor $c < 1$, that product shrinks them by $c^L$: for $c = 1/2$ and $L = 30$ a billion times. The sum still
+# has its 1, the path along the line, on which nothing is multiplied at all.
+#
+# </details>
+#
+# We measure it on a small network with fresh random weights, as training would start with. At the entry of each layer we ask:
+# if all rows are nudged by a small part of their size, how strongly can the result move? (`jax.grad` gives the derivative of
+# a number by every entry of an array.) With the line all layers have nearly the same say. Without it, the first layers count
+# thousands of times as much as the last: no single step of training suits both. And the rows of different tokens
+# have become the same row.
+# %% [markdown] id="gradient" lang="zh" of="5350ffe2"
+# 三层里有两层可以单独去掉而答案不变；去掉其中几层，答案甚至更有把握。只有少数几层不可缺少，最前面的两层就在其中。
+#
+# **训练传得过去。** 训练要问：一个权重变了，结果会怎样变？这个影响必须穿过后面所有的层，每一层都用自己的导数去乘它。三十个因子，如果个个
+# 都偏大一点或偏小一点，乘积就会大得吓人，或者什么也不剩。相加则在每个因子里放进一个 1：$x + f(x)$ 的导数是 $1 + f'(x)$。
+#
+# <details><summary>为什么是这样（可以跳过）</summary>
+#
+# 设 $J_l$ 是第 $l$ 层支路（即被加上的那部分）的导数矩阵。由链式法则，行 $x_0$ 对行 $x_L$ 的影响是
+#
+# $$\frac{\partial x_L}{\partial x_0} = (1 + J_{L-1}) \cdots (1 + J_1)(1 + J_0)
+# = 1 + \sum_l J_l + \sum_{l > m} J_l J_m + \cdots,$$
+#
+# 没有加法时，就只剩下其中的最后一项，即全部因子的乘积 $J_{L-1} \cdots J_0$。如果每个 $J_l$ 都把长度缩小为 $c < 1$ 倍，这个乘积就缩小为
+# $c^L$ 倍：$c = 1/2$、$L = 30$ 时是十亿分之一。而上面的和里总有那个 1，也就是沿着直线的那条路，在这条路上什么也不用乘。
+#
+# </details>
+#
+# 我们在一个随机初始化的小网络上测量，训练就是从这样的网络开始的。在每一层的入口问：如果所有的行都变动其大小的一小部分，结果最多会动
+# 多少？（`jax.grad` 给出一个数对数组中每个元素的导数。）有这条线，各层的发言权几乎相同。没有它，最前面的层比最后的层重要成千上万倍：训练
+# 走哪一种步长都无法两头兼顾。而且不同 token 的行已经变成了同一行。
+# %% id="gradient_code"
+width = 64
+small = dataclasses.replace(config, dim=width, ffn_dim=3 * width, vocab_size=T)
+fresh = jax_llama3.init_params(jax.random.key(0), small, jnp.float32)
+fresh_stack = jax.tree.map(lambda *weights: jnp.stack(weights), *fresh.layers)
+direction = jax.random.normal(jax.random.key(1), (width,))
+
+
+def result(nudges, line):
+    # en: `line` is 1 with the residual stream and 0 without it.
+    # zh: 有残差流时 `line` 为 1，没有时为 0。
+    def step(x, part):
+        layer, nudge = part
+        x = x + nudge
+        middle = line * x + attention(layer, rms_norm(x, layer.attn_norm))
+        return line * middle + feed_forward(layer, rms_norm(middle, layer.ffn_norm)), x
+
+    last, entries = jax.lax.scan(step, fresh.embedding, (fresh_stack, nudges))
+    last = rms_norm(last, fresh.norm)
+    return last[-1] @ direction, (entries, last)
+
+
+say, alike = {}, {}
+for name, line in {"with the line": 1.0, "without it": 0.0}.items():
+    nudges = jnp.zeros((L, T, width))
+    gradient, (entries, last) = jax.grad(result, has_aux=True)(nudges, line)
+    say[name] = jnp.linalg.norm(gradient, axis=(1, 2)) * jnp.linalg.norm(entries, axis=(1, 2))
+    unit = last / jnp.linalg.norm(last, axis=-1, keepdims=True)
+    alike[name] = float((unit @ unit.T).min())
+    ratio = float(say[name].max() / say[name].min())
+    print(f"{name:<13}: largest over smallest {ratio:>9,.1f}, least cosine {alike[name]:.2f}")
+show(
+    figures.depth(say),
+    en="Two curves over the layers on a logarithmic scale: with the residual line the effect is level; without it, it falls by "
+    "orders of magnitude from the first layer to the last.",
+    zh="随层变化的两条曲线，对数坐标：有残差线时影响基本持平；没有时，从第一层到最后一层下降好几个数量级。",
+)
+if on_default_model():
+    assert say["with the line"].max() < 5 * say["with the line"].min()
+    assert say["without it"][0] > 1000 * say["without it"][-1]
+    assert alike["without it"] > 0.99 > 0.95 > alike["with the line"]
+
+# en: The 1 in each factor: a nudge passes a block unchanged, and what its branch makes of it is added.
+# zh: 每个因子里的 1：微小的变动原样穿过一个块，再加上支路对它的作用。
+nudge = 0.01 * start
+_, through = jax.jvp(lambda x: block(layer0, x), (start,), (nudge,))
+_, branch = jax.jvp(lambda x: block(layer0, x) - x, (start,), (nudge,))
+assert far(nudge + branch, through) < 1e-4
 # %% [markdown] id="sum" lang="en"
 # ## What the line carries
 #
-# Because every layer only adds, the final row is a sum that we can write out: the embedding, and two terms per layer.
+# Because every layer only adds, we can write the final row out as a sum: the embedding, and two terms for each layer.
 #
 # $$x_{\text{final}} = x_{\text{embed}} + \sum_{l=0}^{L-1} \left(\text{attn}_l + \text{mlp}_l\right)$$
 #
-# No term is ever removed; a later layer can only add its opposite. The picture shows how large the rows become. One of
-# them is out of all proportion, the first, and lesson 09 asks why.
-# %% [markdown] id="sum" lang="zh" of="c7fd04d4"
+# No term is ever removed; a later layer can only add its opposite. How large do the rows become? One of them is out of all
+# proportion: the first. Lesson 09 asks why.
+# %% [markdown] id="sum" lang="zh" of="86373ddf"
 # ## 线上承载着什么
 #
-# 因为每层只做加法，最终的行是一个可以完全写开的和：嵌入，加上每层两项。
+# 因为每层只做加法，最终的行可以完全写开成一个和：嵌入，加上每层两项。
 #
 # $$x_{\text{final}} = x_{\text{embed}} + \sum_{l=0}^{L-1} \left(\text{attn}_l + \text{mlp}_l\right)$$
 #
-# 没有哪一项会被删除；后面的层只能再加上它的相反数。下图展示各行变得有多大。其中一行大得不成比例，那是第一行，原因留到第 09 课。
+# 没有哪一项会被删除；后面的层只能再加上它的相反数。各行会变得多大？其中一行大得不成比例，那是第一行，原因留到第 09 课。
 # %% id="sum_code"
 terms = [seen["embed"]]
 for index in range(L):
@@ -519,37 +851,30 @@ assert far(sum(terms), last) < 1e-3
 streams = [seen["embed"], *(seen[f"layers.{index}.resid_post"] for index in range(L))]
 sizes = np.sqrt(np.mean(np.square(np.stack(streams)), axis=-1))
 trace("sizes", sizes, "P T", P=L + 1, T=T)
-figure, axes = plt.subplots(figsize=(7, 3.4))
-for position in range(T):
-    word = model.tokenizer.decode([ids[position]]).strip()
-    axes.semilogy(sizes[:, position], marker=".", label=f"{position}: {word}")
-axes.set_xlabel("layers done")
-axes.set_ylabel("root mean square of the row")
-axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 show(
-    figure,
+    figures.sizes(sizes, words),
     en="The size of each token's row after each layer, on a logarithmic scale: four rows grow slowly from below "
     "one to about twenty-five, the first one jumps far above them.",
     zh="每个 token 的行在各层之后的大小，对数坐标：四行从不到 1 缓慢增长到二十几，第一行则远远跳到它们之上。",
 )
-if is_default:
+if on_default_model():
     assert sizes[:, 0].max() > 20 * sizes[:, 1:].max()
 # %% [markdown] id="again" lang="en"
 # ## Running a cell twice
 #
-# Notebooks have a trap that has nothing to do with mathematics. A cell that reads a name and binds the same name again
-# changes the world each time it runs. Someone who runs `x = rms_norm(x, w)` twice has normalised twice; someone who runs
-# `x = block(layer, x)` twice has a network with a layer too many. No error appears, only other numbers.
+# Notebooks have a trap that has nothing to do with mathematics. A cell that reads a name and binds the same name again changes
+# the state each time it runs. Run `x = rms_norm(x, w)` twice, and you have normalised twice. Run `x = block(layer, x)` twice,
+# and your network has a layer too many. There is no error, only other numbers.
 #
 # JAX's arrays cannot be changed in place, but that does not help: it is the *name* that now means something else. The next
-# cell plays a reader who runs one cell twice, first with a cell of the bad kind and then with one of the good kind.
-# %% [markdown] id="again" lang="zh" of="6b266ca0"
+# cell runs a cell of the bad kind twice, and then one of the good kind.
+# %% [markdown] id="again" lang="zh" of="6cc96c6f"
 # ## 把一个单元格运行两次
 #
 # 笔记本有一个与数学无关的陷阱。如果一个单元格读取某个名字，又重新绑定同一个名字，那么每运行一次，状态就变一次。把
 # `x = rms_norm(x, w)` 运行两次，就归一化了两次；把 `x = block(layer, x)` 运行两次，网络就多了一层。不会报错，只是数不同了。
 #
-# JAX 的数组不能就地修改，但这帮不上忙：变的是*名字*的含义。下面的单元格扮演一位把同一个单元格运行了两次的读者，先用坏的写法，再用好的写法。
+# JAX 的数组不能就地修改，但这帮不上忙：变的是*名字*的含义。下面先把一个坏写法的单元格运行两次，再把一个好写法的运行两次。
 # %% id="again_code"
 
 
@@ -565,7 +890,7 @@ def run_twice(cell, name):
 # en: The trap: the name on the left also stands on the right.
 # zh: 陷阱：左边的名字也出现在右边。
 first, second = run_twice("x = rms_norm(x, weight)", "x")
-print(f"trap: the second run is off by {far(second, first):.2f}")
+print(f"trap: the second run is off by {far(second, first):.2f} of its size")
 assert far(second, first) > 0.1
 
 # en: The fix: a new name for a new thing.
@@ -585,44 +910,62 @@ try:
 except TypeError:
     print("refused: an array cannot be changed in place")
 # %% [markdown] id="again_end" lang="en"
-# This is why the loop above lives in `whole_network`: its `x` is bound anew many times, but only inside the function. The
-# layer check is a function for the same reason. Every cell of this lesson may be run again, as often as one likes.
-# %% [markdown] id="again_end" lang="zh" of="b83efc42"
-# 所以上面的循环放在 `whole_network` 里：其中的 `x` 虽被反复绑定，却只在函数内部。逐层检查也因此写成函数。本课的每个单元格
-# 都可以随意重复运行。
+# That is why the loop lives inside `whole_network`: its `x` is bound anew many times, but only inside the function. You may run
+# every cell of this lesson again, as often as you like.
+# %% [markdown] id="again_end" lang="zh" of="37eeb123"
+# 所以循环放在 `whole_network` 里：其中的 `x` 虽被反复绑定，却只在函数内部。本课的每个单元格都可以随意重复运行。
 # %% [markdown] id="exercises" lang="en"
 # ## Exercises
 #
-# Put your answer in place of `None` and run the cell. The cell behind each holds a solution.
+# Put your answer in place of `None` and run the cell. If you are stuck, open the hint; the solution is folded below it.
 #
-# **1.** A model of the first Llama generation has `dim` 5120, no multiplier, and `multiple_of` 256. How wide is its
-# feed-forward network, and how many weights do its three matrices have in one layer? Answer with a pair.
-# %% [markdown] id="exercises" lang="zh" of="64fe7884"
+# **1. How many layers can go at once?** Give a list of at least five layers that can all be skipped *together* such that the
+# network still gives the same next token. Look at the picture of skipped layers, and predict how far you will get.
+# %% [markdown] id="exercises" lang="zh" of="58d5f5d3"
 # ## 练习
 #
-# 用你的答案替换 `None`，然后运行。每题后面的单元格是一个解答。
+# 用你的答案替换 `None`，然后运行。卡住了可以打开线索；解答折叠在线索下面。
 #
-# **1.** 第一代 Llama 中有一个模型的 `dim` 为 5120，没有 multiplier，`multiple_of` 为 256。它的前馈网络有多宽？一层中三个矩阵共有多少
-# 权重？用一个二元组回答。
+# **1. 一次能去掉多少层？** 给出一个至少包含五层的列表，把这些层*一起*跳过之后，网络给出的下一个 token 仍然相同。先看看跳过各层的那张图，
+# 预测一下你能走多远。
 # %% id="exercise_1"
 answer_1 = None
 
 
 def check_1(answer):
-    width, weights = answer
-    assert width == ffn_width(5120, None, 256)
-    assert weights == 3 * 5120 * width
+    assert len(set(answer)) >= 5
+    token = int(head(without(answer))[-1].argmax())
+    print(f"without {sorted(set(answer))}: {tokenizer.decode([token])!r}")
+    assert token == best[-1]
 
 
 exercise(1, answer_1, check_1)
+# %% [markdown] id="hint_1" lang="en"
+# <details><summary>Hint</summary>
+#
+# The picture says which layers can go alone. Whether two can go together is not said by the picture; try them one more at a
+# time, and keep what does no harm.
+#
+# </details>
+# %% [markdown] id="hint_1" lang="zh" of="e6e0c1a4"
+# <details><summary>线索</summary>
+#
+# 图上说明了哪些层可以单独去掉。两层能否一起去掉，图上看不出来：每次多去掉一层试试，无害的就保留。
+#
+# </details>
 # %% id="solution_1" tags=["solution"]
-exercise(1, (13824, 3 * 5120 * 13824), check_1)
+dropped = []
+for index in sorted(range(L), key=lambda index: -skipped[index]):
+    if int(head(without([*dropped, index]))[-1].argmax()) == best[-1]:
+        dropped.append(index)
+exercise(1, dropped, check_1)
 # %% [markdown] id="exercise_2_text" lang="en"
-# **2.** Give a function that takes a `Layer` and returns one whose block changes nothing: what goes in comes out, bit for
-# bit. Hint: `layer._replace(name=array)` gives a changed copy.
-# %% [markdown] id="exercise_2_text" lang="zh" of="24ea4ee6"
-# **2.** 给出一个函数，接收一个 `Layer`，返回另一个 `Layer`，使它的块什么也不改变：进去什么就出来什么，逐比特相同。提示：
-# `layer._replace(name=array)` 返回修改后的副本。
+# **2. A layer that does nothing.** Write a function that takes a `Layer` and returns one whose block changes nothing: what goes
+# in comes out, bit for bit. Predict first how many of the nine weights you have to touch. (`layer._replace(name=array)` gives a
+# changed copy.)
+# %% [markdown] id="exercise_2_text" lang="zh" of="0bed8469"
+# **2. 什么也不做的一层。** 写一个函数，接收一个 `Layer`，返回另一个 `Layer`，使它的块什么也不改变：进去什么就出来什么，逐比特相同。先
+# 预测：九个权重里要动几个？（`layer._replace(name=array)` 返回修改后的副本。）
 # %% id="exercise_2"
 answer_2 = None
 
@@ -633,6 +976,19 @@ def check_2(answer):
 
 
 exercise(2, answer_2, check_2)
+# %% [markdown] id="hint_2" lang="en"
+# <details><summary>Hint</summary>
+#
+# Each half ends with one matrix, and what that matrix returns is added. What has to come out of it so that the addition
+# changes nothing?
+#
+# </details>
+# %% [markdown] id="hint_2" lang="zh" of="0efe7bc9"
+# <details><summary>线索</summary>
+#
+# 每一半都以一个矩阵结尾，它的结果被加上去。它应当给出什么，加法才不改变任何东西？
+#
+# </details>
 # %% id="solution_2" tags=["solution"]
 exercise(
     2,
@@ -640,11 +996,11 @@ exercise(
     check_2,
 )
 # %% [markdown] id="exercise_3_text" lang="en"
-# **3.** The same function can have other weights. Give a function that takes a `Layer` and returns one with all numbers of
-# `w_up` three times as large, and yet the same feed-forward network. (With `w_gate` this would not work. Why?)
-# %% [markdown] id="exercise_3_text" lang="zh" of="8cc5654c"
-# **3.** 同一个函数可以有不同的权重。给出一个函数，接收一个 `Layer`，返回另一个 `Layer`：`w_up` 的所有数都是原来的三倍，前馈网络却
-# 完全相同。（换成 `w_gate` 就不行，为什么？）
+# **3. Other weights, the same function.** Write a function that takes a `Layer` and returns one with all numbers of `w_up` three
+# times as large, and yet the same feed-forward network. (With `w_gate` this would not work. Why?)
+# %% [markdown] id="exercise_3_text" lang="zh" of="08c35a28"
+# **3. 权重不同，函数相同。** 写一个函数，接收一个 `Layer`，返回另一个 `Layer`：`w_up` 的所有数都是原来的三倍，前馈网络却完全相同。（换成
+# `w_gate` 就不行，为什么？）
 # %% id="exercise_3"
 answer_3 = None
 
@@ -658,23 +1014,41 @@ def check_3(answer):
 
 
 exercise(3, answer_3, check_3)
+# %% [markdown] id="hint_3" lang="en"
+# <details><summary>Hint</summary>
+#
+# Follow `up` through the picture of the block: it is multiplied by something, and then by `w_down`. A factor of 3 can be taken
+# back on the way. `gate` goes through SiLU first, and $\mathrm{SiLU}(3a)$ is not $3\,\mathrm{SiLU}(a)$.
+#
+# </details>
+# %% [markdown] id="hint_3" lang="zh" of="8b88e47f"
+# <details><summary>线索</summary>
+#
+# 在前馈网络的图上跟着 `up` 走：它先乘上某个东西，再乘 `w_down`。因子 3 可以在途中取消。`gate` 则先经过 SiLU，而 $\mathrm{SiLU}(3a)$
+# 不等于 $3\,\mathrm{SiLU}(a)$。
+#
+# </details>
 # %% id="solution_3" tags=["solution"]
 exercise(3, lambda layer: layer._replace(w_up=3 * layer.w_up, w_down=layer.w_down / 3), check_3)
+assert far(silu(3 * gate), 3 * silu(gate)) > 0.1
 # %% [markdown] id="sources" lang="en"
 # ## Sources
 #
 # - Shazeer, *GLU Variants Improve Transformer*, 2020, [arXiv:2002.05202](https://arxiv.org/abs/2002.05202)
 # - Elfwing, Uchibe and Doya, *Sigmoid-Weighted Linear Units*, 2017, [arXiv:1702.03118](https://arxiv.org/abs/1702.03118)
-# - He and others, *Deep Residual Learning*, 2015, [arXiv:1512.03385](https://arxiv.org/abs/1512.03385)
+# - Geva and others, *Transformer Feed-Forward Layers Are Key-Value Memories*, 2021,
+#   [arXiv:2012.14913](https://arxiv.org/abs/2012.14913)
+# - He and others, *Deep Residual Learning for Image Recognition*, 2015, [arXiv:1512.03385](https://arxiv.org/abs/1512.03385)
 # - Touvron and others, *LLaMA*, 2023, [arXiv:2302.13971](https://arxiv.org/abs/2302.13971)
 #
 # Next: lesson 08 asks how much the right answer proves, and finds that it is little.
-# %% [markdown] id="sources" lang="zh" of="9ce0da30"
+# %% [markdown] id="sources" lang="zh" of="6b6b17ab"
 # ## 来源
 #
 # - Shazeer，*GLU Variants Improve Transformer*，2020，[arXiv:2002.05202](https://arxiv.org/abs/2002.05202)
 # - Elfwing、Uchibe、Doya，*Sigmoid-Weighted Linear Units*，2017，[arXiv:1702.03118](https://arxiv.org/abs/1702.03118)
-# - He 等，*Deep Residual Learning*，2015，[arXiv:1512.03385](https://arxiv.org/abs/1512.03385)
+# - Geva 等，*Transformer Feed-Forward Layers Are Key-Value Memories*，2021，[arXiv:2012.14913](https://arxiv.org/abs/2012.14913)
+# - He 等，*Deep Residual Learning for Image Recognition*，2015，[arXiv:1512.03385](https://arxiv.org/abs/1512.03385)
 # - Touvron 等，*LLaMA*，2023，[arXiv:2302.13971](https://arxiv.org/abs/2302.13971)
 #
 # 下一课：第 08 课追问“答案正确”能证明多少，结论是：很少。

@@ -1,35 +1,41 @@
 # %% [markdown] id="title" lang="en"
 # # 09 · Experiments: top-k, other positions, no mask, logit lens, sinks
 #
-# *Reading time 25 minutes. Before it: lessons 03 to 08. What it proves: that one small function, the tap, is enough to read,
-# replace and switch off parts of the network, and what some of these parts do.*
+# *Reading time 25 minutes. Before it: lessons 03 to 07 (for the two sections of the one-hour route, 07 is enough). What it proves: one small
+# function, the tap, is enough to read, replace and switch off parts of the network, and to see what some of these parts do.*
 #
-# The network is complete and right (lessons 07 and 08). Now we ask it questions. Which other words came close? What does it
-# say at the other positions? Does it need the mask? When does it know the answer, and which part brings it there? Each
-# question is an experiment: run, change one thing, run again, compare.
-# %% [markdown] id="title" lang="zh" of="79318fe3"
+# The network is complete (lesson 07) and right (lesson 08). Now we can ask it things. Which other words came close? What does it say at the
+# other positions? Does it need the mask? When does it know the answer, and which part carries the answer there? Each question is an experiment:
+# run, change one thing, run again, compare.
+# %% [markdown] id="title" lang="zh" of="80ee5657"
 # # 09 · 实验：top-k、其他位置、去掉掩码、logit 透镜、注意力汇聚
 #
-# *阅读时间 25 分钟。前置：第 03 至 08 课。本课证明：只靠探针这一个小函数，就能读取、替换、关闭网络的各个部分，并弄清其中一些部分在做什么。*
+# *阅读时间 25 分钟。前置：第 03 至 07 课（只读一小时路线中的两节，有第 07 课就够）。本课证明：只靠探针这一个小函数，就能读取、替换、关闭网络的各个
+# 部分，并看出其中一些部分在做什么。*
 #
-# 网络已经完整而且正确（第 07、08 课）。现在来向它提问：还有哪些词差一点就胜出？它在其他位置说了什么？没有掩码行不行？它什么时候知道
+# 网络已经完整（第 07 课），而且正确（第 08 课）。现在可以向它提问了：还有哪些词差一点就胜出？它在其他位置说了什么？没有掩码行不行？它什么时候知道
 # 答案，又是哪个部分把答案带过去的？每个问题都是一次实验：运行一次，改动一处，再运行一次，然后比较。
+# %% [markdown] id="tool" lang="en"
+# Our tool is the tap (lesson 03). The network calls this function with every intermediate result and its name, such as `layers.3.resid_post`, and
+# goes on with whatever comes back. Return the array as it is, and you have read it. Return another one, and you have changed the network. `run` gives
+# the logits of a prompt and all its intermediate results by name, and makes one change on the way if we ask for one.
+# %% [markdown] id="tool" lang="zh" of="073e6ccb"
+# 我们的工具是探针（第 03 课）。网络每算出一个中间结果，就用它和它的名字（例如 `layers.3.resid_post`）调用这个函数，然后用返回的东西继续算下去。
+# 原样返回数组，就是读取；返回另一个数组，就改动了网络。`run` 给出一个提示的 logits 和所有带名字的中间结果；如果需要，途中做一处改动。
 # %% id="setup"
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 
 import jax_llama3
-from jax_llama3.bench.presets import preset
 from jax_llama3.model.layers import rms_norm
-from jax_llama3_course import close, exercise, load_model, show, trace
+from jax_llama3_course import close, exercise, expect, load_model, on_default_model, show, trace
+from jax_llama3_course.figures import experiments as figures
 
 model = load_model()
 config, params = model.config, model.params
 D, N, K, H = config.dim, config.n_heads, config.n_kv_heads, config.head_dim
 V, L = config.vocab_size, config.n_layers
-is_default = config == preset("smollm2-135m")
 
 
 def encode(text):
@@ -41,14 +47,12 @@ def word(token):
 
 
 def keep(name, array):
-    # en: The tap that changes nothing.
-    # zh: 什么也不改的探针。
+    # en: The change that changes nothing.
+    # zh: 什么也不改的改动。
     return array
 
 
 def run(ids, change=keep):
-    # en: Logits and named activations of one prompt, with a change made on the way.
-    # zh: 一个提示的 logits 和有名字的激活，途中可做一处改动。
     seen = {}
 
     def tap(name, array):
@@ -62,31 +66,36 @@ def run(ids, change=keep):
 ids = encode("The capital of France is")
 T = len(ids)
 logits, seen = run(ids)
-logits = trace("logits", logits, "T V", T=T, V=V)
+trace("logits", logits, "T V", T=T, V=V)
+answer = int(logits[-1].argmax())
+print(f"{len(seen)} intermediate results; the answer is {word(answer)!r}")
+# en: `expect` asserts what is known of the course's own model; another model may differ.
+# zh: `expect` 断言的是课程所用模型的已知结果；换一个模型可以不同。
+expect(word(answer), " Paris")
 # %% [markdown] id="top" lang="en"
 # ## The ten best, at every position
 #
-# The largest logit is only the winner. The **top-k** are the $k$ ids with the largest logits, and with their probabilities
-# they say how sure the model is. Two things to get right:
+# Which other words came close? The **top-k** are the $k$ ids with the largest logits. Their probabilities say how sure the model is. Two things
+# are easily done wrong:
 #
 # - Probabilities come from the softmax over **all** $V$ logits. A softmax over the ten alone would make them add up to one.
-# - To find ten of $V$ numbers nobody has to sort $V$ numbers. A partial selection, `numpy.argpartition`, puts the $k$ largest
+# - To find ten of $V$ numbers, nobody has to sort $V$ numbers. A partial selection, `numpy.argpartition`, puts the $k$ largest
 #   on one side in one pass, and only these are sorted. `jax.lax.top_k` does both, for every row at once.
-# %% [markdown] id="top" lang="zh" of="e2d6a217"
+# %% [markdown] id="top" lang="zh" of="d4066d39"
 # ## 每个位置上的前十名
 #
-# 最大的 logit 只是胜者。**top-k** 指 logit 最大的 $k$ 个编号；连同概率一起看，就知道模型有多大把握。有两点要做对：
+# 还有哪些词差一点就胜出？**top-k** 指 logit 最大的 $k$ 个编号，它们的概率说明模型有多大把握。有两点容易做错：
 #
 # - 概率来自对**全部** $V$ 个 logits 的 softmax。若只对这十个做 softmax，它们的和就成了 1。
-# - 要从 $V$ 个数里找出十个，不必给 $V$ 个数排序。部分选择 `numpy.argpartition` 一遍就把最大的 $k$ 个分到一边，只有这几个需要排序。
-#   `jax.lax.top_k` 两步都做，而且一次处理所有行。
+# - 要从 $V$ 个数里找出十个，不必给 $V$ 个数排序。部分选择 `numpy.argpartition` 一遍就把最大的 $k$ 个分到一边，只有这几个需要排序。`jax.lax.top_k`
+#   两步都做，而且一次处理所有行。
 # %% id="top_code"
 probabilities = jax.nn.softmax(logits, axis=-1)
 close(probabilities.sum(-1), jnp.ones(T), atol=1e-4)
 
 
 def best(row, k):
-    # en: One row by hand: select, then sort the selected.
+    # en: One row by hand: select, then sort what was selected.
     # zh: 手工处理一行：先选出，再给选出的排序。
     selected = np.argpartition(-row, k)[:k]
     return selected[np.argsort(-row[selected], kind="stable")]
@@ -108,30 +117,28 @@ for position in range(T):
     for half in (slice(0, 5), slice(5, 10)):
         pairs = zip(top[position, half], values[position, half], strict=True)
         print("   ", "   ".join(f"{word(i)!r} {p:.3f}" for i, p in pairs))
-if is_default:
-    assert word(top[-1, 0]) == " Paris"
+if on_default_model():
     assert abs(values[-1, 0] - 0.773) < 1e-3
+    assert values[2, 0] < 0.2
 # %% [markdown] id="positions" lang="en"
-# Every position has made a prediction, and most are sensible for the text up to there. All of them come from one pass; at the
-# last position alone we learn something that is not yet in the prompt. The model is sure in some places and not at all in
-# others: after "The capital of" any country may follow.
+# Every position has made a prediction, and most of them make sense for the text up to there. All come from one pass; only the last one tells us something
+# that is not in the prompt yet. The model is sure in some places and not at all in others: after "The capital of" any country may follow.
 #
 # ## Ties
 #
-# An order of ten means something only if the ten numbers differ. In float32 they nearly always do. In bfloat16 (lesson 02)
-# neighbouring numbers between 16 and 32 are an eighth apart, and logits are of that size: some of the ten then fall on the
-# same number. Which one comes first is a rule of the program, not of the model: `top_k` gives the smaller id first. So when
-# two programs are compared in bfloat16, compare their top ten as a **set**, and even that only if the tenth and the eleventh
-# differ.
-# %% [markdown] id="positions" lang="zh" of="9849cc91"
-# 每个位置都做了预测，而且对到那里为止的文本来说大多说得通。它们来自同一次计算；但只有最后一个位置告诉我们提示里还没有的东西。模型在
-# 有些地方很有把握，在另一些地方毫无把握：“The capital of” 之后可以是任何一个国家。
+# An order of ten means something only if the ten numbers differ. In float32 they nearly always do. In bfloat16 (lesson 02), neighbouring numbers
+# between 16 and 32 are an eighth apart, and logits are of that size, so some of the ten fall on the same number. Which of those comes
+# first is a rule of the program and no opinion of the model: `top_k` puts the smaller id first. So when you compare two programs in bfloat16, compare their ten best
+# as a **set**, and do even that only if the tenth and the eleventh differ.
+# %% [markdown] id="positions" lang="zh" of="0204dee3"
+# 每个位置都做了预测，而且对到那里为止的文本来说大多说得通。它们来自同一次计算；只有最后一个告诉我们提示里还没有的东西。模型在有些地方很有把握，
+# 在另一些地方毫无把握：“The capital of” 之后可以是任何一个国家。
 #
 # ## 并列
 #
-# 十个数互不相同，名次才有意义。用 float32 几乎总是如此。用 bfloat16（第 02 课）时，16 到 32 之间相邻的数相差八分之一，而 logits 正是
-# 这个量级：十个里就会有几个落在同一个数上。谁排在前面是程序的规则，不是模型的意思：`top_k` 把较小的编号放在前面。所以用 bfloat16
-# 比较两个程序时，应把前十名当作**集合**来比，而且只有第十名与第十一名不同时才能这样比。
+# 十个数互不相同，名次才有意义。用 float32 几乎总是如此。用 bfloat16（第 02 课）时，16 到 32 之间相邻的数相差八分之一，而 logits 正是这个量级，所以
+# 十个里会有几个落在同一个数上。其中谁排在前面是程序的规则，不是模型的意见：`top_k` 把较小的编号放在前面。所以用 bfloat16 比较两个程序时，应把前十名
+# 当作**集合**来比，而且只有第十名与第十一名不同时才能这样比。
 # %% id="ties_code"
 assert jnp.bfloat16(16) + jnp.bfloat16(0.125) > jnp.bfloat16(16)
 assert jnp.bfloat16(16) + jnp.bfloat16(0.06) == jnp.bfloat16(16)
@@ -145,26 +152,27 @@ for position in range(T):
     distinct["bfloat16"].append(len(np.unique(np.asarray(narrow[position, :10], np.float32))))
 for name, counts in distinct.items():
     print(f"{name:<9} different numbers among the ten best, by position: {counts}")
-if is_default:
+if on_default_model():
     assert min(distinct["float32"]) == 10
     assert min(distinct["bfloat16"]) < 10
+    assert 16 < wide[-1, 9] < wide[-1, 0] < 32
 # %% [markdown] id="no_mask" lang="en"
 # ## Without the mask
 #
-# What if every position could look at all others, later ones included? One might hope to tap the scores and put the hidden
-# ones back. It cannot be done: the scores that a tap sees are masked already, and minus infinity has forgotten what it was.
-# But queries, keys and values pass through the tap too, and from these we can compute attention anew, by hand, with any mask
-# we like. The tap then hands in our result in place of the library's `z`.
+# What if every position could look at all the others, later ones included? One might hope to tap the scores and put the hidden ones back.
+# That cannot work: the scores that a tap sees are already masked, and minus infinity has forgotten what it was. But the queries, keys and values
+# pass through the tap too. From them we can compute attention anew, by hand, with any mask we like, and hand in our result in place of the
+# library's `z`.
 #
-# A control comes first: with the causal mask, our attention must give the library's logits at every position. Only then
-# does its answer without the mask mean anything.
-# %% [markdown] id="no_mask" lang="zh" of="5ecc0e9a"
+# First a control. With the causal mask our attention must give the library's logits at every position. Only then does its answer without the
+# mask mean anything.
+# %% [markdown] id="no_mask" lang="zh" of="3f3f54b7"
 # ## 去掉掩码
 #
-# 如果每个位置都能看到所有位置，包括后面的，会怎样？有人会想：在探针里把被遮住的分数放回去。做不到：探针看到的分数已经过掩码，负无穷
-# 不再记得原来的值。但查询、键和值也经过探针，由它们可以亲手重算注意力，掩码想用什么就用什么。然后探针交出我们的结果，代替库里的 `z`。
+# 如果每个位置都能看到所有位置，包括后面的，会怎样？有人会想：在探针里把被遮住的分数放回去。这行不通：探针看到的分数已经过掩码，负无穷不再记得
+# 原来的值。但查询、键和值也经过探针。由它们可以亲手重算注意力，掩码想用什么就用什么，再交出我们的结果，代替库里的 `z`。
 #
-# 先做对照实验：用因果掩码时，我们的注意力必须在每个位置得到与库相同的 logits。只有这样，去掉掩码的结果才有意义。
+# 先做一次对照。用因果掩码时，我们的注意力必须在每个位置得到与库相同的 logits。只有这样，去掉掩码的结果才有意义。
 # %% id="no_mask_code"
 hidden = np.triu(np.ones((T, T), bool), k=1)
 assert jnp.isneginf(seen["layers.0.attn.scores"][:, hidden]).all()
@@ -201,108 +209,95 @@ unmasked, unmasked_seen = run_with_mask(ids, jnp.ones((T, T), bool))
 for position in range(T):
     ours, theirs = int(logits[position].argmax()), int(unmasked[position].argmax())
     print(f"{word(ids[position])!r:<10} with mask {word(ours)!r:<10} without {word(theirs)!r}")
-answer = int(logits[-1].argmax())
 without = float(jax.nn.softmax(unmasked[-1])[answer])
 print(f"probability of {word(answer)!r}: {values[-1, 0]:.3f} with the mask, {without:.6f} without")
-if is_default:
+if on_default_model():
     assert int(unmasked[-1].argmax()) != answer
     assert without < 0.01
 # %% [markdown] id="no_mask_why" lang="en"
-# The last position sees all others with or without the mask, and still its answer changes. In layer 0 its attention is the
-# same. But the rows it looks at are not: the earlier positions have looked ahead, their rows have become others, and from
-# layer 1 on the last position reads those. On another model or prompt the top token may well survive; a network that
-# was trained with the mask is not the same function without it, whatever its favourite word.
-# %% [markdown] id="no_mask_why" lang="zh" of="79b372f9"
-# 有没有掩码，最后一个位置都能看到所有位置，可它的答案还是变了。在第 0 层，它的注意力没有变。但它所看的行变了：前面的位置往后看过，它们
-# 的行成了别的样子，从第 1 层起，最后一个位置读到的就是这些行。换一个模型或提示，最可能的 token 也许不变；但带着掩码训练出来的网络，
-# 去掉掩码就不是同一个函数了，不管它最偏爱哪个词。
+# Why does the answer change? The last position sees all the others with or without the mask, so in layer 0 its attention is the same. But the
+# rows that it looks at are not: the earlier positions have looked ahead, their rows have become others, and from layer 1 on the last position
+# reads those. On another prompt the likeliest token may well survive (lesson 08 shows two). But a network that was trained with the mask is another function without it,
+# whatever its favourite word.
+# %% [markdown] id="no_mask_why" lang="zh" of="5426b9fe"
+# 答案为什么变了？有没有掩码，最后一个位置都能看到所有位置，所以在第 0 层它的注意力没有变。但它所看的行变了：前面的位置往后看过，它们的行成了别的
+# 样子，从第 1 层起，最后一个位置读到的就是这些行。换一个提示，最可能的 token 也许不变（第 08 课有两个例子）。但带着掩码训练出来的网络，去掉掩码就是
+# 另一个函数了，不管它最偏爱哪个词。
 # %% id="no_mask_why_code"
 close(unmasked_seen["layers.0.attn.z"][-1], seen["layers.0.attn.z"][-1], atol=1e-4)
 first_row = unmasked_seen["layers.0.attn.z"][0] - seen["layers.0.attn.z"][0]
 last_row = unmasked_seen["layers.1.attn.z"][-1] - seen["layers.1.attn.z"][-1]
 assert jnp.abs(first_row).max() > 1e-2
 assert jnp.abs(last_row).max() > 1e-2
+
+
 # %% [markdown] id="lens" lang="en"
 # ## The logit lens
 #
-# The final norm and the output matrix turn the last layer's rows into logits. Nothing keeps us from giving them the rows of
-# an earlier layer, which live on the same line of additions (lesson 07). What comes out is called a **logit lens**: what the
-# network would say if it stopped here. It is a reading, not a fact: the early layers were never trained to be read that way.
-# After the last layer it must be the true logits, and that is our check.
-# %% [markdown] id="lens" lang="zh" of="2e1b9712"
+# *This section needs only the set-up cell.* When does the network know its answer? Each token's row goes through the layers on a line of additions
+# (lesson 07): a layer reads the row and adds something to it. After the last layer, the final norm and the output matrix turn the row into logits.
+#
+# Nothing keeps us from giving these two an *earlier* row, the one after layer 3, say. What comes out is called a **logit lens**: what the
+# network would say if it stopped there. Take it as a way of reading rather than a fact, for the early layers were never trained to be read like this. After
+# the last layer it must be the true logits, and that is our check.
+# %% [markdown] id="lens" lang="zh" of="673a9dd5"
 # ## logit 透镜
 #
-# 最后的归一化和输出矩阵把最后一层的行变成 logits。没有什么妨碍我们把更早一层的行交给它们，那些行就在同一条做加法的线上（第 07 课）。
-# 得到的东西叫做 **logit 透镜**（logit lens）：假如网络在这里停下，它会说什么。这是一种读法，不是事实：训练从未要求前面的层能这样读。
-# 而在最后一层之后，它必须等于真正的 logits，这正是我们的检查。
+# *这一节只需要最前面的准备单元格。*网络什么时候知道答案？每个 token 的行沿着一条做加法的线穿过各层（第 07 课）：每一层读这一行，再往上面加些东西。
+# 最后一层之后，最后的归一化和输出矩阵把这一行变成 logits。
+#
+# 没有什么妨碍我们把*更早*的行交给这两步，比如第 3 层之后的行。得到的东西叫做 **logit 透镜**（logit lens）：假如网络在那里停下，它会说什么。
+# 应当把它看作一种读法，而不是事实，因为训练从未要求前面的层能这样读。而在最后一层之后，它必须等于真正的 logits，这正是我们的检查。
 # %% id="lens_code"
-
-
-def lens(x):
+def lens(row):
     output = params.embedding if params.output is None else params.output
-    return rms_norm(x[None], params.norm, config.norm_eps)[0] @ output.T
+    return rms_norm(row[None], params.norm, config.norm_eps)[0] @ output.T
 
 
 lens_logits = jnp.stack([lens(seen[f"layers.{index}.resid_post"]) for index in range(L)])
 trace("lens_logits", lens_logits, "L T V", L=L, T=T, V=V)
 close(lens_logits[-1], logits, atol=1e-3)
 
-lens_best = np.asarray(lens_logits.argmax(-1))
-lens_certain = np.asarray(jax.nn.softmax(lens_logits, axis=-1).max(-1))
-# en: How many ids stand before the final answer, layer by layer.
-# zh: 逐层统计：排在最终答案前面的编号有多少个。
-ranks = np.asarray((lens_logits[:, -1] > lens_logits[:, -1, answer : answer + 1]).sum(-1))
-assert ranks[-1] == 0
-for index in range(max(0, L - 5), L):
+lens_words = [[word(token) for token in row] for row in lens_logits.argmax(-1)]
+lens_certain = jax.nn.softmax(lens_logits, axis=-1).max(-1)
+# en: The answer's place at the last position, layer by layer: 1 is the likeliest.
+# zh: 逐层看最后一个位置上答案的名次：1 是最可能的。
+in_last = lens_logits[:, -1]
+places = np.asarray(1 + (in_last > in_last[:, answer][:, None]).sum(-1))
+assert places[-1] == 1
+for index in range(L - 5, L):
     print(
-        f"after layer {index}: {word(lens_best[index, -1])!r:<12} before the answer: {ranks[index]}"
+        f"after layer {index}: {lens_words[index][-1]!r:<12} {word(answer)!r} in place {places[index]}"
     )
-if is_default:
-    assert ranks[:20].min() > 1000
-    assert ranks[22] > 1000
-    assert ranks[23] < 1000
+if on_default_model():
+    assert places[:23].min() > 1000
+    assert places[23] < 1000
+    assert [row[1] for row in lens_words[18:]] == [" of"] * (L - 18)
 # %% id="lens_picture"
-
-
-def label(token):
-    # en: Spaces and line breaks made visible, and only letters that every font has.
-    # zh: 让空格和换行可见，并且只用任何字体都有的字母。
-    text = repr(word(token)).encode("ascii", "backslashreplace").decode()
-    return text[:14].replace("$", r"\$")
-
-
-figure, (axes, lines) = plt.subplots(
-    1, 2, figsize=(9, 0.24 * L + 1), width_ratios=(5, 2), sharey=True
-)
-image = axes.imshow(lens_certain, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=1)
-for index in range(L):
-    for position in range(T):
-        colour = "white" if lens_certain[index, position] > 0.6 else "black"
-        text = label(lens_best[index, position])
-        axes.text(position, index, text, ha="center", va="center", fontsize=7, color=colour)
-axes.set_xticks(range(T), [word(i).strip() for i in ids])
-axes.set_ylabel("after layer")
-figure.colorbar(image, ax=axes, label="probability of the best", location="top", shrink=0.6)
-lines.plot(ranks + 1, range(L), marker=".")
-lines.set_xscale("log")
-lines.set_xlabel(f"place of {label(answer)}, last position")
 show(
-    figure,
-    en="Logit lens: the best token after each layer at each position, and on the right the place of the final "
-    "answer at the last position, which is far down for two thirds of the layers and then rises to first.",
-    zh="logit 透镜：每层之后、每个位置上的最佳 token；右侧是最终答案在最后一个位置的名次，前三分之二的层里都很靠后，之后升到第一。",
+    figures.lens(lens_words, lens_certain, places, [word(token) for token in ids], word(answer)),
+    en="Logit lens: the likeliest token after each layer at each position, with its probability. On the right the place of the final "
+    "answer at the last position, which is far down for three quarters of the layers and then rises to first.",
+    zh="logit 透镜：每层之后、每个位置上最可能的 token 及其概率；右侧是最终答案在最后一个位置的名次，前四分之三的层里都很靠后，之后升到第一。",
 )
+# %% [markdown] id="lens_read" lang="en"
+# Read a column from bottom to top (␣ is a space). After " capital" the network settles on " of" at layer 18 and stays with it: that is ordinary
+# grammar. After " is" it is another story. " Paris" is somewhere beyond place 1,000 until layer 22, enters the first thousand at layer 23, and wins
+# only in the very last layer. Something happens at layer 23. What it is, we find out below.
+# %% [markdown] id="lens_read" lang="zh" of="b7d9a9f0"
+# 每一列从下往上读（␣ 表示空格）。在 “ capital” 之后，网络从第 18 层起认定 “ of”，不再改变：这只是普通的语法。在 “ is” 之后就不同了。直到第 22 层，
+# “ Paris” 都排在 1000 名以外，第 23 层进入前一千名，到最后一层才胜出。第 23 层发生了什么？下文会找出来。
 # %% [markdown] id="sink" lang="en"
 # ## Attention sinks
 #
-# A softmax must give away all of its weight, even when a head finds nothing it wants. Where does the weight go then? We take
-# a longer sentence and measure, for each head, how much of it the first position gets, averaged over the later ones. Were
-# the weight spread evenly, a query at position $t$ would give it $1/(t+1)$.
-# %% [markdown] id="sink" lang="zh" of="733e0b04"
+# A softmax has to give away all of its weight, even when a head finds nothing that it wants. Where does the weight go then? We take a longer
+# sentence and measure, for each head, how much of the weight goes to the first token, averaged over the later positions. If it were spread evenly, a
+# query at position $t$ would give the first token $1/(t+1)$.
+# %% [markdown] id="sink" lang="zh" of="cbb16114"
 # ## 注意力汇聚
 #
-# softmax 必须把全部权重分出去，哪怕这个头没找到想要的东西。那么权重去了哪里？我们取一个较长的句子，测量每个头给第一个位置多少权重，
-# 对其后的各个位置取平均。如果平均分配，位置 $t$ 上的查询只会给它 $1/(t+1)$。
+# softmax 必须把全部权重分出去，哪怕这个头没找到想要的东西。那么权重去了哪里？我们取一个较长的句子，对每个头测量有多少权重给了第一个 token，对其后的
+# 各个位置取平均。如果平均分配，位置 $t$ 上的查询只会给第一个 token $1/(t+1)$。
 # %% id="sink_code"
 sentence = encode(
     "In the morning the sun rises in the east, and in the evening it sets in the west."
@@ -310,43 +305,45 @@ sentence = encode(
 S = len(sentence)
 
 
-def sinks(ids):
+def patterns_of(ids):
     _, seen = run(ids)
-    patterns = np.stack([seen[f"layers.{index}.attn.pattern"] for index in range(L)])
-    trace("patterns", patterns, "L N T S", L=L, N=N, T=len(ids), S=len(ids))
-    return patterns[:, :, 1:, 0].mean(-1), seen
+    return np.stack([seen[f"layers.{index}.attn.pattern"] for index in range(L)]), seen
 
 
-share, sentence_seen = sinks(sentence)
+patterns, sentence_seen = patterns_of(sentence)
+trace("patterns", patterns, "L N T S", L=L, N=N, T=S, S=S)
+share = patterns[:, :, 1:, 0].mean(-1)
 even = np.mean([1 / (t + 1) for t in range(1, S)])
 strong = float((share > 0.5).mean())
-print(f"the first position gets {share.mean():.2f} of the weight; spread evenly: {even:.2f}")
+print(f"the first token gets {share.mean():.2f} of the weight; spread evenly: {even:.2f}")
 print(f"{strong:.0%} of all heads give it more than half")
 assert share.mean() > 2 * even
-# %% [markdown] id="sink_why" lang="en"
-# A position that draws weight without a reason in its text is an **attention sink**. Three more measurements show how it
-# works. It is the place, not the word: with another word in front, the sink stays. The values there are short vectors, so a
-# head that looks at the sink adds little: it is a way of doing nothing. And the huge first row of lesson 07 points, in the
-# middle of the network, in one direction whatever the word is. The norm takes away its size and leaves this direction, by
-# which any head can find it.
-# %% [markdown] id="sink_why" lang="zh" of="39d21812"
-# 文本上没有理由、却吸走权重的位置，叫做**注意力汇聚**点（attention sink）。再做三次测量就能看出它怎样起作用。起作用的是位置，不是词：
-# 换一个词放在最前面，汇聚点仍在那里。那里的值是很短的向量，所以一个头看着汇聚点，加进来的东西很少：这是“什么都不做”的一种方式。
-# 而第 07 课里巨大的第一行，在网络中部总指向同一个方向，不管那是什么词。归一化去掉它的大小，留下这个方向，任何头都能凭它找到汇聚点。
-# %% id="sink_why_code"
-moved, moved_seen = sinks([encode(" river")[-1], *sentence[1:]])
-print(f"with another first word it gets {moved.mean():.2f}")
-assert moved.mean() > 2 * even
-
-lengths = np.stack(
-    [jnp.linalg.norm(sentence_seen[f"layers.{index}.attn.v"], axis=-1) for index in range(L)]
-).mean(-1)
-trace("lengths", lengths, "L S", L=L, S=S)
-ratio = float(np.median(lengths[:, 0] / lengths[:, 1:].mean(-1)))
-print(f"its values are {ratio:.2f} times as long as those of the others (median over layers)")
-if is_default:
-    assert ratio < 0.5
+if on_default_model():
     assert share.mean() > 0.4
+# %% id="sink_picture"
+layer, head = (int(each) for each in np.unravel_index(share.argmax(), share.shape))
+show(
+    figures.sink(share, patterns[layer, head], layer, head, [word(token) for token in sentence]),
+    en="Left: for every layer and head, the weight on the first token; many cells are dark. Right: the pattern "
+    "of the strongest head, whose first column is dark and all the rest nearly white.",
+    zh="左：每层每个头给第一个 token 的权重，许多格子颜色很深。右：最强的那个头的模式，第一列很深，其余几乎全白。",
+)
+# %% [markdown] id="sink_why" lang="en"
+# A position that draws weight without a reason in its text is an **attention sink**. Is it the word "In" that draws the weight, or the place?
+# We put ten other words in front, from " river" to a line break: the weight on the first token hardly changes. And when " river" stands *before*
+# "In", then "In" has lost the first place, and its weight with it.
+#
+# Two more measurements show how a sink works. The values at the first token are short vectors, so a head that looks there adds little: it is a way of doing
+# nothing. And how do the heads find it? Remember the huge first row of lesson 07. In the middle of the network it points in one and the same direction, whatever the word is. The norm takes away
+# its size and leaves this direction, by which every head can recognise it.
+# %% [markdown] id="sink_why" lang="zh" of="74bbe11b"
+# 文本上没有理由、却吸走权重的位置，叫做**注意力汇聚**点（attention sink）。吸走权重的是 “In” 这个词，还是它所在的位置？我们换十个别的词放在最前面，
+# 从 “ river” 到换行符：第一个 token 得到的权重几乎不变。而把 “ river” 放在 “In” *之前*，“In” 失去了首位，也就失去了权重。
+#
+# 再做两次测量，就能看出汇聚点怎样起作用。第一个 token 的值是很短的向量，所以看着那里的头加进来的东西很少：这是“什么都不做”的一种方式。那么各个头怎样
+# 找到它？还记得第 07 课里巨大的第一行吧。在网络中部，不管那是什么词，它总指向同一个方向。归一化去掉它的大小，留下这个方向，每个头都能凭它认出这一行。
+# %% id="sink_why_code"
+WORDS = (" river", " seven", " purple", " because", " Tokyo", " def", "?", "\n", " quickly", " not")
 
 
 def cosine(a, b):
@@ -354,45 +351,57 @@ def cosine(a, b):
 
 
 middle = f"layers.{L // 2}.resid_post"
-same_place = cosine(sentence_seen[middle][0], moved_seen[middle][0])
-same_word = cosine(sentence_seen["embed"][0], moved_seen["embed"][0])
-print(f"cosine of the two first rows: {same_word:.2f} at the embedding, {same_place:.2f} halfway")
-if is_default:
-    assert same_word < 0.5
-    assert same_place > 0.99
+weights, at_embedding, halfway = [], [], []
+for first in WORDS:
+    moved, moved_seen = patterns_of([encode(first)[-1], *sentence[1:]])
+    weights.append(float(moved[:, :, 1:, 0].mean()))
+    at_embedding.append(cosine(sentence_seen["embed"][0], moved_seen["embed"][0]))
+    halfway.append(cosine(sentence_seen[middle][0], moved_seen[middle][0]))
+print(f"ten other first words: the weight is between {min(weights):.2f} and {max(weights):.2f}")
+print(f"cosine with the row of 'In': at the embedding at most {max(at_embedding):.2f}, ", end="")
+print(f"halfway at least {min(halfway):.2f}")
+assert min(weights) > 2 * even
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.2))
-image = left.imshow(share, aspect="auto", origin="lower", cmap="magma", vmin=0, vmax=1)
-left.set_xlabel("head")
-left.set_ylabel("layer")
-left.set_title("weight on position 0", fontsize=10)
-figure.colorbar(image, ax=left)
-example = np.unravel_index(share.argmax(), share.shape)
-pattern = sentence_seen[f"layers.{example[0]}.attn.pattern"][example[1]]
-image = right.imshow(pattern, cmap="magma", vmin=0, vmax=1)
-right.set_xticks(range(S), [word(i).strip() for i in sentence], rotation=90, fontsize=7)
-right.set_yticks(range(S), [word(i).strip() for i in sentence], fontsize=7)
-right.set_title(f"pattern of layer {example[0]}, head {example[1]}", fontsize=10)
+pushed, _ = patterns_of([encode(WORDS[0])[-1], *sentence])
+on_river, on_in = (float(pushed[:, :, 2:, place].mean()) for place in (0, 1))
+print(f"{WORDS[0]!r} before 'In': {WORDS[0]!r} gets {on_river:.2f}, 'In' {on_in:.2f}")
+assert on_in < even < on_river
+
+lengths = np.stack(
+    [jnp.linalg.norm(sentence_seen[f"layers.{index}.attn.v"], axis=-1) for index in range(L)]
+).mean(-1)
+trace("lengths", lengths, "L S", L=L, S=S)
+ratio = float(np.median(lengths[:, 0] / lengths[:, 1:].mean(-1)))
+print(f"its values are {ratio:.2f} times as long as those of the others (median over layers)")
+if on_default_model():
+    assert ratio < 0.5
+    assert max(at_embedding) < 0.5
+    assert min(halfway) > 0.99
+# %% id="sink_why_picture"
+names = [word(sentence[0]), *WORDS]
 show(
-    figure,
-    en="Left: for every layer and head, the weight on the first position; many cells are bright. Right: the pattern "
-    "of the strongest head, whose first column is bright and the rest dark.",
-    zh="左：每层每个头给第一个位置的权重，许多格子很亮。右：最强的那个头的权重图，第一列很亮，其余很暗。",
+    figures.first_words([share.mean(), *weights], names, even),
+    en="Horizontal bars, one for each word that stands first: all eleven are about equally long, far beyond the dashed line of an even spread.",
+    zh="横向条形图，放在最前面的每个词一条：十一条几乎一样长，都远远超过表示平均分配的虚线。",
 )
 # %% [markdown] id="patching" lang="en"
 # ## Patching: where is "France"?
 #
-# Reading shows what is there, not what is used. For that one must change it. Take two prompts that differ in one word,
-# France and Japan, with the answers Paris and Tokyo. Run the second and keep its rows. Then run the first and put, at **one**
-# layer and **one** position, the other run's row in place of its own. This is **patching**. If the answer turns to Tokyo, then
-# the country was, at that layer, in that row. The measure is the difference of the two answers' logits, scaled so that 0 is
-# the France run and 1 the Japan run.
-# %% [markdown] id="patching" lang="zh" of="b788be7e"
+# *This section needs only the set-up cell.* Reading shows what is there, but not what is used. To learn that, one must change something. Take
+# two prompts that differ in one word, France and Japan; their answers are Paris and Tokyo. Run the Japan prompt and keep all its rows. Then run the
+# France prompt and, after **one** layer and at **one** position, put the Japan run's row in place of its own. This is **patching**.
+#
+# If the answer turns to Tokyo, then the country was, at that layer, in that row. We measure Tokyo's *lead*: its logit minus the logit of Paris.
+# Below zero the answer leans to Paris, above zero to Tokyo, and zero is a tie.
+# %% [markdown] id="patching" lang="zh" of="b127ed10"
 # ## 打补丁：“France” 在哪里？
 #
-# 读取只能说明那里有什么，不能说明用到了什么。要知道后者，就得改动它。取两个只差一个词的提示：France 和 Japan，答案分别是 Paris 和
-# Tokyo。先运行第二个，留下它的各行；再运行第一个，在**某一层**、**某一个位置**，用另一次运行的行换掉自己的行。这就是**打补丁**（patching）。
-# 如果答案变成 Tokyo，说明在那一层，国家的信息就在那一行里。度量是两个答案的 logit 之差，并缩放为：France 的运行为 0，Japan 的运行为 1。
+# *这一节只需要最前面的准备单元格。*读取只能说明那里有什么，不能说明用到了什么。要知道后者，就得改动它。取两个只差一个词的提示：France 和 Japan，答案
+# 分别是 Paris 和 Tokyo。先运行 Japan 的提示，留下它的所有行。再运行 France 的提示，在**某一层**之后、**某一个位置**，用 Japan 的那一行换掉
+# 自己的行。这就是**打补丁**（patching）。
+#
+# 如果答案变成 Tokyo，说明在那一层，国家的信息就在那一行里。我们测量 Tokyo 的*领先量*：它的 logit 减去 Paris 的 logit。小于零，答案偏向 Paris；
+# 大于零，偏向 Tokyo；等于零就是平局。
 # %% id="patching_code"
 donor_ids = encode("The capital of Japan is")
 assert len(donor_ids) == T
@@ -400,120 +409,121 @@ donor_logits, donor_seen = run(donor_ids)
 country = int(np.flatnonzero(np.array(ids) != np.array(donor_ids))[0])
 other_answer = int(donor_logits[-1].argmax())
 assert other_answer != answer
-print(f"position {country} differs; answers {word(answer)!r} and {word(other_answer)!r}")
 
 
-def streams(seen):
-    return jnp.stack([seen[f"layers.{index}.resid_post"] for index in range(L)])
-
-
-def leaning(logits):
+def lead(logits):
     return logits[..., other_answer] - logits[..., answer]
 
 
-def patched_once(index, position):
-    # en: One patch, not compiled.
-    # zh: 打一个补丁，不经编译。
+def patched_once(layer, position):
     def change(name, array):
-        if name == f"layers.{index}.resid_post":
+        if name == f"layers.{layer}.resid_post":
             return array.at[:, position].set(donor_seen[name][position])
         return array
 
     return run(ids, change)[0]
 
 
-def effect(logits):
-    return (leaning(logits) - leaning(run_logits)) / (leaning(donor_last) - leaning(run_logits))
-
-
-run_logits, donor_last = logits[-1], donor_logits[-1]
+unpatched = float(lead(logits[-1])), float(lead(donor_logits[-1]))
+assert unpatched[0] < 0 < unpatched[1]
+print(f"lead of {word(other_answer)!r} over {word(answer)!r}")
+print(
+    f"  {word(ids[country])!r} run {unpatched[0]:.1f}, {word(donor_ids[country])!r} run {unpatched[1]:.1f}"
+)
 for position in (country, T - 1):
-    print(f"layer 2, position {position}: {abs(effect(patched_once(2, position)[-1])):.2f}")
+    once = float(lead(patched_once(2, position)[-1]))
+    print(f"  row of {word(ids[position])!r} replaced after layer 2: {once:.1f}")
 # %% [markdown] id="compiled" lang="en"
-# All layers times all positions are many runs, so we compile. A tap is an ordinary function inside the network, and
-# `jax.jit` compiles the network with the tap in it: `jax.jit(f)` runs the Python code of `f` once, records what it does to its
-# arguments, and compiles that record; later calls with the same shapes run only the compiled program (lesson 11). So the list
-# `traced` grows once per compilation. Three details make that cheap. The layer to be patched is an argument, a
-# number that the compiled program receives, so **one** compilation serves all layers. The weights are an argument too: weights
-# that a function closes over would be compiled in as constants. And all positions go in as one batch: row $t$ of it gets its
-# patch at position $t$.
-# %% [markdown] id="compiled" lang="zh" of="30382bb6"
-# 所有层乘以所有位置要运行很多次，所以编译。探针是网络内部的普通函数，`jax.jit` 把网络连同探针一起编译：`jax.jit(f)` 把 `f` 的 Python 代码
-# 运行一遍，记下它对参数做的事，再把记录编译成程序；之后形状相同的调用只运行编译好的程序（第 11 课）。所以列表 `traced` 每编译一次才增长
-# 一项。三个细节让它很便宜：要打补丁
-# 的层是一个参数，是编译后的程序收到的一个数，所以**一次**编译就够所有层使用；权重也是参数，若由函数闭包捕获，就会被当作常量编译进去；
-# 所有位置组成一批送入，第 $t$ 行在位置 $t$ 打补丁。
+# All layers times all positions make many runs, so we compile them. `jax.jit(f)` runs the Python code of `f` once, records what it does to its arguments,
+# and compiles that record; later calls with the same shapes run only the compiled program (lesson 11). A tap is an ordinary function inside the
+# network, so it is compiled with it. The list `traced` grows whenever the Python code runs, that is, once per compilation.
+#
+# Three details make this cheap. The layer to patch is an argument, a number that the compiled program receives, so **one** compilation serves all layers. The weights
+# are an argument too: if the function took them from outside, they would be compiled in as constants. And all positions go in as one batch,
+# in which row $t$ gets its patch at position $t$.
+# %% [markdown] id="compiled" lang="zh" of="87546dc3"
+# 所有层乘以所有位置，要运行很多次，所以把它编译。`jax.jit(f)` 把 `f` 的 Python 代码运行一遍，记下它对参数做的事，再把记录编译成程序；之后形状相同的
+# 调用只运行编译好的程序（第 11 课）。探针是网络内部的普通函数，所以一起被编译。每当 Python 代码运行，列表 `traced` 就增长一项，也就是每编译一次增长一项。
+#
+# 三个细节让它很便宜。要打补丁的层是一个参数，是编译后的程序收到的一个数，所以**一次**编译就够所有层使用。权重也是参数：若函数从外面取用它们，它们就会
+# 被当作常量编译进去。所有位置组成一批送入，其中第 $t$ 行在位置 $t$ 打补丁。
 # %% id="compiled_code"
 traced = []
 
 
 @jax.jit
-def patched(params, donor, index):
-    traced.append(index)
+def patched(params, donor, layer):
+    traced.append(layer)
     row = jnp.arange(T)
 
     def tap(name, array):
         if not name.endswith("resid_post"):
             return array
         own = int(name.split(".")[1])
-        return jnp.where(own == index, array.at[row, row].set(donor[own]), array)
+        return jnp.where(own == layer, array.at[row, row].set(donor[own]), array)
 
     batch = jnp.tile(jnp.array([ids]), (T, 1))
     return jax_llama3.forward(params, batch, config, tap=tap)[0][:, -1]
 
 
+def streams(seen):
+    return jnp.stack([seen[f"layers.{index}.resid_post"] for index in range(L)])
+
+
 donor = trace("donor", streams(donor_seen), "L T D", L=L, T=T, D=D)
 patches = jnp.stack([patched(params, donor, index) for index in range(L)])
 trace("patches", patches, "L T V", L=L, T=T, V=V)
-effects = np.asarray(effect(patches))
+leads = np.asarray(lead(patches))
 assert len(traced) == 1
 
 # en: Compiled equals not compiled; its own rows change nothing; before the country both runs are equal.
 # zh: 编译与不编译结果相同；补上自己的行等于没有改动；国家之前的位置上两次运行本来就相同。
 close(patches[2, country], patched_once(2, country)[-1], atol=1e-3)
 close(patched(params, streams(seen), 2), jnp.tile(logits[-1], (T, 1)), atol=1e-3)
-assert np.abs(effects[:, :country]).max() < 1e-3
+close(leads[:, :country], np.full((L, country), unpatched[0]), atol=1e-2)
 # en: After the last layer only the last row is read, and with it comes the whole answer.
 # zh: 最后一层之后只读最后一行，整个答案都在其中。
 close(patches[-1, -1], donor_logits[-1], atol=1e-3)
 
-handover = int(np.argmax(effects[:, -1] > 0.5))
+handover = int(np.argmax(leads[:, -1] > 0))
 print(
-    f"until layer {handover - 1} the country is in its own row, from layer {handover} in the last"
+    f"up to layer {handover - 1} the country is in its own row, from layer {handover} in the last"
 )
-if is_default:
-    assert effects[:handover, country].min() > 0.8
-    assert effects[handover:, country].max() < 0.1
+if on_default_model():
+    # en: 0 is the France run, 1 the Japan run.
+    # zh: 0 是 France 的运行，1 是 Japan 的运行。
+    way = (leads - unpatched[0]) / (unpatched[1] - unpatched[0])
+    assert way[:handover, country].min() > 0.8
+    assert way[handover:, country].max() < 0.1
+    assert way[:handover, -1].max() < 0.1
+    assert way[handover:, -1].min() > 0.8
+    assert handover == 23
 # %% id="patching_picture"
-figure, axes = plt.subplots(figsize=(8.5, 2.9))
-image = axes.imshow(effects.T, aspect="auto", cmap="RdBu_r", vmin=-1, vmax=1)
-axes.set_yticks(range(T), [word(i).strip() for i in ids])
-axes.set_xlabel("patched after layer")
-figure.colorbar(image, ax=axes, label="0: Paris    1: Tokyo" if is_default else "effect")
+names = [word(token) for token in ids]
 show(
-    figure,
-    en="The effect of a patch by layer and position: one at the country's position until a late layer, then at once "
-    "one at the last position, and zero everywhere else.",
-    zh="各层各位置打补丁的效果：直到靠后的某一层，效果都在国家所在的位置，随后一下子转到最后一个位置，其余各处为零。",
+    figures.patching(leads, names, (word(answer), word(other_answer)), unpatched),
+    en="Tokyo's lead after a patch, by layer and position, red above zero and blue below: red in the country's row up to layer 22, "
+    "then at once red in the last row, and blue everywhere else.",
+    zh="各层各位置打补丁之后 Tokyo 的领先量，大于零为红色，小于零为蓝色：直到第 22 层，红色在国家所在的那一行，随后一下子转到最后一行，其余各处都是蓝色。",
 )
+
+
 # %% [markdown] id="ablation" lang="en"
 # ## Switching heads off
 #
-# The picture has one sharp edge. Within a single layer the country moves from its own row to the last. Only attention moves
-# things between rows, so a head of that layer must do it. Which? We switch off one head after the other: its `z` becomes
-# zero. To switch a part off and see what is lost is an **ablation**. The tap multiplies `z` by a factor per head, 1 or 0. A
-# batch of $N$ rows does one layer: row $n$ loses head $n$.
-# %% [markdown] id="ablation" lang="zh" of="5ad09b02"
+# The picture has one sharp edge. Within the single layer 23, the country moves from its own row to the last one. Only attention moves anything between
+# rows, so some head of that layer must do it. Which one? We switch off one head after the other by setting its `z` to zero. To switch a
+# part off and see what is lost is an **ablation**. The tap multiplies `z` by a factor for each head, 1 or 0. A batch of $N$
+# rows does one layer: row $n$ loses head $n$.
+# %% [markdown] id="ablation" lang="zh" of="fd10eae1"
 # ## 关掉注意力头
 #
-# 图中有一条清晰的分界：国家的信息就在一层之内从自己的行移到了最后一行。只有注意力能在行之间搬运内容，所以一定是该层的某个头所为。
-# 是哪一个？我们逐个关掉：把它的 `z` 变成零。关掉一个部分，看失去了什么，这叫**消融**（ablation）。探针给 `z` 乘上每个头
-# 各自的系数，1 或 0。一批 $N$ 行正好做完一层：第 $n$ 行失去第 $n$ 个头。
+# 图中有一条清晰的分界：就在第 23 层这一层之内，国家的信息从自己的行移到了最后一行。只有注意力能在行之间搬运内容，所以一定是该层的某个头所为。是哪一个？
+# 我们逐个关掉，把它的 `z` 变成零。关掉一个部分，看失去了什么，这叫**消融**（ablation）。探针给 `z` 乘上每个头各自的系数，1 或 0。一批 $N$ 行正好
+# 做完一层：第 $n$ 行失去第 $n$ 个头。
 # %% id="ablation_code"
-
-
 def with_factors(params, factors):
-    # en: Log-probability of the answer for each row of factors, [B L N]: one per head, 1 leaves it alone.
+    # en: The answer's log-probability for each row of factors, [B L N]: one for each head, and 1 leaves it alone.
     # zh: 对每一行系数 [B L N] 求答案的对数概率：每个头一个系数，1 表示不动它。
     def tap(name, array):
         if not name.endswith("attn.z"):
@@ -532,7 +542,7 @@ ones = jnp.ones((N, L, N))
 ablated = [compiled(params, ones.at[every, index, every].set(0)) for index in range(L)]
 ablated = np.exp(np.stack(ablated))
 trace("ablated", ablated, "L N", L=L, N=N)
-whole = float(values[-1, 0])
+whole = float(jax.nn.softmax(logits[-1])[answer])
 close(np.exp(compiled(params, ones)), np.full(N, whole), atol=1e-4)
 layer, head = (int(each) for each in np.unravel_index(ablated.argmin(), ablated.shape))
 looks_at = seen[f"layers.{layer}.attn.pattern"][head, -1]
@@ -543,53 +553,52 @@ for position in range(T):
     print(f"    {word(ids[position])!r:<10} {looks_at[position]:.2f}")
 unchanged = float((np.abs(ablated - whole) < 0.1).mean())
 print(f"{unchanged:.0%} of all heads change the probability by less than 0.1")
-if is_default:
+if on_default_model():
     assert layer == handover
     assert int(looks_at.argmax()) == country
     assert unchanged > 0.8
-    assert ablated[0].min() < 0.3
-    assert abs(effects[0, -1]) < 0.1
 # %% id="ablation_picture"
-figure, axes = plt.subplots(figsize=(8.5, 3))
-image = axes.imshow(ablated.T - whole, aspect="auto", cmap="RdBu", vmin=-0.7, vmax=0.7)
-axes.set_xlabel("layer")
-axes.set_ylabel("head switched off")
-figure.colorbar(image, ax=axes, label="change of probability")
 show(
-    figure,
+    figures.ablation(ablated - whole, layer, head),
     en="The change of the answer's probability when a head is switched off, by layer and head: nearly white, with "
-    "a dark cell in a late layer and a few in the first.",
-    zh="关掉各层各头之后答案概率的变化：几乎全白，靠后的一层有一个深色格，最前面几层也有几个。",
+    "one dark, ringed cell in a late layer and a few dark ones in the first.",
+    zh="关掉各层各头之后答案概率的变化：几乎全白，靠后的一层有一个加框的深色格，最前面几层也有几个深色格。",
 )
 # %% [markdown] id="ablation_limits" lang="en"
-# Patching and ablation agree, and neither knew of the other; and it is behind this same layer that the answer begins to
-# rise in the logit lens. But mind what an ablation says. That the answer needs a head is not that the head holds the
-# answer: layer 0 has a head whose loss costs nearly as much, while patching shows that there the last row does not know the country yet.
-# And a head whose loss does no harm may have an understudy that does its work. Zero is also an input that the network never
-# met.
-# %% [markdown] id="ablation_limits" lang="zh" of="5933c21c"
-# 打补丁与消融彼此独立，结论一致；而且正是在这一层之后，答案在 logit 透镜里开始上升。但要看清消融说明了什么。答案离不开某个头，
-# 不等于答案就在这个头里：第 0 层有一个头，关掉它损失几乎一样大，而打补丁表明，在那一层最后一行还没有读到国家的信息。反过来，关掉
-# 某个头没有损失，也可能是有“替补”接手。再者，零也是网络从未见过的输入。
+# Patching and ablation agree, although neither knew of the other: layer 23, and one head in it, which looks from the last token at " France". It is also the
+# layer at which the answer began to rise in the logit lens.
+#
+# But mind what an ablation says. That the answer *needs* a head does not mean that the head *holds* the answer. Layer 0 has a head whose
+# loss costs nearly as much, and patching shows that in that layer the last row does not know the country yet. Nor is a head useless because its loss does
+# no harm: another head may stand in for it. And zero is an input that the later layers never met in training.
+# %% [markdown] id="ablation_limits" lang="zh" of="f2d301d8"
+# 打补丁与消融彼此独立，结论却一致：第 23 层，其中的一个头，它从最后一个 token 看向 “ France”。在 logit 透镜里，答案也正是从这一层开始上升的。
+#
+# 但要看清消融说明了什么。答案*离不开*某个头，不等于答案*就在*这个头里。第 0 层有一个头，关掉它损失几乎一样大，而打补丁表明，在那一层最后一行还没有
+# 读到国家的信息。反过来，关掉某个头没有损失，也不等于它没用：也许有别的头接手。再者，零是后面的层在训练中从未见过的输入。
+# %% id="ablation_limits_code"
+if on_default_model():
+    assert ablated[0].min() < 0.3
+    assert abs(way[0, -1]) < 0.1
+    assert looks_at[country] > 0.8
 # %% [markdown] id="gradient" lang="en"
 # ## A tap under a gradient
 #
-# Ablating every head costs a run for each. Could a gradient ask all of them at once? The factors $s$ of the ablation are 1
-# in the network as it is; we differentiate the log-probability of the answer by all of them. `jax.grad(f)` is a
-# function that returns the derivative of f's single result by every number of its first argument: it applies the chain rule to
-# the recorded operations. It goes through the tap as through any function. We check one of the numbers with a difference quotient:
+# An ablation of every head costs a run for each. Could a gradient ask all of them at once? In the network as it is, all the factors $s$ of the
+# ablation are 1; we differentiate the log-probability of the answer by each of them. `jax.grad(f)` is a function that returns the
+# derivative of the single result of `f` by every number in its first argument: it applies the chain rule to the recorded operations, and
+# it goes through the tap as through any function. We check one of the numbers by a difference quotient:
 #
 # $$\frac{\partial f}{\partial s} \approx \frac{f(1 + \delta) - f(1 - \delta)}{2\delta} .$$
-# %% [markdown] id="gradient" lang="zh" of="48bced70"
+# %% [markdown] id="gradient" lang="zh" of="6a42ee80"
 # ## 对探针求梯度
 #
-# 逐个消融，每个头都要运行一次。能不能用梯度一次问遍所有的头？消融所用的系数 $s$ 在原来的网络里都等于 1；我们把答案的对数概率对
-# 所有系数求导。`jax.grad(f)` 是一个函数，返回 f 的（单个）结果对第一个参数里每个数的导数，办法是对记录下来的运算用链式法则。它穿过探针，
-# 就像穿过任何函数。我们用差商检查其中一个数：
+# 逐个消融，每个头都要运行一次。能不能用梯度一次问遍所有的头？在原来的网络里，消融所用的系数 $s$ 都等于 1；我们把答案的对数概率对每个系数求导。
+# `jax.grad(f)` 是一个函数，返回 `f` 的（单个）结果对第一个参数里每个数的导数，办法是对记录下来的运算用链式法则；它穿过探针，就像穿过任何函数。
+# 我们用差商检查其中一个数：
 #
 # $$\frac{\partial f}{\partial s} \approx \frac{f(1 + \delta) - f(1 - \delta)}{2\delta} .$$
 # %% id="gradient_code"
-
 gradient = jax.grad(lambda factors: with_factors(params, factors[None])[0])(jnp.ones((L, N)))
 trace("gradient", gradient, "L N", L=L, N=N)
 delta = 0.03
@@ -603,50 +612,61 @@ assert abs(float(quotient) - slope) < 0.02 + 0.05 * abs(slope)
 lost = float(np.log(ablated[layer, head]) - np.log(whole))
 print(f"switched off, the log-probability changes by {lost:.2f}; the slope alone says {-slope:.2f}")
 assert abs(lost + slope) > 0.05
-if is_default:
+if on_default_model():
     assert lost < -1
     assert abs(slope) < 0.2
 # %% [markdown] id="gradient_end" lang="en"
-# The gradient is right, and yet it says almost nothing about the head that the answer depends on most. It is the slope at
-# $s = 1$; an ablation walks all the way to $s = 0$, and the curve between is not straight. Near $s = 1$ a little less of this
-# head does no harm. A gradient answers the question "what if slightly less?", an ablation "what if not at all?".
-# %% [markdown] id="gradient_end" lang="zh" of="39ba3b1e"
-# 梯度没有算错，但对答案最依赖的那个头，它几乎什么也没说。梯度是 $s = 1$ 处的斜率；消融则一路走到 $s = 0$，而中间的曲线并不是直的。
-# 在 $s = 1$ 附近，这个头弱一点并无妨害。梯度回答的是“稍微少一点会怎样”，消融回答的是“完全没有会怎样”。
+# The gradient is right, and yet it says almost nothing about the head that the answer depends on most. It is the slope at $s = 1$. An ablation
+# walks all the way to $s = 0$, and the curve between is not straight. Near $s = 1$, a little less of this head does no harm. A gradient answers
+# the question "what if slightly less?", an ablation "what if not at all?".
+# %% [markdown] id="gradient_end" lang="zh" of="a2d96342"
+# 梯度没有算错，但对答案最依赖的那个头，它几乎什么也没说。梯度是 $s = 1$ 处的斜率；消融则一路走到 $s = 0$，而中间的曲线并不是直的。在 $s = 1$
+# 附近，这个头弱一点并无妨害。梯度回答的是“稍微少一点会怎样”，消融回答的是“完全没有会怎样”。
 # %% [markdown] id="exercises" lang="en"
 # ## Exercises
 #
-# Put your answer in place of `None` and run the cell. The cell behind each holds a solution.
+# Put your answer in place of `None` and run the cell. Under each exercise there is a hint, then a solution; both are folded.
 #
-# **1.** How many of the most probable ids does it take to reach a probability of 0.9 together? Write a function of one row of
-# probabilities that returns this number.
-# %% [markdown] id="exercises" lang="zh" of="fa27c57a"
+# **1.** Where is the model really sure? Find a text of at most eight tokens after which one token has a probability above 0.95. Predict first what
+# will do it: a fact, a fixed phrase, or a pattern.
+# %% [markdown] id="exercises" lang="zh" of="2e6bbc91"
 # ## 练习
 #
-# 用你的答案替换 `None`，然后运行。每题后面的单元格是一个解答。
+# 用你的答案替换 `None`，然后运行。每题下面有一条线索，再下面是一个解答，都折叠着。
 #
-# **1.** 要让最可能的若干编号的概率之和达到 0.9，至少要几个？写一个函数，接收一行概率，返回这个数。
+# **1.** 模型在哪里真正有把握？找一段不超过八个 token 的文本，使得其后某个 token 的概率大于 0.95。先预测一下什么管用：一个事实、一个固定说法，还是
+# 一种规律？
 # %% id="exercise_1"
 answer_1 = None
 
 
 def check_1(answer):
-    for row in np.asarray(probabilities, np.float64):
-        count = int(answer(row))
-        ordered = np.sort(row)[::-1]
-        assert ordered[:count].sum() >= 0.9
-        assert ordered[: count - 1].sum() < 0.9
-    assert int(answer(np.array([0.05, 0.85, 0.1]))) == 2
+    assert len(encode(answer)) <= 8
+    after = jax.nn.softmax(run(encode(answer))[0][-1])
+    print(f"{word(after.argmax())!r} {after.max():.3f}")
+    assert after.max() > 0.95
 
 
 exercise(1, answer_1, check_1)
+# %% [markdown] id="hint_1" lang="en"
+# <details><summary>Hint</summary>
+#
+# Lists that everybody knows by heart, and have been written down thousands of times.
+#
+# </details>
+# %% [markdown] id="hint_1" lang="zh" of="81999c7c"
+# <details><summary>线索</summary>
+#
+# 人人都能背、被写过成千上万遍的那种列举。
+#
+# </details>
 # %% id="solution_1" tags=["solution"]
-exercise(1, lambda row: 1 + np.searchsorted(np.cumsum(np.sort(row)[::-1]), 0.9), check_1)
+exercise(1, "Monday, Tuesday, Wednesday,", check_1)
 # %% [markdown] id="exercise_2_text" lang="en"
-# **2.** Write a tap `(name, array) -> array` that switches off the whole attention of layer 1, all heads, and leaves the
-# rest as it is.
-# %% [markdown] id="exercise_2_text" lang="zh" of="b7ed13e4"
-# **2.** 写一个探针 `(name, array) -> array`，关掉第 1 层的整个注意力（所有头），其余保持不变。
+# **2.** Write a change `(name, array) -> array` that switches off the whole attention of layer 1, all heads, and leaves the rest as it is. Is the
+# answer still " Paris"?
+# %% [markdown] id="exercise_2_text" lang="zh" of="67868826"
+# **2.** 写一个改动 `(name, array) -> array`，关掉第 1 层的整个注意力（所有头），其余保持不变。答案还是“ Paris”吗？
 # %% id="exercise_2"
 answer_2 = None
 
@@ -661,9 +681,22 @@ def check_2(answer):
     layers = (params.layers[0], silenced, *params.layers[2:])
     expected, _ = jax_llama3.forward(params._replace(layers=layers), np.array([ids]), config)
     np.testing.assert_allclose(result, expected[0], atol=1e-3)
+    print("the answer is now", repr(word(result[-1].argmax())))
 
 
 exercise(2, answer_2, check_2)
+# %% [markdown] id="hint_2" lang="en"
+# <details><summary>Hint</summary>
+#
+# What attention adds to the rows is called `layers.1.attn.out`.
+#
+# </details>
+# %% [markdown] id="hint_2" lang="zh" of="82b74c03"
+# <details><summary>线索</summary>
+#
+# 注意力加到各行上的东西叫 `layers.1.attn.out`。
+#
+# </details>
 # %% id="solution_2" tags=["solution"]
 exercise(
     2,
@@ -671,23 +704,36 @@ exercise(
     check_2,
 )
 # %% [markdown] id="exercise_3_text" lang="en"
-# **3.** Write a tap that makes every head of layer 0 look at position 0 and nowhere else.
-# %% [markdown] id="exercise_3_text" lang="zh" of="2a239181"
-# **3.** 写一个探针，让第 0 层的每个头只看位置 0，别处都不看。
+# **3.** Write a change that makes every head of layer 0 look at position 0 and nowhere else.
+# %% [markdown] id="exercise_3_text" lang="zh" of="7634a122"
+# **3.** 写一个改动，让第 0 层的每个头只看位置 0，别处都不看。
 # %% id="exercise_3"
 answer_3 = None
 
 
 def check_3(answer):
-    _, result = run(ids, answer)
+    result_logits, result = run(ids, answer)
     expected = jnp.repeat(result["layers.0.attn.v"][0], N // K, axis=0)
     for position in range(T):
         np.testing.assert_allclose(result["layers.0.attn.z"][position], expected, atol=1e-4)
     np.testing.assert_array_equal(result["layers.0.attn.v"], seen["layers.0.attn.v"])
     assert (result["layers.1.attn.pattern"][:, -1, 1:] > 0).any()
+    print("the answer is now", repr(word(result_logits[-1].argmax())))
 
 
 exercise(3, answer_3, check_3)
+# %% [markdown] id="hint_3" lang="en"
+# <details><summary>Hint</summary>
+#
+# The weights are in `layers.0.attn.pattern`, of shape [B N T T]; the last axis says where a head looks.
+#
+# </details>
+# %% [markdown] id="hint_3" lang="zh" of="e0bc845e"
+# <details><summary>线索</summary>
+#
+# 权重在 `layers.0.attn.pattern` 里，形状是 [B N T T]；最后一个轴表示这个头看向哪里。
+#
+# </details>
 # %% id="solution_3" tags=["solution"]
 exercise(
     3,
@@ -706,8 +752,8 @@ exercise(
 # - Meng and others, *Locating and Editing Factual Associations in GPT*, 2022, [arXiv:2202.05262](https://arxiv.org/abs/2202.05262)
 # - Michel, Levy and Neubig, *Are Sixteen Heads Really Better than One?*, 2019, [arXiv:1905.10650](https://arxiv.org/abs/1905.10650)
 #
-# Next: lesson 10 lets the model go on writing, and asks which of its work need not be done twice.
-# %% [markdown] id="sources" lang="zh" of="c29a8158"
+# Next: lesson 10 lets the model go on writing, and asks which part of its work need not be done twice.
+# %% [markdown] id="sources" lang="zh" of="01f24838"
 # ## 来源
 #
 # - nostalgebraist，*interpreting GPT: the logit lens*，2020
