@@ -524,26 +524,26 @@ print(f"last token replaced: the first {T - 1} rows of logits are the same, the 
 # Read this lesson and then only the sections named here. Each name is a heading to look for on the linked page.
 #
 # - This lesson, all of it.
-# - [04](04_one_head.ipynb#maps), `Three pictures of one head`: which token looks at which.
-# - [05](05_rope.ipynb#circle_text), `From one pair to a whole head`, as far as the picture of the circle: a position becomes an angle.
-# - [07](07_the_whole_network.ipynb#whole), `All layers` and `The next token`: the map of this lesson as a few lines of code.
+# - [04](04_one_head.ipynb#maps), `One head in three pictures`: which token looks at which.
+# - [05](05_rope.ipynb#circle_text), `RoPE in one picture: arrows that turn`: a position becomes an angle.
+# - [07](07_the_whole_network.ipynb#whole), `The whole network` and `The next token`: the map of this lesson as a few lines of code.
 # - [09](09_experiments.ipynb#lens), `The logit lens` and `Patching: where is "France"?`: reading the stream halfway up, then
 #   changing it.
-# - [10](10_generating.ipynb#needed), `What a new row needs`: why the next token costs so little work.
+# - [10](10_generating.ipynb#needed), `What a new token needs`: why the next token costs so little work.
 #
 # Nothing has to be run: the pages show all results. If a section uses a name that you have not met, go up the page to its
 # definition.
-# %% [markdown] id="route" lang="zh" of="bc5512ee"
+# %% [markdown] id="route" lang="zh" of="18f0ff04"
 # ## 如果你只有一小时
 #
 # 读完这一课，然后只读这里列出的几节。每个名字都是链接所指页面上的一个标题。
 #
 # - 这一课，从头到尾。
-# - [04](04_one_head.ipynb#maps)，`一个头的三幅图`：哪个 token 看哪个 token。
-# - [05](05_rope.ipynb#circle_text)，`从一对数到整个头`，读到圆的那幅图为止：位置怎样变成角度。
-# - [07](07_the_whole_network.ipynb#whole)，`所有的层` 与 `下一个 token`：本课的全图写成几行代码。
+# - [04](04_one_head.ipynb#maps)，`三幅图看懂一个头`：哪个 token 看哪个 token。
+# - [05](05_rope.ipynb#circle_text)，`一幅图看懂 RoPE：转动的箭头`：位置怎样变成角度。
+# - [07](07_the_whole_network.ipynb#whole)，`完整的网络` 与 `下一个 token`：本课的全图写成几行代码。
 # - [09](09_experiments.ipynb#lens)，`logit 透镜` 与 `打补丁：“France” 在哪里？`：先在半路上读残差流，再去改动它。
-# - [10](10_generating.ipynb#needed)，`新的一行需要什么`：为什么下一个 token 只需要很少的计算。
+# - [10](10_generating.ipynb#needed)，`新 token 需要什么`：为什么下一个 token 只需要很少的计算。
 #
 # 什么都不必运行，页面上已有全部结果。某一节用到没见过的名字时，往上翻就能找到它的定义。
 # %% [markdown] id="exercises" lang="en"

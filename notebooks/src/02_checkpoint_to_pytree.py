@@ -146,10 +146,11 @@ close(by_heads.reshape(-1), layer.wq.reshape(N * H, D) @ x, atol=1e-5)
 # | `max_seq_len` | the longest text the model was made for; it stands in no formula | **no** |
 # | `tie_embeddings` | the output matrix *is* the embedding, stored once | yes: one tensor is missing |
 #
-# Look at the last column. A wrong `dim` no longer fits the shapes and is noticed at once. A wrong `norm_eps` runs without
+# Look at the last column. (The code below checks it: `abstract_params` gives the shapes that a config asks for, and `fits` compares them with
+# those of our weights.) A wrong `dim` no longer fits the shapes and is noticed at once. A wrong `norm_eps` runs without
 # complaint and gives other numbers. In files
 # that do not split the heads you see only products, so 9 heads of 64 and 18 heads of 32 fit the same matrix.
-# %% [markdown] id="config" lang="zh" of="63a1ed94"
+# %% [markdown] id="config" lang="zh" of="598bf57f"
 # ## config 的每个字段
 #
 # | 字段 | 含义 | 从形状能看出吗？ |
@@ -165,7 +166,7 @@ close(by_heads.reshape(-1), layer.wq.reshape(N * H, D) @ x, atol=1e-5)
 # | `max_seq_len` | 模型所适用的最长文本；不出现在任何公式里 | **不能** |
 # | `tie_embeddings` | 输出矩阵**就是**嵌入，只存一份 | 能：少一个张量 |
 #
-# 请看最后一列。`dim` 错了就与形状不符，马上会被发现；`norm_eps` 错了照样能跑，毫无怨言，只是数不对。不拆头的文件只显示乘积，所以 9 个 64 维的头与 18 个
+# 请看最后一列。（下面的代码逐项检查：`abstract_params` 给出 config 所要求的形状，`fits` 把它们与我们权重的形状比较。）`dim` 错了就与形状不符，马上会被发现；`norm_eps` 错了照样能跑，毫无怨言，只是数不对。不拆头的文件只显示乘积，所以 9 个 64 维的头与 18 个
 # 32 维的头配得上同一个矩阵。
 # %% id="config_code"
 for field in dataclasses.fields(config):

@@ -5,9 +5,9 @@
 # done by hand, are those of `jax_llama3`, and where each number in them comes from.*
 #
 # How does a network get from the number 7042 to the meaning of " Paris"? An id is only a name; nothing about it says what it means. The
-# **embedding** gives each id a vector of $D$ numbers, and from here on the network works with vectors alone. Then the first thing that every
-# layer does is to norm them. This lesson does both by hand, and asks why.
-# %% [markdown] id="title" lang="zh" of="d78e728c"
+# **embedding** gives each id a vector of $D$ numbers, and from here on the network works with vectors alone. The first thing that
+# every layer then does is to normalise them. This lesson does both by hand, and asks why.
+# %% [markdown] id="title" lang="zh" of="d76d8780"
 # # 03 · 嵌入与 RMSNorm
 #
 # *阅读时间 15 分钟。前置：第 00 课与第 02 课的第一部分。本课证明：亲手完成的网络前两步与 `jax_llama3` 的结果一致，并弄清其中每个数的来历。*
@@ -90,17 +90,17 @@ except ValueError as error:
 #
 # Nobody wrote these vectors; training found them. Is there meaning in them? Ask which rows are most alike. We compare two
 # vectors by the **cosine** of the angle between them, $\cos(a, b) = a \cdot b \,/\, (|a|\,|b|)$: 1 if they point the same way, 0 if
-# they have nothing in common.
+# they stand at right angles.
 #
 # Take the row of " Paris" and look for its nearest neighbours among all $V$ rows. The nearest of all is "Paris" without a space: nothing told
 # the network that the two are one word. Then come London, Berlin and other cities, and France. For comparison look at the rows
 # whose ids stand next to it in the table: they are no nearer than any other. (A typical row has a cosine of a third, not of zero. All rows of this
 # table lean a little in one direction.)
-# %% [markdown] id="neighbours" lang="zh" of="b2eb5362"
+# %% [markdown] id="neighbours" lang="zh" of="8e5ec5eb"
 # ## 这些行知道什么
 #
 # 这些向量不是谁写的，而是训练找到的。其中有含义吗？看看哪些行最相像。比较两个向量，用它们夹角的**余弦**（cosine）：
-# $\cos(a, b) = a \cdot b \,/\, (|a|\,|b|)$。方向相同时为 1，毫不相干时为 0。
+# $\cos(a, b) = a \cdot b \,/\, (|a|\,|b|)$。方向相同时为 1，互相垂直时为 0。
 #
 # 取 “ Paris” 那一行，在全部 $V$ 行中找它最近的邻居。最近的是不带空格的 “Paris”：没有人告诉过网络这两个是同一个词。随后是 London、Berlin 等城市，
 # 还有 France。作为比较，再看表中编号与它相邻的那些行：它们并不比别的行更近。（普通一行的余弦是三分之一左右，而不是零：这张表的所有行都稍稍偏向
@@ -122,9 +122,9 @@ nearest_tokens, beside_tokens = (
 print("nearest:", nearest_tokens)
 typical = float(np.median(cosines))
 print(f"a typical row: {typical:.2f}")
-assert cosines[beside].max() < cosines[nearest].min()
 expect(paris, 7042)
 if on_default_model():
+    assert cosines[beside].max() < cosines[nearest].min()
     assert nearest_tokens[0] == "Paris"
     assert {" London", " France", " Berlin"} <= set(nearest_tokens)
     assert np.abs(cosines[beside] - typical).mean() < 0.1 < cosines[nearest].min() - typical
@@ -136,7 +136,7 @@ show(
 # %% [markdown] id="why_norm" lang="en"
 # ## Why a norm
 #
-# Now the vectors go into the first layer, and the first thing it does is to norm them. Why? Three reasons, the first two of which we can
+# Now the vectors go into the first layer, and the first thing it does is to normalise them. Why? Three reasons, the first two of which we can
 # measure.
 #
 # 1. **The lengths differ.** They differ from token to token, and they grow as every layer adds its result: the picture below shows how much.
@@ -146,9 +146,9 @@ show(
 # 3. **Training needs steady sizes.** The gradients depend on the sizes of the vectors as well. Networks as deep as this one hardly train without
 #    norms; with a norm before each part, as here, they train steadily (Xiong et al. in the sources).
 #
-# A norm brings all vectors to one length before a layer reads them. The residual stream itself is not normed: it keeps its lengths, and each
-# part of a layer reads a normed copy of it.
-# %% [markdown] id="why_norm" lang="zh" of="57ec41cd"
+# A norm brings all vectors to one length before a layer reads them. The residual stream itself is not normalised: it keeps its lengths, and
+# each part of a layer reads a normalised copy of it.
+# %% [markdown] id="why_norm" lang="zh" of="5f74f34a"
 # ## 为什么需要归一化
 #
 # 现在向量进入第一层，而这一层做的第一件事就是把它们归一化。为什么？有三个理由，前两个我们可以量出来。
@@ -193,7 +193,6 @@ stream = [seen["embed"], *(seen[f"layers.{i}.resid_post"] for i in range(L))]
 lengths = np.stack([root_mean_square(each[0]) for each in stream])
 print("before layer 0:", lengths[0].round(3))
 print("after the last:", lengths[-1].round(3))
-assert (lengths[-1] > 3 * lengths[0]).all()
 if on_default_model():
     assert (lengths[-1] > 100 * lengths[0]).all()
     assert lengths[L // 2, 0] > 100 * lengths[L // 2, 1:].max()
@@ -246,8 +245,8 @@ close(by_rows, normed, atol=1e-4)
 # %% [markdown] id="library" lang="en"
 # The library's own function is `jax_llama3.model.layers.rms_norm`. Its first use in the network is what the attention of layer 0 reads. What
 # comes out of the norm has no name that a tap would see, so we compare with the function itself, and then with the network: the values v of
-# the first layer are a matrix times our normed rows.
-# %% [markdown] id="library" lang="zh" of="a5205f50"
+# the first layer are a matrix times our normalised rows.
+# %% [markdown] id="library" lang="zh" of="bc4b977f"
 # 本库对应的函数是 `jax_llama3.model.layers.rms_norm`，它在网络中第一次出现，就是第 0 层注意力的输入。归一化的结果没有探针能看到的名字，
 # 所以我们先与函数本身比较，再与网络比较：第一层的 v 就是一个矩阵乘以我们归一化后的各行。
 # %% id="library_code"
@@ -295,13 +294,13 @@ assert jnp.isnan(rms_norm(jnp.zeros((1, D)), ones, 0.0)).all()
 # en: The direction: kept before the weight, turned by it.
 # zh: 方向：乘权重之前不变，乘了就转。
 close(cosine(unit, x), jnp.ones(T), atol=1e-5)
-assert cosine(normed, x).max() < 0.99
 pairs = zip(stream, params.layers, strict=False)
 turned = np.stack([cosine(rms_norm(x[0], each.attn_norm, eps), x[0]) for x, each in pairs])
 print("cosine of x and RMSNorm(x), layer 0: ", turned[0].round(2))
 print("the smallest of layers 2 and up:     ", turned[2:].min().round(2))
 if on_default_model():
     assert np.abs(turned[0]).max() < 0.15
+    assert turned.max() < 0.999
     assert turned[2:].min() > 0.7
     assert 0.4 < (w < 0).mean() < 0.6
 

@@ -13,8 +13,8 @@
 # *阅读时间 20 分钟。前置：第 04、05 课。本课证明：把手写的头加上 RoPE 循环一遍，在每一层都与 `jax_llama3` 的注意力相等；另外两种
 # 不用循环的写法也是如此。*
 #
-# 每一层为什么要有好几个注意力头？一个头已经能让每个 token 读到前面所有的 token。本课先看一个头做不到什么，再动手搭出真正的注意力：
-# $N$ 个头并排工作，其中一些共用键和值，由一个矩阵合到一起，再加到残差流上。
+# 每一层为什么要有好几个注意力头？一个头已经能让每个 token 读到前面所有的 token。本课先看一个头做不到什么，再动手搭出真正的注意力：$N$ 个头
+# 并排工作，其中一些共用键和值，由一个矩阵合到一起，再加到残差流上。
 # %% id="setup"
 import dataclasses
 import math
@@ -50,10 +50,10 @@ T = len(ids)
 # And an average never leaves the range of what is averaged.
 #
 # Several heads do not have to compromise. Each has a weight of 1 to spend, on the tokens of its choice. Does a trained model
-# use that freedom? We run the network once with a tap that keeps every activation (lesson 03), and look at one layer in its
-# upper part: what do its heads read from the position of "is"? (Layers count from 0. On the course's own model some numbers
-# are known, and `expect` checks them there; with another model it checks nothing.)
-# %% [markdown] id="why" lang="zh" of="9c7c6a7c"
+# use that freedom? We run the network once with a tap that keeps every activation (lesson 03), and look at a layer in the
+# middle: what does each of its heads read from the position of "is"? (Layers count from 0. On the course's own model the
+# answer is known, and `expect` checks it there; with another model it checks nothing.)
+# %% [markdown] id="why" lang="zh" of="adecc2ba"
 # ## 一个头做不到什么
 #
 # 设想你就是最后一个 token “is”。要说出接下来是什么，你至少要从前面的词里知道两件事：问的是*首都*（capital），国家是*法国*
@@ -63,8 +63,8 @@ T = len(ids)
 # 这个就得从那个身上扣。而且平均值永远超不出被平均的数的范围。
 #
 # 几个头就不必折中：每个头都有完整的 1 可以分配，想看哪个 token 就看哪个。训练出来的模型用到这份自由了吗？我们用一个保存所有激活的
-# 探针（第 03 课）把网络运行一遍，看看靠上的某一层：它的各个头在 “is” 这个位置读了什么？（层从 0 开始数。在课程自己的模型上，有些数
-# 是已知的，`expect` 会检查它们；换成别的模型则不检查。）
+# 探针（第 03 课）把网络运行一遍，看看中间的某一层：它的每个头在 “is” 这个位置读了什么？（层从 0 开始数。在课程自己的模型上，答案是
+# 已知的，`expect` 会检查它；换成别的模型则不检查。）
 # %% id="why_code"
 seen = {}
 
@@ -81,8 +81,8 @@ read_by_is = trace("read by is", seen[f"layers.{chosen}.attn.pattern"][0, :, -1]
 close(read_by_is.sum(axis=-1), np.ones(N), atol=1e-5)
 show(
     figures.one_row(read_by_is, words, f"layer {chosen}: what the last token reads"),
-    en="Nine rows, one for each head: the weights of the five tokens as the last token reads them. WHY_EN",
-    zh="九行，每个头一行：最后一个 token 读取五个 token 的权重。WHY_ZH",
+    en="Nine rows, one for each head: the weights of the five tokens as the last token reads them. Some heads prefer France, one capital, others the first token.",
+    zh="九行，每个头一行：最后一个 token 读取五个 token 的权重。有的头偏爱 France，有一个偏爱 capital，其余的偏爱第一个 token。",
 )
 
 # en: Each head's favourite token.
@@ -91,6 +91,7 @@ favourites = [words[int(j)] for j in read_by_is.argmax(axis=-1)]
 print(favourites)
 expect(favourites[0], "France")
 expect(favourites[2], "capital")
+expect(favourites[6:], ["The", "The", "The"])
 
 # en: An average of values stays between the smallest and the largest of them, in every dimension.
 # zh: 值的平均在每一维上都介于最小值与最大值之间。
@@ -99,6 +100,9 @@ average = seen[f"layers.{chosen}.attn.z"][0, -1]
 assert (values.min(axis=0) - 1e-4 <= average).all()
 assert (average <= values.max(axis=0) + 1e-4).all()
 # %% [markdown] id="shared" lang="en"
+# Head 0 reads "France", head 2 prefers "capital", the last three look at the first token. Each fetches something else, in the
+# same layer and at the same time.
+#
 # ## What if they all had to look the same way?
 #
 # We can force them. A tap replaces the patterns of a layer by their mean over the heads. Now all heads read the same mixture
@@ -108,7 +112,9 @@ assert (average <= values.max(axis=0) + 1e-4).all()
 # pattern in every layer the answer is gone, and layer 0 alone is enough to lose it. The different views are not a luxury. (The
 # network was not trained for this, of course. The experiment shows that it *uses* them, not that no other network could do
 # with one.)
-# %% [markdown] id="shared" lang="zh" of="9dbff0d3"
+# %% [markdown] id="shared" lang="zh" of="b97d5897"
+# 0 号头读的是 “France”，2 号头偏爱 “capital”，最后三个头看着第一个 token。在同一层里，它们同时取来不同的东西。
+#
 # ## 如果所有头都必须看同样的地方呢？
 #
 # 我们可以强迫它们：用探针把一层里各个头的模式都换成各头的平均。这样所有头读到的是同样的 token 混合，只是各自仍用自己的值。“ Paris”
@@ -145,7 +151,13 @@ for name, layers in {
     print(
         f"one pattern in {name:<10} P({tokenizer.decode([answer])!r}) = {probabilities[name]:.3f}"
     )
+at_first = [
+    int((seen[f"layers.{index}.attn.pattern"][0, :, -1].argmax(axis=-1) == 0).sum())
+    for index in range(L)
+]
+print("heads that look at the first token most, by layer:", *at_first)
 if on_default_model():
+    assert sum(count >= N - 1 for count in at_first) > L / 2
     assert min(probabilities["none"], probabilities[f"layer {chosen}"]) > 0.5
     assert max(probabilities["layer 0"], probabilities["all layers"]) < 0.05
 # %% [markdown] id="split" lang="en"
@@ -435,9 +447,8 @@ print(f"✓ the attention half agrees in {L} of {L} layers")
 # ## 共用省下了什么
 #
 # 为什么要共用？常有人说分组查询让注意力算得更省。看看分数就知道：每个查询头仍然要遇到每一个键，不管 $K$ 是多少，都是
-# $N \cdot T \cdot T$ 个长度为 $H$ 的点积。编译器自己统计的乘加次数也是这样。（下面的单元格不做任何计算就能问到：
-# `ShapeDtypeStruct` 是数组的形状和数据类型，没有数值；`jax.jit(f).lower(...)` 把 `f` 准备好交给编译器；`jax.eval_shape` 说出一个函数
-# 会返回什么形状。第 11、14 课会解释。）产生键和值的两个矩阵确实变小了，略有帮助。
+# $N \cdot T \cdot T$ 个长度为 $H$ 的点积。编译器自己统计的乘加次数也是这样。（下面的单元格不做任何计算就能问到：`ShapeDtypeStruct`
+# 是数组的形状和数据类型，没有数值；`jax.jit(f).lower(...)` 把 `f` 准备好交给编译器；`jax.eval_shape` 说出一个函数会返回什么形状。第 11、14 课会解释。）产生键和值的两个矩阵确实变小了，略有帮助。
 #
 # 真正省下的是**缓存占用的内存**。模型写一段文本时，会在 $L$ 层的每一层保留到目前为止所有 token 的键和值（第 10 课说明为什么可以这样
 # 做）。每个 token 需要存

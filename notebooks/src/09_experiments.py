@@ -234,16 +234,20 @@ assert jnp.abs(last_row).max() > 1e-2
 # %% [markdown] id="lens" lang="en"
 # ## The logit lens
 #
-# *This section needs only the set-up cell.* When does the network know its answer? Each token's row goes through the layers on a line of additions
+# *This section needs only the set-up cell.*
+#
+# When does the network know its answer? Each token's row goes through the layers on a line of additions
 # (lesson 07): a layer reads the row and adds something to it. After the last layer, the final norm and the output matrix turn the row into logits.
 #
 # Nothing keeps us from giving these two an *earlier* row, the one after layer 3, say. What comes out is called a **logit lens**: what the
 # network would say if it stopped there. Take it as a way of reading rather than a fact, for the early layers were never trained to be read like this. After
 # the last layer it must be the true logits, and that is our check.
-# %% [markdown] id="lens" lang="zh" of="673a9dd5"
+# %% [markdown] id="lens" lang="zh" of="28d0c25a"
 # ## logit 透镜
 #
-# *这一节只需要最前面的准备单元格。*网络什么时候知道答案？每个 token 的行沿着一条做加法的线穿过各层（第 07 课）：每一层读这一行，再往上面加些东西。
+# *这一节只需要最前面的准备单元格。*
+#
+# 网络什么时候知道答案？每个 token 的行沿着一条做加法的线穿过各层（第 07 课）：每一层读这一行，再往上面加些东西。
 # 最后一层之后，最后的归一化和输出矩阵把这一行变成 logits。
 #
 # 没有什么妨碍我们把*更早*的行交给这两步，比如第 3 层之后的行。得到的东西叫做 **logit 透镜**（logit lens）：假如网络在那里停下，它会说什么。
@@ -376,6 +380,7 @@ print(f"its values are {ratio:.2f} times as long as those of the others (median 
 if on_default_model():
     assert ratio < 0.5
     assert max(at_embedding) < 0.5
+    assert np.abs(weights - share.mean()).max() < 0.05
     assert min(halfway) > 0.99
 # %% id="sink_why_picture"
 names = [word(sentence[0]), *WORDS]
@@ -387,16 +392,20 @@ show(
 # %% [markdown] id="patching" lang="en"
 # ## Patching: where is "France"?
 #
-# *This section needs only the set-up cell.* Reading shows what is there, but not what is used. To learn that, one must change something. Take
+# *This section needs only the set-up cell.*
+#
+# Reading shows what is there, but not what is used. To learn that, one must change something. Take
 # two prompts that differ in one word, France and Japan; their answers are Paris and Tokyo. Run the Japan prompt and keep all its rows. Then run the
 # France prompt and, after **one** layer and at **one** position, put the Japan run's row in place of its own. This is **patching**.
 #
 # If the answer turns to Tokyo, then the country was, at that layer, in that row. We measure Tokyo's *lead*: its logit minus the logit of Paris.
 # Below zero the answer leans to Paris, above zero to Tokyo, and zero is a tie.
-# %% [markdown] id="patching" lang="zh" of="b127ed10"
+# %% [markdown] id="patching" lang="zh" of="ae4161a1"
 # ## 打补丁：“France” 在哪里？
 #
-# *这一节只需要最前面的准备单元格。*读取只能说明那里有什么，不能说明用到了什么。要知道后者，就得改动它。取两个只差一个词的提示：France 和 Japan，答案
+# *这一节只需要最前面的准备单元格。*
+#
+# 读取只能说明那里有什么，不能说明用到了什么。要知道后者，就得改动它。取两个只差一个词的提示：France 和 Japan，答案
 # 分别是 Paris 和 Tokyo。先运行 Japan 的提示，留下它的所有行。再运行 France 的提示，在**某一层**之后、**某一个位置**，用 Japan 的那一行换掉
 # 自己的行。这就是**打补丁**（patching）。
 #
@@ -625,14 +634,14 @@ if on_default_model():
 # %% [markdown] id="exercises" lang="en"
 # ## Exercises
 #
-# Put your answer in place of `None` and run the cell. Under each exercise there is a hint, then a solution; both are folded.
+# Put your answer in place of `None` and run the cell. A hint and a solution are folded away below each exercise.
 #
 # **1.** Where is the model really sure? Find a text of at most eight tokens after which one token has a probability above 0.95. Predict first what
 # will do it: a fact, a fixed phrase, or a pattern.
-# %% [markdown] id="exercises" lang="zh" of="2e6bbc91"
+# %% [markdown] id="exercises" lang="zh" of="8aaa4f22"
 # ## 练习
 #
-# 用你的答案替换 `None`，然后运行。每题下面有一条线索，再下面是一个解答，都折叠着。
+# 用你的答案替换 `None`，然后运行。每题下面折叠着一条线索和一个解答。
 #
 # **1.** 模型在哪里真正有把握？找一段不超过八个 token 的文本，使得其后某个 token 的概率大于 0.95。先预测一下什么管用：一个事实、一个固定说法，还是
 # 一种规律？

@@ -586,8 +586,7 @@ close(jnp.stack(theirs.v)[:, 0, : P0 + T], jnp.stack([v for _, v in longer]), at
 # 所以第一个 token 更费时间，但不是 $T$ 倍。要计算一行，就得把网络的每个权重都从内存里取来。预填充把每个权重取来一次，供全部 $T$ 行使用。只有一行的那些轮要取同样多的权重，每个却只用一次，所以时间大多花在搬运上。因此平均到每个 token，读提示很便宜，写回答很贵。第 11 课实测这两种速度，第 14 课再算出它们各自最快能有多快。
 # %% id="first_token_code"
 assert rows_cached == [P0] + [1] * (STEPS - 1)
-for round_number, rows in enumerate(rows_cached):
-    print(f"token {round_number}: {rows} rows")
+print("rows for each new token:", rows_cached)
 # %% [markdown] id="trade" lang="en"
 # ## The trade: memory for work
 #

@@ -377,14 +377,14 @@ close(library(logits[0], full), by_hand(p, 0.8, 40, 0.95, 0.01), atol=1e-5)
 # This is for **one** comparison, and we make 36. The probability that at least one of the 36 intervals is missed is at most
 # the sum of their probabilities, $\delta = 2m\,e^{-2n\epsilon^2}$. Solved for the half-width of the intervals:
 #
-# $$\epsilon = \sqrt{\frac{\ln(2m/\delta)}{2n}}.$$
+# $$\epsilon = \sqrt{\ln(2m/\delta) \,/\, (2n)}.$$
 #
 # We take $\delta = 10^{-6}$: a *right* sampler misses any of the 36 intervals at most once in a million such tests. Counting
 # only the six tokens, $m = 6$, would make the intervals too narrow, and the risk six times what we claim.
 #
 # A test also needs power: it must notice a wrong sampler. Frequencies drawn at temperature 1.1 must leave the intervals
 # around the probabilities of temperature 1.
-# %% [markdown] id="frequencies" lang="zh" of="fb9fc345"
+# %% [markdown] id="frequencies" lang="zh" of="80811cc5"
 # ## 抽出来的真是这个分布吗
 #
 # 到目前为止比较的都是分布本身。采样器也可能算对了分布却抽错了。所以让它真的去抽：玩具词表有六个 token，六种设置各抽 $n = 50{,}000$ 次，然后计数。这样得到
@@ -396,7 +396,7 @@ close(library(logits[0], full), by_hand(p, 0.8, 40, 0.95, 0.01), atol=1e-5)
 #
 # 这只针对**一次**比较，而我们要比较 36 次。36 个区间中至少有一个落空的概率，不超过各自概率之和 $\delta = 2m\,e^{-2n\epsilon^2}$。由此解出区间的半宽：
 #
-# $$\epsilon = \sqrt{\frac{\ln(2m/\delta)}{2n}}.$$
+# $$\epsilon = \sqrt{\ln(2m/\delta) \,/\, (2n)}.$$
 #
 # 这里取 $\delta = 10^{-6}$：一个*正确*的采样器做一百万次这样的检验，平均至多有一次会让 36 个区间中的某一个落空。如果只数六个 token，取 $m = 6$，区间就太窄，风险会是所声称的六倍。
 #

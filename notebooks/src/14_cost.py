@@ -429,8 +429,7 @@ print(f"with int8 weights    {small_speed:6.1f} tokens/s")
 # $$\text{FLOP/s} \le \min(\text{峰值},\ I \cdot \text{带宽}).$$
 #
 # 以 $I$ 为横轴画出来，先是一段斜坡，然后是平顶：这就是 **roofline**（屋顶线）。拐角在 $I = \text{峰值} / \text{带宽}$ 处。左边由内存决定，
-# 右边由运算决定。单行解码对每个四字节的权重（float32）做两次运算：$I = 1/2$，已经靠左到头了。$T$ 个 token 的提示把每个权重用 $T$ 次：
-# $I \approx T/2$。
+# 右边由运算决定。单行解码对每个四字节的权重（float32）做两次运算：$I = 1/2$，已经靠左到头了。$T$ 个 token 的提示把每个权重用 $T$ 次，因此 $I \approx T/2$。
 # %% id="intensity"
 def intensity(config, itemsize, rows=1, tokens=1, depth=0):
     flops = rows * count_flops(config, tokens, depth, 1)
@@ -776,8 +775,7 @@ show(
 # %% [markdown] id="flash" lang="zh" of="3ac25561"
 # ## flash attention：根本不写下分数
 #
-# 还有一种减少字节的办法。对 $T$ 个 token 的注意力，每个头都要造出一个 $T \times T$ 的分数方阵，写下来，为 softmax 读一遍，为加权和再读一遍。
-# 8,000 个 token、32 个头时，一层就有 8 GB，而结果只有 $T \times N \times H$ 个数。这个方阵非得存在吗？
+# 还有一种减少字节的办法。对 $T$ 个 token 的注意力，每个头都要造出一个 $T \times T$ 的分数方阵，写下来，为 softmax 读一遍，为加权和再读一遍。8,000 个 token、32 个头时，一层就有 8 GB，而结果只有 $T \times N \times H$ 个数。这个方阵非得存在吗？
 #
 # 加权和本可以一块一块地累加，每次取几个键，用完就忘。看上去拦路的是 softmax：它要除以对*所有*键求的和，为了不溢出还要减去*最大*的分数，
 # 而这两样都要到最后才知道。**flash attention** 为每个查询随身带着三样东西：目前为止最大的分数 $m$，目前为止 $e^{s - m}$ 之和，目前为止 $e^{s - m} v$ 之和。
