@@ -107,7 +107,8 @@ expect(answers, [" Paris", " Tokyo", " Berlin", " Sydney"])
 # %% id="model_code"
 config, params, tokenizer = model
 D, V, L = config.dim, config.vocab_size, config.n_layers
-print(config)
+for name, value in vars(config).items():
+    print(f"{name:<15} {value}")
 
 # en: `jax.tree.leaves` lists all arrays in `params`; lesson 02 explains such trees.
 # zh: `jax.tree.leaves` 列出 `params` 里的所有数组；这样的树第 02 课会讲。

@@ -130,8 +130,8 @@ for _ in range(8):
     best = max(dict.fromkeys(pairs), key=pairs.count)
     parts = join(parts, best)
     learned.append(b"".join(best))
-print("learned:", learned)
-print("now:    ", parts)
+print("learned:", *learned)
+print("now:    ", b"|".join(parts).decode())
 assert b"".join(parts) == sentence
 assert b"the " in learned
 assert b"cat " in learned

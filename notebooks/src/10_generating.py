@@ -648,38 +648,32 @@ print(f"Llama-3-8B, bfloat16: {large:,} bytes per token, {large * 8192 / 2**30:.
 # Put your answer in place of `None` and run the cell. Each exercise is followed by a hint and a solution, both folded.
 #
 # **1. Forget one token.** The cache holds the 16 tokens of "Once upon a time there was a little girl who lived in a small
-# village near". We delete one of them from the cache, in all layers, and then let the network read " the" at its usual
-# position. With nothing deleted it goes on with " sea". Which token does it miss most? Guess its place, from 0 to 15, before you
-# measure. The check tries all of them and prints the next token and the largest change of any logit.
-# %% [markdown] id="exercises" lang="zh" of="1c031cfb"
+# village near". Now the network reads " the", but in all layers the mask hides one of the 16, which is as good as deleting it
+# from the cache. With nothing hidden it goes on with " sea". Which token does it miss most? Guess its place, from 0 to 15, before
+# you measure. The check tries all of them and prints the next token and the largest change of any logit.
+# %% [markdown] id="exercises" lang="zh" of="c758bc72"
 # ## 练习
 #
 # 用你的答案替换 `None`，然后运行。每题后面有一条线索和一个解答，都是折叠的。
 #
-# **1. 忘掉一个 token。** 缓存里有 “Once upon a time there was a little girl who lived in a small village near” 的 16 个 token。我们在所有层里删去其中一个，再让网络在原来的位置上读入 “ the”。什么都不删时，它接着说 “ sea”。少了哪个 token，影响最大？先猜出它的序号（0 至 15），再测。检查会把每个都试一遍，并打印下一个 token 和 logits 的最大变化。
+# **1. 忘掉一个 token。** 缓存里有 “Once upon a time there was a little girl who lived in a small village near” 的 16 个 token。现在网络读入 “ the”，但掩码在所有层里都把这 16 个中的一个遮住，这就等于把它从缓存里删去。什么都不遮时，它接着说 “ sea”。少了哪个 token，影响最大？先猜出它的序号（0 至 15），再测。检查会把每个都试一遍，并打印下一个 token 和 logits 的最大变化。
 # %% id="exercise_1"
 answer_1 = None
-
-
-def read_last(text, cache):
-    # en: The logits after the last token of a text, which stands at its usual position.
-    # zh: 文本最后一个 token 之后的 logits；它仍在原来的位置上。
-    logits, _ = step(text[-1:], cache, positions=jnp.array([len(text) - 1]))
-    return logits[0]
 
 
 def check_1(answer):
     story = "Once upon a time there was a little girl who lived in a small village near the"
     text = model.tokenizer.encode(story, bos=True)
-    _, cache = step(text[:-1], empty)
-    usual = read_last(text, cache)
-    expect((len(text), word(jnp.argmax(usual))), (17, " sea"))
+    last = len(text) - 1
+    _, cache = step(text[:last], empty)
+    usual, _ = step(text[last:], cache)
+    expect((len(text), word(jnp.argmax(usual[0]))), (17, " sea"))
     changes = []
-    for gone, token in enumerate(text[:-1]):
-        rest = [(np.delete(k, gone, axis=0), np.delete(v, gone, axis=0)) for k, v in cache]
-        found = read_last(text, rest)
+    for hidden in range(last):
+        found, _ = step(text[last:], cache, mask=cache_mask(1, last).at[0, hidden].set(False))
         changes.append(float(jnp.abs(found - usual).max()))
-        print(f"{gone:>2} {word(token)!r:<10} {word(jnp.argmax(found))!r:<10} {changes[-1]:5.1f}")
+        said = word(jnp.argmax(found[0]))
+        print(f"{hidden:>2} {word(text[hidden])!r:<10} {said!r:<10} {changes[-1]:5.1f}")
     assert answer == np.argmax(changes), "another token is missed more"
 
 
@@ -749,18 +743,18 @@ def check_3(answer):
     place = P0 - 2
     other = model.tokenizer.encode("The capital of Italy is", bos=True)
     assert len(other) == P0
-    _, ours = step(prompt[:-1], empty)
-    _, theirs = step(other[:-1], empty)
+    their_logits, theirs = step(other, empty)
     flipped = set()
     for letter, keys, values in (("a", True, True), ("b", True, False), ("c", False, True)):
         forged = []
-        for (k, v), (their_k, their_v) in zip(ours, theirs, strict=True):
+        for (k, v), (their_k, their_v) in zip(prefilled, theirs, strict=True):
             k = k.at[place].set(their_k[place]) if keys else k
             v = v.at[place].set(their_v[place]) if values else v
-            forged.append((k, v))
-        said = word(jnp.argmax(read_last(prompt, forged)))
+            forged.append((k[: P0 - 1], v[: P0 - 1]))
+        logits, _ = step(prompt[-1:], forged)
+        said = word(jnp.argmax(logits[0]))
         print(f"({letter}) {said!r}")
-        if said == word(jnp.argmax(read_last(other, theirs))):
+        if said == word(jnp.argmax(their_logits[-1])):
             flipped.add(letter)
     assert answer == flipped
 

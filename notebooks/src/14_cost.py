@@ -624,17 +624,17 @@ show(
 # operations. Every token after that is one row at the foot of the slope: its time is decided by bytes, and hardly depends on
 # the prompt. A token that is read costs a small fraction of one that is written.
 #
-# In numbers, for Llama 3 8B at the limits of the data sheet: a prompt of 2,000 tokens takes at least 31 ms, which is 16 µs a token.
+# In numbers, for Llama 3 8B at the limits of the data sheet: a prompt of 2,000 tokens takes at least 29 ms, which is 15 µs a token.
 # Each token after it takes at least 4.6 ms. So it is cheap to read a long text, and dear to write one. Below, the same on this
 # machine, measured.
-# %% [markdown] id="first" lang="zh" of="5c49159c"
+# %% [markdown] id="first" lang="zh" of="76a10dda"
 # ## 第一个 token 与其后的 token
 #
 # 这两类工作解释了你一定见过的现象：聊天模型先停顿一下，然后一个个词飞快地冒出来。停顿的就是**首 token 时间**（time to first token）。提示是一次读完的，位于平顶：
 # 所需时间随提示变长，由运算次数决定。其后的每个 token 是斜坡脚下的一行：所需时间由字节数决定，与提示长短几乎无关。读一个 token 的代价，只是写一个
 # token 的一小部分。
 #
-# 以数据手册的极限来算 Llama 3 8B：2,000 个 token 的提示至少要 31 毫秒，合每个 token 16 微秒；其后的每个 token 至少要 4.6 毫秒。所以读长文便宜，
+# 以数据手册的极限来算 Llama 3 8B：2,000 个 token 的提示至少要 29 毫秒，合每个 token 15 微秒；其后的每个 token 至少要 4.6 毫秒。所以读长文便宜，
 # 写长文贵。再下面是这台机器上的实测。
 # %% id="first_code"
 prompts = [2**n for n in range(4, 14)]
@@ -646,8 +646,8 @@ read = least_seconds(count_flops(llama, 2000, 0, 1), count_bytes(llama, 2))
 written = least_seconds(
     count_flops(llama, 1, 2000, 1), count_bytes(llama, 2) + 2000 * kv_bytes(llama, 2)
 )
-assert 0.030 < read < 0.032
-assert 15e-6 < read / 2000 < 17e-6
+assert 0.029 < read < 0.030
+assert 14e-6 < read / 2000 < 15e-6
 assert 0.0045 < written < 0.0047
 assert written > 250 * read / 2000
 show(

@@ -422,7 +422,7 @@ expect(same["no feed-forward"], [False] * 4)
 # mask still counts. Whoever tested with one of these prompts would find nothing wrong. That is why the comparison above looks at
 # every logit at every position, and why lesson 08 does the same with seventeen errors.
 # %% [markdown] id="broken_end" lang="zh" of="27e8e561"
-# 这张表既是答案，也是警告。没有旋转的一页仍然说得出 “San Francisco” 和 “Thank you very much”；没有掩码的一页仍然会数数。谁若只用其中一个提示来测试，
+# 这张表既是答案，也是警告。没有旋转的一页仍然说得出“San Francisco”和“Thank you very much”；没有掩码的一页仍然会数数。谁若只用其中一个提示来测试，
 # 就什么毛病也发现不了。所以上面的对照要看每个位置的每一个 logit，第 08 课用十七种错误做的也是同样的事。
 # %% [markdown] id="exercises" lang="en"
 # ## Exercises
