@@ -232,6 +232,7 @@ def check(
 
 @pytest.mark.usefixtures("world")
 @pytest.mark.slow
+@pytest.mark.quickly
 @pytest.mark.parametrize("model", GRID.values(), ids=GRID.keys())
 def test_both_references_agree_on_the_grid(model: Case, agree: Agree, ops: Ops | None) -> None:
     logits, spreads = check(model, agree, ops=ops)

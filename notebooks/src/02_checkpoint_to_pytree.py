@@ -60,7 +60,7 @@ scratch = tempfile.TemporaryDirectory()
 work = Path(scratch.name)
 
 for path in sorted(folder.iterdir()):
-    print(f"{path.name:<36} {path.stat().st_size:>12,} bytes")
+    print(f"{path.name:<36} {path.stat().st_size / 1e6:>6.1f} MB")
 # %% [markdown] id="keys" lang="en"
 # ## The first keys
 #
