@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-# They are compiled there as in `make test`.
+# They are compiled there as in `make test`, but for those that use the default model.
 DEFERRED = [pytest.mark.slow, pytest.mark.quickly]
 
 
