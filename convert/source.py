@@ -18,6 +18,7 @@ from jax_llama3.model.config import Config
 from jax_llama3.runtime.progress import progress
 
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a blob is named by its sha1 or its sha256
+_POINTER = b"version https://git-lfs"
 NOTE = "note: "  # begins those decisions that the user should hear of
 
 
@@ -88,7 +89,10 @@ def source_file(path: Path, **expected: Any) -> SourceFile:
 
 
 def check_plain(path: Path) -> None:
-    """Refuse what is no file, or a link that leaves its folder for anything but the hub's cache."""
+    """Refuse what is no file, or what only stands for one.
+
+    That is a link that leaves its folder for anything but the hub's cache, and a pointer of git-lfs.
+    """
     if path.is_symlink():
         target, folder = path.resolve(), path.parent.resolve()
         if folder not in target.parents and not _is_blob(target, folder):
@@ -99,6 +103,9 @@ def check_plain(path: Path) -> None:
         if os.path.lexists(path):
             raise ValueError(f"{path} is no plain file, or a link to nothing")
         raise FileNotFoundError(f"{path} is missing")
+    with open(path, "rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ValueError(f"{path}: a git-lfs pointer, not the file (run: git lfs pull)")
 
 
 def _is_blob(target: Path, folder: Path) -> bool:

@@ -9,7 +9,9 @@ import numpy as np
 import safetensors.numpy
 from random_models import TINY, replace, sharp_params
 
-from jax_llama3 import Config, Layer, Params, RopeScaling
+from convert.to_jax import to_jax
+from jax_llama3 import Config, Layer, Params, RopeScaling, load
+from jax_llama3.checkpoint.manifest import read_manifest
 
 V4 = {
     "architectures": ["LlamaForCausalLM"],
@@ -263,3 +265,14 @@ def write_meta(
         saved = {name: torch.tensor(t).to(getattr(torch, dtype)) for name, t in part.items()}
         torch.save(saved, folder / f"consolidated.{rank:02}.pth")
     return folder
+
+
+def notes(source: Path, params: Params = PARAMS) -> list[str]:
+    """The notes of a conversion whose tree is that of `params`, bit for bit."""
+    said: list[str] = []
+    out = source.parent / f"{source.name}-out"
+    to_jax(source, out, on_note=said.append)
+    assert bits(load(out).params) == bits(params)
+    kept = [line for line in read_manifest(out)["decisions"] if line.startswith("note: ")]
+    assert said == kept
+    return [line for line in said if "no tokenizer" not in line]

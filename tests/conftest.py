@@ -15,6 +15,7 @@ install_import_hook("jax_llama3", "beartype.beartype")
 import jax
 import pytest
 from compiling import QUICKLY
+from deferred import later
 
 from convert.fetch.models import fetch
 from jax_llama3 import Model, load
@@ -46,19 +47,16 @@ def default_model() -> Model:
     return load(fetch("smollm2-135m-instruct"))
 
 
-PLAIN_FORM = pytest.param("plain", marks=[pytest.mark.slow, pytest.mark.quickly])
-
-
-@pytest.fixture(scope="session", params=[PLAIN_FORM, "fast"])
+@pytest.fixture(scope="session", params=[later("plain"), "fast"])
 def ops(request: pytest.FixtureRequest) -> Ops | None:
     """The operations that logits are computed with: the plain ones, or those chosen for this machine.
 
-    `make test` computes with those alone that are chosen; test_ops.py has every form in small.
+    `make test` computes with those alone that are chosen.
     """
     return PLAIN if request.param == "plain" else None
 
 
-@pytest.fixture(scope="session", params=[PLAIN_FORM, "xla", "numba"])
+@pytest.fixture(scope="session", params=[later("plain"), later("xla"), "numba"])
 def form(request: pytest.FixtureRequest) -> Ops:
     """Every form that the operations have on a CPU."""
     if request.param == "numba" and not has_kernels():

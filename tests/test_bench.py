@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import run
+from deferred import deferred
 from random_models import TINY, replace, sharp_params
 
 from jax_llama3 import Model, abstract_params, count_params, init_params, quantize, save
@@ -70,6 +71,7 @@ def test_rows_as_json(folder: str, capsys: pytest.CaptureFixture) -> None:
     assert decoded["gb_s"] == pytest.approx(40 * weights / (sum(seconds) / 2) / 1e9)
 
 
+@deferred
 def test_rows_as_markdown_and_csv_and_a_picture(
     folder: str, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
@@ -175,6 +177,7 @@ def test_operations_by_hand() -> None:
     assert forward_flops(small, 2, 2, 1) == 2 * (2 * matrices + 7 * 2 * 2 + head)
 
 
+@deferred
 def test_a_first_token_is_timed_in_a_process_of_its_own(
     folder: str,
     capsys: pytest.CaptureFixture,

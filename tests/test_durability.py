@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import PARAMS, V4, bits, hf_tensors, write_folder
+from deferred import deferred
 from disks import full_from
 from random_models import TINY, sharp_params
 
@@ -179,6 +180,7 @@ def test_of_two_converters_one_wins_and_the_other_says_so(tmp_path: Path, source
     verify(tmp_path / "out")
 
 
+@deferred
 def test_converters_started_together(tmp_path: Path, source: Path) -> None:
     command = [sys.executable, "-m", "convert", "to-jax", str(source), str(tmp_path / "out")]
     runs = [

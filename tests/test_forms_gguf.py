@@ -546,22 +546,36 @@ def test_q8_0_of_the_default_model_is_near_to_float32(
 
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_llama_cpp_chooses_the_same_ids(tmp_path: Path, default_model: Model, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "lead"), [("f32", 0.0), ("bf16", 0.1)])
+def test_llama_cpp_chooses_the_same_ids(
+    tmp_path: Path, default_model: Model, dtype: str, lead: float
+) -> None:
+    """In bf16 llama.cpp rounds what it multiplies, too: of two tokens that are nearly as likely, either.
+
+    `lead` is by how much our logit of our token may exceed that of its own where they part.
+    """
     pytest.importorskip("llama_cpp")
     llama_cpp: Any = importlib.import_module("llama_cpp")
     to_gguf(fetch("smollm2-135m-instruct"), tmp_path / "model.gguf", dtype=dtype)
     to_jax(tmp_path / "model.gguf", tmp_path / "again")
-    model = load(tmp_path / "again")
+    model = load(tmp_path / "again", dtype="float32")
     theirs = llama_cpp.Llama(str(tmp_path / "model.gguf"), n_ctx=256, verbose=False, seed=0)
     words = texts(default_model).reshape(-1, 64)[:20, :24]
+    equal = 0
     for ids in words:
-        text = default_model.tokenizer.decode(ids)
+        text = default_model.tokenizer.decode(ids.tolist())
         assert theirs.tokenize(text.encode(), add_bos=False, special=False) == (
             default_model.tokenizer.encode(text)
         )
         theirs.reset()
         stream = theirs.generate(ids.tolist(), temp=0.0, repeat_penalty=1.0)
         found = [token for token, _ in zip(stream, range(16), strict=False)]
-        ours = generate(model, ids.tolist(), max_new_tokens=16).tokens
-        assert found[: len(ours)] == list(ours), text
+        ours = list(generate(model, ids.tolist(), max_new_tokens=16).tokens)
+        same = [a == b for a, b in zip(found, ours, strict=False)]
+        equal += all(same)
+        if not all(same):
+            place = same.index(False)
+            before = jnp.array([[*ids.tolist(), *ours[:place]]])
+            logits = jitted(model.params, before, model.config)[0][0, -1]
+            assert logits[ours[place]] - logits[found[place]] < lead, text
+    assert equal == len(words) if lead == 0 else equal >= 16

@@ -57,6 +57,7 @@ V2 = {"checkpoint_format": "gptq_v2"}
 FORMS = {
     "fbgemm_fp8": Form(FBGEMM, fp8_rows),
     "fp8-blocks": Form(BLOCKS, fp8_blocks),
+    "fp8-without-its-kind": Form(BLOCKS | {"fmt": None}, fp8_blocks),
     "fp8-matrix": Form({"quant_method": "fp8", "activation_scheme": "static"}, fp8_matrix),
     "gptq": Form(GPTQ, gptq(4, 64)),
     "gptq-no-g_idx": Form(GPTQ, gptq(4, 64, index=False)),

@@ -119,6 +119,7 @@ COMPRESSED = [
     ("float-quantized", 8, "float", "tensor", True),
     ("float-quantized", 8, "float", "channel", True),
     ("float-quantized", 8, "float", "block", True),
+    ("float-quantized", 8, "float", "block as older versions wrote it", True),
     ("naive-quantized", 8, "float", "group", True),
     ("int-quantized", 8, "int", "tensor", True),
     ("int-quantized", 8, "int", "tensor", False),
@@ -133,6 +134,11 @@ COMPRESSED = [
     ("pack-quantized", 8, "int", "group", False),
     ("pack-quantized", 2, "int", "group", False),
 ]
+SIZES = {
+    "group": {"group_size": 64},
+    "block": {"block_structure": [128, 128]},
+    "block as older versions wrote it": {"block_structure": "128x128"},
+}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -144,10 +150,13 @@ COMPRESSED = [
 def test_compressed_tensors_equal_their_library(
     tmp_path: Path, form: str, bits: int, kind: str, strategy: str, symmetric: bool, dtype: str
 ) -> None:
-    weights = {"num_bits": bits, "type": kind, "strategy": strategy, "symmetric": symmetric}
-    weights |= {"group": {"group_size": 64}, "block": {"block_structure": [128, 128]}}.get(
-        strategy, {}
-    )
+    weights = {
+        "num_bits": bits,
+        "type": kind,
+        "strategy": strategy.split()[0],
+        "symmetric": symmetric,
+        **SIZES.get(strategy, {}),
+    }
     quantise = partial(_compress, form, weights, getattr(torch, dtype))
     config = {
         "quant_method": "compressed-tensors",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from concurrency import check_threads
+from deferred import deferred
 from processors import FEWER, run_with_features
 from products import check_derivatives, check_shards, check_sums, draw
 
@@ -142,6 +143,7 @@ for length, imported in ((16, False), (17, True)):
 """
 
 
+@deferred
 def test_a_short_prompt_does_not_wait_for_the_kernel() -> None:
     subprocess.run([sys.executable, "-c", PROMPTS], check=True)
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from deferred import deferred
 from dialogs import TEXTS, dialogs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,6 +60,7 @@ def test_a_thousand_texts_have_llama_cpps_ids(default_model: Model, golden: list
         assert is_lossy(text) or tokenizer.decode(ids) == text
 
 
+@deferred
 @pytest.mark.real
 def test_every_token_is_the_id_of_its_own_text(default_model: Model) -> None:
     """All that are text at all, and special ones only when not typed."""

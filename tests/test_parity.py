@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from deferred import deferred
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -232,6 +233,7 @@ def check(
 
 @pytest.mark.usefixtures("world")
 @pytest.mark.slow
+@pytest.mark.quickly
 @pytest.mark.parametrize("model", GRID.values(), ids=GRID.keys())
 def test_both_references_agree_on_the_grid(model: Case, agree: Agree, ops: Ops | None) -> None:
     logits, spreads = check(model, agree, ops=ops)
@@ -297,6 +299,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 @pytest.mark.usefixtures("world")
 # Not shrunk: a failure is told soon, and a case is small as it is.
+@deferred
 @settings(
     max_examples=4,
     deadline=None,
@@ -325,6 +328,7 @@ def test_the_frequencies_of_the_published_models_are_transformers_to_the_bit(
     np.testing.assert_array_equal(rope_frequencies(config), theirs)
 
 
+@deferred
 def test_logits_beyond_8192_positions_of_a_published_scaling(ops: Ops | None) -> None:
     config = replace(
         TINY,

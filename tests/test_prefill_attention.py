@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from concurrency import check_threads
+from deferred import deferred
 from processors import FEWER, run_with_features
 from queries import draw, exact, mixed, wide
 from random_models import TINY, sharp_params
@@ -156,6 +157,7 @@ def test_calls_from_many_threads_do_not_disturb_each_other() -> None:
     check_threads(lambda q: jitted(q, k, k, last), queries)
 
 
+@deferred
 def test_gradients_and_batches_are_those_of_the_plain_form() -> None:
     q, k, v = draw((2, 8, 4, 32), 0), draw((2, 20, 2, 32), 1), draw((2, 20, 2, 32), 2)
     positions = places([3, 12], 8)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from checkpoints import META, PARAMS, V4, bits, hf_tensors, write_folder, write_gguf, write_meta
 from commands import run
+from deferred import later
 from divergence import divergence, jitted, texts
 from draws import normal
 from random_models import TINY, replace, sharp_params
@@ -177,7 +178,7 @@ def test_the_product_has_a_gradient_and_a_batch_axis(form: Ops) -> None:
     np.testing.assert_allclose(gradient[0, 0], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [TINY, TIED], ids=["untied", "tied"])
+@pytest.mark.parametrize("config", [later(TINY, name="untied"), pytest.param(TIED, id="tied")])
 def test_a_quantised_model_is_the_model_of_the_dequantised_weights(
     config: object, ops: Ops | None
 ) -> None:
@@ -286,7 +287,7 @@ def test_generation_and_scores_take_a_quantised_model(ops: Ops | None) -> None:
 
 
 @pytest.mark.xla_pin
-@pytest.mark.parametrize(("dtype", "n_layers"), [(jnp.float32, 4), (jnp.bfloat16, 30)])
+@pytest.mark.parametrize(("dtype", "n_layers"), [(jnp.float32, 4), later(jnp.bfloat16, 30)])
 def test_a_quantised_decode_step_makes_no_wide_copy_of_its_weights(
     dtype: object, n_layers: int
 ) -> None:

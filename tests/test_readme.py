@@ -28,7 +28,6 @@ def without_comments(block: str) -> list[str]:
 
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.quickly
 @pytest.mark.parametrize("block", blocks("README.md", "python"))
 def test_python_blocks_run(block: str, capsys: pytest.CaptureFixture) -> None:
     # A reader's JAX promotes dtypes as usual.
@@ -44,7 +43,6 @@ def commands() -> list[str]:
 
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.quickly
 @pytest.mark.reference
 @pytest.mark.parametrize("timed", [False, True])
 def test_commands_run(tmp_path: Path, capsys: pytest.CaptureFixture, timed: bool) -> None:

@@ -61,7 +61,8 @@ def compiled_by(function: object) -> list[str]:
 
 
 @pytest.mark.xla_pin
-@pytest.mark.parametrize("dtype", [pytest.param(None, marks=pytest.mark.slow), "bfloat16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_reading_the_prompts_compiles_nothing_more(folder: Path, dtype: str | None) -> None:
     prompts = [[1] * 600, [2, 3]]  # chunks of 512 and 128 tokens
     jax.clear_caches()

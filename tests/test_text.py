@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from deferred import deferred
 from random_models import TINY, replace, sharp_params
 from tokenizer_files import rank_file
 
@@ -155,6 +156,7 @@ def test_score_is_the_models_log_probability() -> None:
     assert score(TEXT, ["he", "hello"])[1].tokens == score(TEXT, "hello").tokens
 
 
+@deferred
 def test_score_of_a_long_text_is_that_of_its_chunks_in_one() -> None:
     scored = score(TEXT, "he" * 150 + "x" * 200)
     logits = np.asarray(forward(TEXT.params, np.array([scored.tokens]), CONFIG)[0])[0]

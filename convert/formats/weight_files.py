@@ -1,5 +1,6 @@
 """The weights of a folder: one file, or several that an index names; safetensors or torch's."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,8 @@ PYTORCH = FileSet("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_
 CONSOLIDATED = FileSet(
     "consolidated.safetensors", "consolidated.safetensors.index.json", "consolidated*.safetensors"
 )
+# Beside a model may lie the same one in another dtype, such as model.fp16.safetensors.
+_VARIANT = re.compile(r"model\.\w+(-\d+-of-\d+)?\.safetensors|model-\d+-of-\d+\.\w+\.safetensors")
 _DROPPED = ".rotary_emb.inv_freq"  # RoPE's frequencies, which older versions of transformers stored
 OnFile = Callable[[SourceFile], None]
 Headers = dict[str, dict[str, TensorInfo]]  # by file name, then by tensor name
@@ -56,7 +59,7 @@ def open_weights(
     """
     places = _read_index(folder, names)
     shards = sorted(set(places.values())) or [names.single]
-    _refuse_stray(folder, names, shards)
+    variants = _variants(folder, names, shards)
     files = [source_file(folder / file) for file in shards]
     headers, read, files = (
         _open_torch(files, on_file) if names is PYTORCH else _open_safetensors(files, dtypes)
@@ -66,13 +69,22 @@ def open_weights(
         files.insert(0, source_file(folder / names.listing))
     tensors = {name: info for header in headers.values() for name, info in header.items()}
     dropped = sorted(name for name in tensors if name.endswith(_DROPPED))
+    used = names.listing if places else names.single
     return Weights(
         tensors={name: info for name, info in tensors.items() if name not in dropped},
         read=read,
         files=files,
-        decisions=[f"{name} dropped: RoPE frequencies come from the config" for name in dropped],
+        decisions=[
+            *(f"{name} dropped: RoPE frequencies come from the config" for name in dropped),
+            *(not_read(name, used) for name in variants[:1]),
+        ],
         paths={name: folder / file for file, header in headers.items() for name in header},
     )
+
+
+def not_read(name: str, used: str) -> str:
+    """The note on a file of weights that stands beside those that are read."""
+    return f"note: {name} is not read; the weights are those of {used}"
 
 
 def _open_safetensors(
@@ -136,13 +148,18 @@ def _read_index(folder: Path, names: FileSet) -> dict[str, str]:
     return places
 
 
-def _refuse_stray(folder: Path, names: FileSet, shards: list[str]) -> None:
-    """Refuse a file that looks like one of the set's but does not belong to it."""
+def _variants(folder: Path, names: FileSet, shards: list[str]) -> list[str]:
+    """The files beside the set that hold the model in another dtype, by their names.
+
+    Any other file that looks like one of the set's but does not belong to it raises ValueError.
+    """
     others = {path.name for path in folder.glob(names.pattern)} - {*shards}
     if names is HUGGINGFACE:
         others -= {path.name for path in folder.glob(CONSOLIDATED.pattern)}
-    if others:
-        raise ValueError(f"{folder / min(others)} belongs to no index; move it away")
+    variants = sorted(name for name in others if _VARIANT.fullmatch(name))
+    if wrong := others - {*variants}:
+        raise ValueError(f"{folder / min(wrong)} belongs to no index; move it away")
+    return variants
 
 
 def _check_index(folder: Path, places: dict[str, str], headers: Headers) -> None:

@@ -118,7 +118,9 @@ def _read_ranks(data: bytes) -> dict[bytes, int]:
             raise ValueError("a token stands there twice")
     except ValueError as error:
         raise ValueError(f"{MODEL}: not a list of base64 tokens and ranks: {error}") from None
-    if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
+    if not ranks:
+        raise ValueError(f"{MODEL}: it is empty")
+    if sorted(ranks.values()) != list(range(len(ranks))):
         raise ValueError(f"{MODEL}: its ranks are not 0 .. {len(ranks) - 1}, each once")
     return ranks
 

@@ -6,7 +6,7 @@ import re
 from jax_llama3.text.tokenizer import GENERATION, JSON, TEMPLATE
 from jax_llama3.text.vocabulary import byte_level
 
-from ..pieces import CONTROL, SPACE, USER_DEFINED, Piece, Spaces, pieces_json
+from ..pieces import CONTROL, USER_DEFINED, Piece, Spaces, pieces_json
 from ..tokenizer import byte_level_bpe, generation_bytes
 
 _LLAMA3 = ("llama-bpe", "llama3")
@@ -15,6 +15,13 @@ _UNSAID = (None, "", "default", "smaug-bpe")
 _LLAMA3_TOKENS = 128_000
 # Of Llama 3's ordinary tokens in their order, in the letters of byte-level BPE, a line each.
 _LLAMA3_SHA256 = "8dd8b994f25dc533e90df9906b38f5729193ae5b07a383cb23058e0e0960dc10"
+# What llama.cpp makes of no text, although a file says that it is looked for in texts: ends of turns,
+# of files and the like.
+_ENDS = frozenset(
+    "<|im_end|> <end_of_turn> <|endoftext|> <|eot_id|> <|eom_id|> <EOT> _<EOT> <|return|> <|call|> "
+    "<｜end▁of▁sentence｜> <end_of_utterance> <eos> <turn|> <|flush|> <|end_of_text|> <|calls|> "
+    "<|tool_response> [EOT] [EOS] <|fim_pad|> <fim_prefix> <fim_suffix> <|repo_name|> <|file_sep|>".split()
+)
 # What templates call a special token, and the key of its id.
 _NAMED = {
     "bos_token": "bos_token_id",
@@ -102,18 +109,19 @@ def _pieces_json(fields: dict) -> bytes:
     )
     if not len(tokens) == len(scores) == len(kinds):
         raise ValueError("its tokens, their scores and their types are not of one number")
+    symbols = {
+        index: {"content": token, "special": False}
+        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+        if kind == USER_DEFINED and token not in _ENDS
+    }
     pieces = [
-        Piece(_symbol(token) if kind == USER_DEFINED else token, float(score), int(kind))
+        Piece(token, float(score), CONTROL if kind == USER_DEFINED else int(kind))
         for token, score, kind in zip(tokens, scores, kinds, strict=True)
     ]
     prefix = fields.get("tokenizer.ggml.add_space_prefix", True)
-    # llama.cpp puts a space before the text after a special token, too.
-    return pieces_json(pieces, {}, Spaces(prefix, prefix_after_special=prefix))
-
-
-def _symbol(token: str) -> str:
-    """A token that is looked for in the text itself, in which a space is none of the pieces' yet."""
-    return token.replace(" ", SPACE)
+    # llama.cpp looks for symbols in the text as it is, and puts a space before the text after any token
+    # that it finds so.
+    return pieces_json(pieces, symbols, Spaces(prefix, prefix_after_special=prefix))
 
 
 def _special_tokens(fields: dict) -> dict[str, str]:

@@ -9,7 +9,15 @@ from jax_llama3.model.config import Config
 from ...source import Source, check_plain, source_file
 from ..quantized.scheme import dequantized, quantization_of, readable_dtypes
 from ..tokenizer import NO_TOKENIZER
-from ..weight_files import CONSOLIDATED, HUGGINGFACE, PYTORCH, FileSet, OnFile, open_weights
+from ..weight_files import (
+    CONSOLIDATED,
+    HUGGINGFACE,
+    PYTORCH,
+    FileSet,
+    OnFile,
+    not_read,
+    open_weights,
+)
 from .config import parse_config
 from .names import with_plain_names
 from .tokenizer import huggingface_texts
@@ -24,7 +32,7 @@ def open_huggingface(folder: Path, on_file: OnFile = lambda file: None) -> Sourc
     `on_file` is called with each file whose header takes long to read.
     """
     for path in folder.iterdir():
-        if path.suffix in _READ:
+        if path.suffix in _READ or path.name == "merges.txt":
             check_plain(path)
     files = [source_file(folder / "config.json")]
     config, values = _read_config(folder / "config.json")
@@ -70,8 +78,4 @@ def _weight_set(folder: Path) -> tuple[FileSet, list[str]]:
         return PYTORCH, []
     ignored = [min(torch)] if torch else []
     ignored += sorted(name for name in names if Path(name).match(CONSOLIDATED.pattern))[:1]
-    return HUGGINGFACE, [
-        f"note: {name} is not read; the weights are those of {min(safe)}"
-        for name in ignored
-        if safe
-    ]
+    return HUGGINGFACE, [not_read(name, min(safe)) for name in ignored if safe]

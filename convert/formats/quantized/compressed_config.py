@@ -1,5 +1,6 @@
 """The quantization_config of compressed-tensors: which module's weight is stored how."""
 
+import re
 from typing import Any, NamedTuple
 
 from ..patterns import matching
@@ -21,6 +22,7 @@ _KEYS = (
     "use_optimized_inference",
     "version",
 )
+_OLDER_BLOCK = re.compile(r"[1-9]\d{0,8}x[1-9]\d{0,8}")
 _GROUP_KEYS = ("targets", "weights", "input_activations", "output_activations", "format")
 _WEIGHT_KEYS = (
     "actorder",
@@ -158,6 +160,8 @@ def _spacing(name: str, weights: dict) -> tuple[str, int | None, tuple[int, int]
     if strategy == "group" and (size is None or size < 1):
         raise ValueError(f"quantization_config: {name} has groups, but group_size {size!r}")
     block = weights.get("block_structure")
+    if isinstance(block, str) and _OLDER_BLOCK.fullmatch(block):
+        block = [int(size) for size in block.split("x")]
     if strategy != "block":
         return strategy, size, None
     if isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block):

@@ -57,7 +57,7 @@ def find_blocks(config: dict, tensors: Tensors, part: Part) -> Found:
     The scale is what the weight is multiplied by, although its name may be `weight_scale_inv`.
     """
     check_keys(config, _BLOCK_KEYS, "quantization_config")
-    if config.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):
+    if config.get("fmt") not in (None, "e4m3", "float8_e4m3fn"):
         raise unsupported(f"quantization_config: fp8 with fmt {config['fmt']!r}", "'e4m3'")
     block = _block_size(config.get("weight_block_size"))
 
