@@ -1,9 +1,10 @@
-"""Build the course: python -m notebooks.build [LESSON ...] [--stamp].
+"""Build the course: python -m notebooks.build [LESSON ...] [--stamp | --texts].
 
 Each source in notebooks/src is executed once; notebooks/en and notebooks/zh get the same outputs.
 """
 
 import argparse
+import ast
 import os
 import subprocess
 import sys
@@ -55,6 +56,23 @@ def build(path: Path, target: Path = ROOT, environment: dict[str, str] | None = 
     return seconds
 
 
+def write_texts(path: Path, target: Path = ROOT) -> None:
+    """Write one lesson with the outputs that it has; code that has changed raises ValueError."""
+    lesson = read_lesson(path)
+    for language in LANGUAGES:
+        file = target / language / f"{lesson.name}.ipynb"
+        found = nbformat.read(file, as_version=4).cells if file.exists() else []
+        committed = {cell["id"]: cell for cell in found if cell.cell_type == "code"}
+        made = notebook(lesson, language)
+        for cell in (each for each in made.cells if each.cell_type == "code"):
+            old = committed.get(cell["id"])
+            if old is None or ast.dump(ast.parse(old.source)) != ast.dump(ast.parse(cell.source)):
+                raise ValueError(f"{file.name}: the code of {cell['id']} has changed; build it")
+            cell.execution_count, cell.outputs = old.execution_count, old.outputs
+        nbformat.validate(made)
+        nbformat.write(made, file)
+
+
 def execute(book: NotebookNode, environment: dict[str, str] | None = None) -> NotebookNode:
     """Run all cells in the folder that readers open them in."""
     folder = ROOT / "en"
@@ -81,11 +99,17 @@ def main() -> int:
     parser.add_argument(
         "--stamp", action="store_true", help="the Chinese has been read again; build nothing"
     )
+    parser.add_argument(
+        "--texts", action="store_true", help="only texts have changed: execute nothing"
+    )
     options = parser.parse_args()
     try:
         for path in sources(options.lessons):
             if options.stamp:
                 print(f"{path.stem}: {stamp(path)} cells stamped")
+            elif options.texts:
+                write_texts(path)
+                print(f"{path.stem}: texts written")
             else:
                 print(f"{path.stem}: ", end="", flush=True)
                 print(f"{build(path):.1f} s", flush=True)

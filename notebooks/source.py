@@ -20,8 +20,11 @@ LANGUAGES = ("en", "zh")
 _MARK = re.compile(r"^(\s*)# (en|zh):(.*)$")
 _CHINESE = re.compile(r'^# %% \[markdown\] id="([^"]*)" lang="zh".*$', re.MULTILINE)
 _HAN = r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef“”‘’…—]"
-# A break inside a paragraph: not behind a heading or a table's row, not before either or a list.
-_BREAK = re.compile(rf"^((?![#|]).*{_HAN})\n(?={_HAN})", re.MULTILINE)
+# What a line ends with, and the next begins with, where a break between them is to show no space. Next to
+# stars it must be a letter: stars that touch both a letter and a mark mean no emphasis.
+_LETTER = r"[\u4e00-\u9fff]"
+_END = re.compile(rf"(?:{_HAN}|{_LETTER}\*+)$")
+_BEGIN = re.compile(rf"\s*(?:{_HAN}|\*+{_LETTER})")
 _HASH_LENGTH = 8
 
 
@@ -98,8 +101,21 @@ def localized(code: str, language: str) -> str:
 def _joined(text: str) -> str:
     """Chinese paragraphs as one line each: Markdown would show a break between characters as a space."""
     parts = re.split(r"(```.*?```|\$\$.*?\$\$)", text, flags=re.DOTALL)
-    parts[::2] = [_BREAK.sub(r"\1", part) for part in parts[::2]]
+    parts[::2] = map(_join_lines, parts[::2])
     return "".join(parts)
+
+
+def _join_lines(text: str) -> str:
+    """Lines of paragraphs and of lists' items joined where both sides are Chinese."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        before = lines[-1] if lines else ""
+        heads_or_rows = before.startswith(("#", "|"))
+        if not heads_or_rows and _END.search(before) and _BEGIN.match(line):
+            lines[-1] += line.lstrip()
+        else:
+            lines.append(line)
+    return "\n".join(lines)
 
 
 def text_hash(text: str) -> str:

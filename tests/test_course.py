@@ -113,7 +113,9 @@ def prose(path: Path, language: str) -> list[tuple[str, str]]:
     cells = [c for c in read_lesson(path).cells if c.metadata.get("lang") == language]
     pattern = r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\]\([^)]*\)|^#+ .*?$"
     flags = re.DOTALL | re.MULTILINE
-    return [(c.metadata["id"], re.sub(pattern, " ", c.source, flags=flags)) for c in cells]
+    texts = {c.metadata["id"]: re.sub(pattern, " ", c.source, flags=flags) for c in cells}
+    between = " " if language == "en" else ""  # a term may be broken over two lines
+    return [(name, re.sub(r"\n\s*", between, text)) for name, text in texts.items()]
 
 
 def _stands(pattern: str, text: str) -> bool:
@@ -254,6 +256,27 @@ def test_stamping_says_that_a_translation_was_read_again(tmp_path: Path) -> None
     assert stamp(path) == 1
     read_lesson(path)
     assert stamp(path) == 0
+
+
+def test_a_break_between_chinese_characters_is_no_space(tmp_path: Path) -> None:
+    chinese = """# # 00 · 文本
+#
+# - 一行
+#   接着
+#   **重点**。
+#   然后 `x`
+#   再说**强调**
+#   完
+#
+# | 表 |
+# |---|
+# | 一 |"""
+    source = SOURCE.replace("# 文本", chinese).replace("# Text", "# # 00 · Text")
+    path = write_source(tmp_path, source)
+    stamp(path)
+    (made,) = (c.source for c in notebook(read_lesson(path), "zh").cells if c["id"] == "a")
+    table = "| 表 |\n|---|\n| 一 |"
+    assert made == f"# 00 · 文本\n\n- 一行接着**重点**。然后 `x`\n  再说**强调**完\n\n{table}"
 
 
 def test_comments_come_in_one_language() -> None:

@@ -83,6 +83,26 @@ def test_with_an_address_every_badge_and_link_is_one_of_the_web(
         assert len(re.findall(r"!\[[^]]+\]\(https://[^)]+\)", badges)) == 3
 
 
+_LINE = {
+    "en": r"\*Reading time (\d+) minutes\. Before it: (.*?)\. What it proves: (.*)\.\*",
+    "zh": r"\*阅读时间 (\d+) 分钟。前置：(.*?)。本课证明：(.*)。\*",
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_index_says_of_a_lesson_what_the_lesson_says(language: str) -> None:
+    index = (ROOT / ("README.md" if language == "en" else "README.zh.md")).read_text()
+    titles = entry.titles(ROOT / "src", language)
+    for path in SOURCES:
+        cells = notebook(read_lesson(path), language).cells
+        text = next(cell.source for cell in cells if cell["id"] == "title")
+        line = re.search(_LINE[language], " ".join(text.split("\n")))
+        assert line, path.stem
+        number, _, title = titles[path.stem].partition(" · ")
+        row = f"| {number} | [{title}]({language}/{path.stem}.ipynb) | {' | '.join(line.groups())} |"
+        assert row in index, row
+
+
 def run_ready(path: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> list[list[str]]:
     """What the first cell of a lesson runs on a machine that has nothing."""
     calls: list[list[str]] = []
@@ -183,6 +203,7 @@ def test_pages_have_titles_of_their_own_and_formulas_that_are_no_source(tmp_path
         titles.append(title)
         prose = re.sub(r"<(pre|code|math)\b.*?</\1>", "", text, flags=re.DOTALL)
         assert "$" not in prose.partition("<body>")[2], path
+        assert "**" not in prose.partition("<body>")[2], path
     assert len(set(titles)) == len(titles)
 
 

@@ -2,38 +2,40 @@
 # # 00 · One prompt, one token, the whole map
 #
 # *Reading time 16 minutes. Before it: Python and matrix products, nothing else. What it proves: a language model is one
-# function from numbers to numbers, and the map below is the map of the function that really runs.*
+# function from numbers to numbers, and the map below shows the function that really runs.*
 #
-# This page runs a real language model, SmolLM2-135M-Instruct. It was trained to do one thing: given the beginning of a text,
-# the **prompt**, say what comes next. It does not read words. The text is cut into pieces, each a word, a part of a word or a
-# sign; such a piece is called a **token**. For every token it knows, the model says how likely that token is to be the next one.
-# Hugging Face trained it on two trillion tokens, mostly web pages and code, and then on instructions with their answers, which
-# is what "Instruct" means.
+# This page runs a real language model, SmolLM2-135M-Instruct. It was trained to do one thing: given the beginning of a
+# text, the **prompt**, say what comes next. It does not read words. The text is cut into pieces, each a word, a part of
+# a word or a symbol; such a piece is called a **token**. For every token it knows, the model says how likely that token
+# is to be the next one. Hugging Face trained it on two trillion tokens, mostly web pages and code, and then on
+# instructions with their answers, which is what "Instruct" means.
 #
-# Why not Llama 3 itself? The architecture is the same: the same steps in the same order. But Llama 3 8B is sixty times as large,
-# takes 16 GB in its own 16-bit format, and asks you to accept Meta's licence first. SmolLM2 comes as one file of less than
-# 100 MB (a `GGUF` file with about 4 bits for each number; lesson 02 opens it) and runs on any laptop. We widen its numbers to
-# 32 bits, `float32`, which changes none of them, and compute with those. Lesson 15 runs the real Llama through the same code.
+# Why not Llama 3 itself? The architecture is the same: the same steps in the same order. But Llama 3 8B is sixty times
+# as large, takes 16 GB in its own 16-bit format, and asks you to accept Meta's licence first. SmolLM2 comes as one file
+# of less than 100 MB (a `GGUF` file with about 4 bits per number; lesson 02 opens it) and runs on any laptop. We widen
+# its numbers to 32 bits, `float32`, which changes none of them, and compute with those. Lesson 15 runs the real Llama
+# through the same code.
 #
-# The course takes one prompt, "The capital of France is", through the whole network by hand. This lesson goes the whole way once,
-# quickly, and draws the map; the others open its boxes one by one. If you have only an hour, there is a short route at the end
-# of this page.
-# %% [markdown] id="title" lang="zh" of="2b840e07"
+# The course takes one prompt, "The capital of France is", through the whole network by hand. This lesson goes all the
+# way once, quickly, and draws the map; the other lessons open its boxes one by one. If you have only an hour, there is
+# a short route at the end of this page.
+# %% [markdown] id="title" lang="zh" of="8bc29016"
 # # 00 · 一个提示、一个 token、一张全图
 #
-# *阅读时间 16 分钟。前置：Python 与矩阵乘法，别无其他。本课证明：语言模型就是一个从数到数的函数，而下面这张图画的，正是真正运行的
-# 那个函数。*
+# *阅读时间 16 分钟。前置：Python 与矩阵乘法，此外不需要别的。本课证明：语言模型就是一个从数到数的函数，而下面这张图画的，正是真正运
+# 行的那个函数。*
 #
-# 这一页运行的是一个真正的语言模型：SmolLM2-135M-Instruct。它被训练来做一件事：给它一段文本的开头，即**提示**（prompt），它说出接下来是什么。
-# 它读的不是单词。文本先被切成小段，每段可以是一个词、词的一部分或一个符号；这样的一小段叫作 **token**。对它认识的每一个 token，
-# 模型都说出它作为下一个 token 的可能性有多大。Hugging Face 用两万亿个 token 训练了它，主要是网页和代码，然后再用指令与对应的回答训练，
-# 名字里的 “Instruct” 就是这个意思。
+# 这一页运行的是一个真正的语言模型：SmolLM2-135M-Instruct。训练它只为一件事：给它一段文本的开头，即**提示**（prompt），它说出接下来
+# 是什么。它读的不是单词。文本先被切成小段，每段可以是一个词、词的一部分或一个符号；这样的一小段叫作 **token**。对认识的每一个
+# token，模型都给出它是下一个 token 的可能性。Hugging Face 用两万亿个 token 训练了它，主要是网页和代码，然后再用指令与对应的回答训
+# 练，名字里的“Instruct”就是这个意思。
 #
-# 为什么不直接用 Llama 3？两者的架构相同：同样的步骤，同样的次序。但 Llama 3 8B 有它的六十倍大，按自己的 16 位格式存放要占 16 GB，
-# 而且要先接受 Meta 的许可协议。SmolLM2 只是一个不到 100 MB 的文件（`GGUF` 文件，每个数约占 4 位，第 02 课会打开它），随便一台笔记本电脑都能运行。
-# 我们把其中的数加宽到 32 位，即 `float32`，每个数的值都不变，然后用它们来计算。第 15 课用同样的代码运行真正的 Llama。
+# 为什么不直接用 Llama 3？两者的架构相同：同样的步骤，同样的次序。但 Llama 3 8B 的规模是它的六十倍，按自己的 16 位格式存放要占 16
+# GB，而且要先接受 Meta 的许可协议。SmolLM2 只是一个不到 100 MB 的文件（`GGUF` 文件，每个数约占 4 比特，第 02 课会打开它），随便一台
+# 笔记本电脑都能运行。我们把其中的数加宽到 32 位，即 `float32`，每个数的值都不变，然后用它们来计算。第 15 课用同样的代码运行真正的
+# Llama。
 #
-# 本课程带着一个提示 “The capital of France is”，亲手走完整个网络。这一课先从头到尾快速走一遍，并画出全图；后面的课再把图中的
+# 本课程带着一个提示“The capital of France is”，亲手走完整个网络。这一课先从头到尾快速走一遍，并画出全图；后面的课再把图中的
 # 方框一个个打开。如果你只有一小时，本页末尾有一条短路线。
 # %% id="setup"
 import warnings
@@ -51,9 +53,9 @@ model = load_model()
 # %% [markdown] id="experiment_text" lang="en"
 # ## Change one word
 #
-# An experiment before any explanation. We give the model four prompts that differ in one word, and let it add one token to each.
-# What do you expect?
-# %% [markdown] id="experiment_text" lang="zh" of="722c7479"
+# An experiment before any explanation. We give the model four prompts that differ in one word, and let it add one token
+# to each. What do you expect?
+# %% [markdown] id="experiment_text" lang="zh" of="afbc5671"
 # ## 只改一个词
 #
 # 先做实验，再讲道理。我们给模型四个提示，彼此只差一个词，让它各接上一个 token。你猜结果会是什么？
@@ -65,18 +67,20 @@ for prompt, completion in zip(prompts, completions, strict=True):
     print(f"{prompt} …{completion.text}")
 
 answers = [completion.text for completion in completions]
-# en: On the course's own model the answers are known, and `expect` asserts them; another model may give others.
+# en: On the course's own model the answers are known, and `expect` asserts them; another model may give different ones.
 # zh: 在本课程自己的模型上，答案是已知的，`expect` 会断言它们；换了别的模型，答案可以不同。
 expect(answers, [" Paris", " Tokyo", " Berlin", " Sydney"])
 # %% [markdown] id="experiment_end" lang="en"
-# One word changed in the middle, and the answer at the end changed with it. So something in there must carry "Japan" from the
-# place where it stands to the place where the answer comes out. (Lesson 09 finds out where it travels.) Nobody wrote a table of
-# capitals into the program. There is a long list of numbers that training has found, and there are a few kinds of arithmetic.
+# One word changed in the middle, and the answer at the end changed with it. So something in there must carry "Japan"
+# from the place where it stands to the place where the answer comes out. (Lesson 09 finds out where it travels.) Nobody
+# wrote a table of capitals into the program. There is only a long list of numbers that training has found, and a few
+# kinds of arithmetic.
 #
-# The last answer is wrong: the capital of Australia is Canberra. The model was trained to continue texts as people write them,
-# and people write wrong sentences too. It says what is likely, not what is true. In exercise 1 you will talk it out of Sydney.
-# %% [markdown] id="experiment_end" lang="zh" of="4f698ec5"
-# 中间改了一个词，末尾的答案也跟着变了。所以里面一定有什么东西，把 “Japan” 从它所在的位置带到了给出答案的位置。（它怎么走，第 09 课
+# The last answer is wrong: the capital of Australia is Canberra. The model was trained to continue texts as people
+# write them, and people write wrong sentences too. It says what is likely, not what is true. In exercise 1 you will
+# talk it out of Sydney.
+# %% [markdown] id="experiment_end" lang="zh" of="1f6c9a8a"
+# 中间改了一个词，末尾的答案也跟着变了。所以里面一定有什么东西，把“Japan”从它所在的位置带到了给出答案的位置。（它怎么走，第 09 课
 # 会查明。）并没有人把各国首都的表写进程序。程序里只有训练得到的一长串数，和寥寥几种算术。
 #
 # 最后一个答案是错的：澳大利亚的首都是 Canberra。模型学的是像人那样把文本接着写下去，而人也会写出错误的句子。它说的是什么可能，
@@ -125,16 +129,16 @@ assert round(2 * n_llama3 / 1e9) == 16
 # %% [markdown] id="ids_text" lang="en"
 # ## Text becomes ids
 #
-# The network computes with numbers only. So there is a fixed list of all tokens that the model knows, its **vocabulary**, and
-# each token has a place in that list: its **token id**. The tokenizer cuts our prompt into tokens and gives their ids. Look at
-# the spaces: they belong to the tokens, so the tokens' texts joined together are exactly the prompt again. Lesson 01 shows how
-# the tokenizer decides where to cut.
-# %% [markdown] id="ids_text" lang="zh" of="8cdbaba5"
+# The network computes with numbers only. So there is a fixed list of all tokens that the model knows, its
+# **vocabulary**, and each token has a place in that list: its **token id**. The tokenizer cuts our prompt into tokens
+# and gives their ids. Look at the spaces: they belong to the tokens, so the tokens' texts joined together are exactly
+# the prompt again. Lesson 01 shows how the tokenizer decides where to cut.
+# %% [markdown] id="ids_text" lang="zh" of="2979b234"
 # ## 文本变成编号
 #
-# 网络只会用数来计算。因此有一张固定的清单，列出模型认识的所有 token，这就是**词表**（vocabulary）；每个 token 在清单中的位置就是
-# 它的**编号**（token id）。分词器把提示切成 token，并给出它们的编号。注意空格：空格属于 token，所以把各个 token 的文本连起来，
-# 恰好就是原来的提示。分词器怎样决定在哪里切，第 01 课会讲。
+# 网络只能对数做计算。因此有一张固定的清单，列出模型认识的所有 token，这就是**词表**（vocabulary）；每个 token 在清单中的位置就是它
+# 的**编号**（token id）。分词器把提示切成 token，并给出它们的编号。注意空格：空格属于 token，所以把各个 token 的文本连起来，恰好就
+# 是原来的提示。分词器怎样决定在哪里切，第 01 课会讲。
 # %% id="ids_code"
 prompt = "The capital of France is"
 # en: `bos=True` puts the mark for the beginning of a text first, if the model wants one; this one does not (lesson 01).
@@ -154,27 +158,27 @@ expect(ids, [504, 3575, 282, 4649, 314])
 # `shape`). A vector has one axis, a matrix two, and there may be more. If you know NumPy, you know nearly all of it:
 # `jax.numpy`, always imported as `jnp`, has the same functions under the same names.
 #
-# If you don't: operations work number by number. `x.mean(-1)` averages along the last axis, so $[T\ D]$ becomes $[T]$; with
-# `keepdims=True` it becomes $[T\ 1]$. `None` in an index adds an axis of size 1, and `...` stands for all axes that are not
-# named. Where two shapes differ, an axis of size 1 is repeated to fit. This is called **broadcasting**: $[T\ D] / [T\ 1]$ divides
-# each row by its own number.
+# If you don't: operations work number by number. `x.mean(-1)` averages along the last axis, so $[T\ D]$ becomes $[T]$;
+# with `keepdims=True` it becomes $[T\ 1]$. `None` in an index adds an axis of size 1, and `...` stands for all axes
+# that are not named. Where two shapes differ, an axis of size 1 is repeated to fit. This is called **broadcasting**:
+# $[T\ D] / [T\ 1]$ divides each row by its own number.
 #
 # Four things are different in JAX.
 #
 # 1. *Arrays never change.* `x[0] = 5` is an error. `x.at[0].set(5)` returns a new array and leaves `x` as it was. So no
 #    function can spoil your data: what you passed in is still there afterwards.
-# 2. *Numbers have 32 bits, even if you ask for 64.* Where NumPy makes `float64`, JAX makes `float32`, about 7 decimal digits.
-#    Asking for `dtype=jnp.float64` is not enough: you get a warning and `float32` all the same. To get 64 bits you have to turn
-#    on the setting `jax_enable_x64` as well. The course never needs it.
-# 3. *Arrays live on a device*, the processor or a graphics card, and the same code runs on either. `np.asarray` brings an array
-#    back to NumPy.
-# 4. *A call returns before the work is done.* You notice this only when you measure time. Printing an array, or turning it into a
-#    Python number or truth value (as `assert` does), waits for its numbers.
+# 2. *Numbers have 32 bits, even if you ask for 64.* Where NumPy makes `float64`, JAX makes `float32`, about 7 decimal
+#    digits. Asking for `dtype=jnp.float64` is not enough: you get a warning and `float32` all the same. To get 64 bits
+#    you have to turn on the setting `jax_enable_x64` as well. The course never needs it.
+# 3. *Arrays live on a device*, the processor or a graphics card, and the same code runs on either. `np.asarray` brings
+#    an array back to NumPy.
+# 4. *A call returns before the work is done.* You notice this only when you measure time. Printing an array, or turning
+#    it into a Python number or truth value (as `assert` does), waits for its numbers.
 #
 # We give each axis a letter and keep it for the whole course: $T$ tokens, $D$ numbers for each token, $V$ tokens in the
-# vocabulary, $L$ layers. (A **layer** is a part of the network that is repeated, each time with parameters of its own; the map
-# will show it.) The function `trace` asserts that an array has the axes we claim, and prints them.
-# %% [markdown] id="arrays_text" lang="zh" of="89802e6a"
+# vocabulary, $L$ layers. (A **layer** is a part of the network that is repeated, each time with parameters of its own;
+# the map will show it.) The function `trace` asserts that an array has the axes we claim, and prints them.
+# %% [markdown] id="arrays_text" lang="zh" of="c232ebd4"
 # ## JAX 的数组
 #
 # 网络中的一切都是**数组**（array）：同一种类的数（`dtype`），按行、列等等排开（`shape`）。向量有一个轴，矩阵有
@@ -230,13 +234,14 @@ assert (table / table.mean(-1, keepdims=True) == jnp.array([[0.5, 1.5], [0.5, 1.
 # %% [markdown] id="rows_text" lang="en"
 # ## Ids become rows
 #
-# An id is only a name: that 504 is smaller than 3575 means nothing. So the first thing the network does is to look each id up in
-# a table, the **embedding**. It has one row of $D$ numbers for each token of the vocabulary, and training has found these numbers
-# like all others. $T$ ids become $T$ rows, an array $[T\;D]$. From here on the network sees only rows.
+# An id is only a name: that 504 is smaller than 3575 means nothing. So the first thing the network does is look up each
+# id in a table, the **embedding**. It has one row of $D$ numbers for each token of the vocabulary, and training has
+# found these numbers, like all the others. $T$ ids become $T$ rows, an array $[T\;D]$. From here on the network sees
+# only rows.
 #
-# In the picture each small rectangle is one number: red above zero, blue below, pale near zero. Only the first 40 of each row
-# are drawn.
-# %% [markdown] id="rows_text" lang="zh" of="37a4deaa"
+# In the picture each small rectangle is one number: red above zero, blue below, pale near zero. Only the first 40 of
+# each row are drawn.
+# %% [markdown] id="rows_text" lang="zh" of="40e1208d"
 # ## 编号变成行
 #
 # 编号只是名字：504 比 3575 小，这没有任何意义。所以网络做的第一件事，是拿每个编号去查一张表，即**嵌入**（embedding）。词表中的每个
@@ -255,19 +260,20 @@ show(
 # %% [markdown] id="forward_text" lang="en"
 # ## Ids become logits
 #
-# Now the whole network in one call. `forward` takes a batch, several rows of ids at once, so our one row goes in as a matrix
-# $[1\;T]$. Out comes, for each of the $T$ positions, one number for each of the $V$ tokens of the vocabulary. These numbers are
-# the **logits**. The larger a token's logit, the more the model expects this token *right after this position*. So row 0 is
-# about what may follow the first token, and the last row is about what may follow the whole prompt.
-# %% [markdown] id="forward_text" lang="zh" of="f41d965d"
+# Now the whole network in one call. `forward` takes a batch, several rows of ids at once, so our one row goes in as a
+# matrix $[1\;T]$. The result holds, for each of the $T$ positions, one number for each of the $V$ tokens of the
+# vocabulary. These numbers are the **logits**. The larger a token's logit, the more the model expects this token *right
+# after this position*. So row 0 is about what may follow the first token, and the last row is about what may follow the
+# whole prompt.
+# %% [markdown] id="forward_text" lang="zh" of="e93ec7dd"
 # ## 编号变成 logits
 #
-# 现在一次调用就走完整个网络。`forward` 一次处理一批，即若干行编号；我们只有一行，所以传入一个 $[1\;T]$ 的矩阵。出来的是：在 $T$ 个
-# 位置的每一处，给词表中 $V$ 个 token 各一个数。这些数就是 **logits**。某个 token 的 logit 越大，模型就越认为它会*紧接在这个位置之后*。
-# 所以第 0 行说的是第一个 token 之后可能是什么，最后一行说的是整个提示之后可能是什么。
+# 现在一次调用就走完整个网络。`forward` 一次处理一批，即若干行编号；我们只有一行，所以传入一个 $[1\;T]$ 的矩阵。结果里，$T$ 个位置中
+# 的每一个都给词表的 $V$ 个 token 各配一个数。这些数就是 **logits**。某个 token 的 logit 越大，模型就越认为它会*紧接在这个位置之
+# 后*。所以第 0 行说的是第一个 token 之后可能是什么，最后一行说的是整个提示之后可能是什么。
 # %% id="forward_code"
 batch = trace("ids", jnp.array([ids]), "1 T", T=T)
-# en: The second result is a cache, which we do not use before lesson 10.
+# en: The second result is a cache, which we do not use until lesson 10.
 # zh: 第二个结果是缓存，第 10 课才用到。
 logits, _ = jax_llama3.forward(params, batch, config)
 trace("logits", logits, "1 T V", T=T, V=V)
@@ -282,18 +288,18 @@ for t in range(T):
 # %% [markdown] id="softmax_text" lang="en"
 # ## Logits become probabilities
 #
-# Logits may be negative, and their sum is nothing in particular. We want probabilities: numbers from 0 to 1 whose sum is 1. The
-# **softmax** makes them. It takes the exponential, which is always positive, and divides by the sum:
+# Logits may be negative, and their sum is nothing in particular. We want probabilities: numbers from 0 to 1 whose sum
+# is 1. The **softmax** makes them. It takes the exponential, which is always positive, and divides by the sum:
 #
 # $$p_i = \frac{e^{z_i}}{\sum_j e^{z_j}}.$$
 #
-# A constant added to all logits cancels in this fraction, so only differences count: a token whose logit is larger by 1 is
-# $e \approx 2.72$ times as likely. That is also why we may subtract the largest logit first. We have to, since $e^{100}$ is too
-# large for `float32`.
+# A constant added to all logits cancels in this fraction, so only differences count: a token whose logit is larger by 1
+# is $e \approx 2.72$ times as likely. That is also why we may subtract the largest logit first. We have to, since
+# $e^{100}$ is too large for `float32`.
 #
-# The function `close` is one of ours: it asserts that two arrays agree number by number, up to a small bound for rounding, and
-# prints what it has checked.
-# %% [markdown] id="softmax_text" lang="zh" of="f9fb564b"
+# The function `close` is one of ours: it asserts that two arrays agree number by number, up to a small allowance for
+# rounding, and prints what it has checked.
+# %% [markdown] id="softmax_text" lang="zh" of="45b7a4f6"
 # ## Logits 变成概率
 #
 # Logits 可以是负数，加起来也没有固定的和。我们要的是概率：0 到 1 之间、总和为 1 的数。**Softmax** 就做这件事：先取指数，指数总是正的，
@@ -341,13 +347,13 @@ show(
 # %% [markdown] id="greedy_text" lang="en"
 # ## Probabilities become a token, and tokens a text
 #
-# The simplest choice is to take the likeliest token. This is called the **greedy** choice; lesson 12 has others. Softmax does not
-# change the order, so we may as well take the largest logit.
+# The simplest choice is to take the likeliest token. This is called the **greedy** choice; lesson 12 has others.
+# Softmax does not change the order, so we may as well take the largest logit.
 #
-# To go on, append the chosen token to the ids and run the network again. That is all there is to writing a text: one token at a
-# time, and the same function each time. We do it by hand and compare with `jax_llama3.generate`. That one is much faster
-# (lessons 10 and 11 say how), but it must give the same ids.
-# %% [markdown] id="greedy_text" lang="zh" of="63489f68"
+# To go on, append the chosen token to the ids and run the network again. That is all there is to writing a text: one
+# token at a time, and the same function each time. We do it by hand and compare with `jax_llama3.generate`. That
+# function is much faster (lessons 10 and 11 say why), but it must give the same ids.
+# %% [markdown] id="greedy_text" lang="zh" of="52a470ec"
 # ## 概率变成 token，token 变成文本
 #
 # 最简单的选法是取最可能的 token，这叫**贪心**（greedy）选法；第 12 课还有别的选法。Softmax 不改变大小顺序，所以直接取最大的 logit
@@ -375,24 +381,25 @@ assert text[T:] == list(completion.tokens)
 # What happened inside `forward`? From the bottom up:
 #
 # - Each id is replaced by its row of the embedding, as we have seen: $T$ ids become an array $[T\;D]$.
-# - This array is the start of the **residual stream**, the thick line: $D$ numbers for each position, running from bottom to
-#   top. The parts beside it *read* the stream and *add* their result to it. None of them replaces it.
-# - A layer has two such parts. **Attention** lets a position read earlier positions as well as itself; it is the only part that
-#   carries anything from one token to another. The **feed-forward network** works on each position alone. Both see the stream
-#   through a norm, which brings its numbers to a common size.
+# - This array is the start of the **residual stream**, the thick line: $D$ numbers for each position, running from
+#   bottom to top. The parts beside it *read* the stream and *add* their results to it. None of them replaces it.
+# - A layer has two such parts. **Attention** lets a position read earlier positions as well as itself; it is the only
+#   part that carries anything from one token to another. The **feed-forward network** works on each position alone.
+#   Both see the stream through a norm, which brings its numbers to a common size.
 # - After $L$ layers, a last norm and one matrix turn each position's $D$ numbers into $V$ logits.
 #
-# Two points are worth a second look, since many drawings get them wrong. The input of a part branches off *before* its norm, and
-# the stream itself passes the norm untouched. And each layer has *two* additions: the feed-forward network reads a stream to
-# which attention has already added.
-# %% [markdown] id="map_text" lang="zh" of="344b0ac2"
+# Two points are worth a second look, since many drawings get them wrong. The input of a part branches off *before* its
+# norm, and the stream itself runs past the norm untouched. And each layer has *two* additions: the feed-forward network
+# reads a stream to which attention has already added.
+# %% [markdown] id="map_text" lang="zh" of="0dfd4b60"
 # ## 全图
 #
 # `forward` 里面发生了什么？从下往上看：
 #
 # - 每个编号换成它在嵌入中的那一行，这我们已经见过：$T$ 个编号变成 $[T\;D]$ 的数组。
 # - 这个数组是**残差流**（residual stream）的起点，也就是图中的粗线：每个位置 $D$ 个数，从下流到上。旁边的部件从流中*读*，再把结果*加*回流中，谁也不会替换它。
-# - 每一层有两个这样的部件。**注意力**（attention）让一个位置除自己之外还读取更早的位置，只有它能把信息从一个 token 传给另一个。**前馈网络**（feed-forward network）则对每个位置单独计算。两者都隔着一次归一化来看残差流，归一化把其中的数调到统一的大小。
+# - 每一层有两个这样的部件。**注意力**（attention）让一个位置除自己之外还读取更早的位置，只有它能把信息从一个 token 传给另一个。**前
+#   馈网络**（feed-forward network）则对每个位置单独计算。两者读到的都是归一化之后的残差流，归一化把其中的数调到统一的大小。
 # - 经过 $L$ 层之后，最后一次归一化和一个矩阵把每个位置的 $D$ 个数变成 $V$ 个 logits。
 #
 # 图中有两处值得再看一眼，许多图在这里画错了。部件的输入在归一化*之前*分出，残差流本身从归一化旁边原样流过。另外，每层有*两次*加法：
@@ -401,22 +408,22 @@ assert text[T:] == list(completion.tokens)
 show(
     figures.network(),
     en="The network from bottom to top: ids, embedding, then a thick line, the residual stream. In each layer two branches "
-    "leave it, go through a norm and attention, or a norm and the feed-forward network, and are added back. Above: norm, "
-    "output matrix, logits, softmax, next token.",
+    "leave it, go through a norm and attention, or a norm and the feed-forward network, and are added back. At the top: "
+    "norm, output matrix, logits, softmax, next token.",
     zh="自下而上的网络：编号、嵌入，然后是一条粗线，即残差流。每层有两条支路从它分出，分别经过归一化与注意力、归一化与前馈网络，"
     "再加回去。上方依次是归一化、输出矩阵、logits、softmax、下一个 token。",
 )
 # %% [markdown] id="proof_text" lang="en"
 # ## Is the map true?
 #
-# A drawing proves nothing, so we check it against the network that ran. `forward` hands every intermediate array, with its
-# name, to a function of ours, here `look`, which keeps them in a dictionary. Lesson 03 says more about this window. The names:
-# `resid_pre` is the stream where it enters a layer, `resid_mid` between the two additions, `resid_post` where it leaves;
-# `attn.out` and `mlp.out` are what the two parts add.
+# A drawing proves nothing, so we check it against the network that ran. `forward` hands every intermediate array, with
+# its name, to a function of ours, here `look`, which keeps them in a dictionary. Lesson 03 says more about this window.
+# The names: `resid_pre` is the stream where it enters a layer, `resid_mid` between the two additions, `resid_post`
+# where it leaves; `attn.out` and `mlp.out` are what the two parts add.
 #
 # If the map is right, each addition is exactly an addition, and the stream at the top is the embedding plus everything that
 # all layers have added.
-# %% [markdown] id="proof_text" lang="zh" of="256450ed"
+# %% [markdown] id="proof_text" lang="zh" of="808d7f9c"
 # ## 这张图是真的吗？
 #
 # 图本身证明不了什么，所以我们拿真正运行过的网络来检验它。`forward` 会把每个中间数组连同名字交给我们的一个函数，这里叫 `look`，它把
@@ -452,16 +459,16 @@ normed = stream / jnp.sqrt(mean_of_squares + config.norm_eps) * params.norm
 output = params.embedding if params.output is None else params.output
 close(normed @ output.T, logits, atol=1e-3)
 # %% [markdown] id="wrong_map_text" lang="en"
-# Can this check fail at all? If the stream went *through* the norm, as wrong drawings have it, the sums would be different. We
-# try that map on the first layer.
+# Can this check fail at all? If the stream went *through* the norm, as the wrong drawings show it, the sums would be
+# different. We try that map on the first layer.
 #
-# And one more claim of the map: only attention connects positions, and it never reads a later one. So if we replace the last
-# token of the prompt, everything before the last position must stay as it was.
-# %% [markdown] id="wrong_map_text" lang="zh" of="50422dd2"
+# The map makes one more claim: only attention connects positions, and it never reads a later one. So if we replace the
+# last token of the prompt, everything before the last position must stay as it was.
+# %% [markdown] id="wrong_map_text" lang="zh" of="15a8f547"
 # 这个检验有可能失败吗？假如残差流真像错误的图那样*穿过*归一化，和就会不同。我们在第一层上试试那种图。
 #
-# 图里还有一个论断：只有注意力连接不同的位置，而且从不读更晚的位置。因此把提示的最后一个 token 换掉，最后一个位置之前的一切都必须保持
-# 原样。
+# 图里还有一条论断：只有注意力连接不同的位置，而且从不读更晚的位置。因此把提示的最后一个 token 换掉，最后一个位置之前的一切都必须保
+# 持原样。
 # %% id="wrong_map_code"
 start = seen["layers.0.resid_pre"]
 through = start / jnp.sqrt((start**2).mean(-1, keepdims=True) + config.norm_eps)
@@ -481,7 +488,7 @@ print(f"last token replaced: the first {T - 1} rows of logits are the same, the 
 # | Lesson | Opens |
 # |---|---|
 # | 01 | "text → ids": how the tokenizer finds where to cut |
-# | 02 | the parameters: files of weights from several makers, and how they become one tree of arrays |
+# | 02 | the parameters: weight files from several sources, and how they become one tree of arrays |
 # | 03 | the embedding, and the norm before every part |
 # | 04 | attention: what one position takes from the earlier ones |
 # | 05 | how attention knows the order of the tokens |
@@ -497,8 +504,8 @@ print(f"last token replaced: the first {T - 1} rows of logits are the same, the 
 # | 15 | a model sixty times as large: the same map, the same code |
 # | 16 | one page: text to text without this library |
 # | 17 | what it was trained for: how wrong its predictions are, as one number, and a minute of training of your own |
-# %% [markdown] id="course" lang="zh" of="37e8a370"
-# ## 各课打开什么
+# %% [markdown] id="course" lang="zh" of="17a8522d"
+# ## 各课打开图中的哪一块
 #
 # | 课 | 打开的内容 |
 # |---|---|
@@ -527,14 +534,15 @@ print(f"last token replaced: the first {T - 1} rows of logits are the same, the 
 # - This lesson, all of it.
 # - [04](04_one_head.ipynb#maps), `One head in three pictures`: which token looks at which.
 # - [05](05_rope.ipynb#circle_text), `RoPE in one picture: arrows that turn`: a position becomes an angle.
-# - [07](07_the_whole_network.ipynb#whole), `The whole network` and `The next token`: the map of this lesson as a few lines of code.
+# - [07](07_the_whole_network.ipynb#whole), `The whole network` and `The next token`: the map of this lesson as a few
+#   lines of code.
 # - [09](09_experiments.ipynb#lens), `The logit lens` and `Patching: where is "France"?`: reading the stream halfway up, then
 #   changing it.
 # - [10](10_generating.ipynb#needed), `What a new token needs`: why the next token costs so little work.
 #
 # Nothing has to be run: the pages show all results. If a section uses a name that you have not met, go up the page to its
 # definition.
-# %% [markdown] id="route" lang="zh" of="18f0ff04"
+# %% [markdown] id="route" lang="zh" of="0ba448a1"
 # ## 如果你只有一小时
 #
 # 读完这一课，然后只读这里列出的几节。每个名字都是链接所指页面上的一个标题。
@@ -543,23 +551,23 @@ print(f"last token replaced: the first {T - 1} rows of logits are the same, the 
 # - [04](04_one_head.ipynb#maps)，`三幅图看懂一个头`：哪个 token 看哪个 token。
 # - [05](05_rope.ipynb#circle_text)，`一幅图看懂 RoPE：转动的箭头`：位置怎样变成角度。
 # - [07](07_the_whole_network.ipynb#whole)，`完整的网络` 与 `下一个 token`：本课的全图写成几行代码。
-# - [09](09_experiments.ipynb#lens)，`logit 透镜` 与 `打补丁：“France” 在哪里？`：先在半路上读残差流，再去改动它。
+# - [09](09_experiments.ipynb#lens)，`logit 透镜` 与 `打补丁：“France”在哪里？`：先在半路上读残差流，再去改动它。
 # - [10](10_generating.ipynb#needed)，`新 token 需要什么`：为什么下一个 token 只需要很少的计算。
 #
 # 什么都不必运行，页面上已有全部结果。某一节用到没见过的名字时，往上翻就能找到它的定义。
 # %% [markdown] id="exercises" lang="en"
 # ## Exercises
 #
-# Put your answer in place of `None` and run the cell. A hint and a solution follow each exercise, folded.
+# Put your answer in place of `None` and run the cell. A hint and a solution are folded away below each exercise.
 #
-# **1.** Talk the model out of Sydney. Write a prompt about Australia after which " Canberra" is the likeliest next token. The
-# prompt must not contain the word Canberra.
-# %% [markdown] id="exercises" lang="zh" of="06ab81bf"
+# **1.** Talk the model out of Sydney. Write a prompt about Australia after which " Canberra" is the likeliest next
+# token. The prompt must not contain the word Canberra.
+# %% [markdown] id="exercises" lang="zh" of="bf1679fe"
 # ## 练习
 #
-# 用你的答案替换 `None`，然后运行。每题后面是折叠起来的线索和解答。
+# 用你的答案替换 `None`，然后运行。每题下面折叠着一条线索和一个解答。
 #
-# **1.** 说服模型放弃 Sydney。写一个关于 Australia 的提示，使最可能的下一个 token 是 “ Canberra”。提示里不能出现 Canberra 这个词。
+# **1.** 说服模型放弃 Sydney。写一个关于 Australia 的提示，使最可能的下一个 token 是“ Canberra”。提示里不能出现 Canberra 这个词。
 # %% id="exercise_1"
 answer_1 = None
 
@@ -580,14 +588,14 @@ exercise(1, answer_1, check_1)
 # %% [markdown] id="hint_1" lang="en"
 # <details><summary>Hint</summary>
 #
-# Arguing does not help: after "... is not Sydney but" this model says Melbourne. Which words stand near "Canberra" in texts that
-# people write? Think of what the city is known for.
+# Arguing does not help: after "... is not Sydney but" this model says Melbourne. Which words stand near "Canberra" in
+# texts that people write? Think of what the city is known for.
 #
 # </details>
-# %% [markdown] id="hint_1" lang="zh" of="f6eff69f"
+# %% [markdown] id="hint_1" lang="zh" of="e85a7d8e"
 # <details><summary>线索</summary>
 #
-# 争辩没有用：在 “... is not Sydney but” 之后，这个模型会说 Melbourne。人们写的文本里，“Canberra” 附近常有哪些词？想想这座城市以什么闻名。
+# 争辩没有用：在“... is not Sydney but”之后，这个模型会说 Melbourne。人们写的文本里，“Canberra”附近常有哪些词？想想这座城市以什么闻名。
 #
 # </details>
 # %% id="solution_1" tags=["solution"]
@@ -599,10 +607,10 @@ arguing = "The capital of Australia is not Sydney but"
 print(f"{arguing} …{next_token(arguing)}")
 expect(next_token(arguing), " Melbourne")
 # %% [markdown] id="exercise_2_text" lang="en"
-# **2.** Predict before you run. We replace the token at position 2, " of", by " Paris" and leave the others. At which positions
-# will the logits change? Give a set of positions; the first is 0. The check then does it.
-# %% [markdown] id="exercise_2_text" lang="zh" of="e3427401"
-# **2.** 先预测，再运行。我们把位置 2 的 token “ of” 换成 “ Paris”，其余不动。哪些位置的 logits 会改变？用一个集合给出这些位置，第一个位置是 0。
+# **2.** Predict before you run. We replace the token at position 2, " of", with " Paris" and leave the others alone. At
+# which positions will the logits change? Give a set of positions; the first is 0. The check then tries it.
+# %% [markdown] id="exercise_2_text" lang="zh" of="a1e536eb"
+# **2.** 先预测，再运行。我们把位置 2 的 token “ of”换成“ Paris”，其余不动。哪些位置的 logits 会改变？用一个集合给出这些位置，第一个位置是 0。
 # 检查代码会真的做一遍。
 # %% id="exercise_2"
 answer_2 = None
@@ -631,12 +639,12 @@ exercise(2, answer_2, check_2)
 # %% id="solution_2" tags=["solution"]
 exercise(2, set(range(2, T)), check_2)
 # %% [markdown] id="exercise_3_text" lang="en"
-# **3.** What `look` returned was what `forward` went on with. So such a function can also *change* the network. Write one that
-# returns zeros for the output of attention in every layer and everything else unchanged. What can the last row of logits still
-# know of the prompt? The check compares it with a prompt of one token, the last.
-# %% [markdown] id="exercise_3_text" lang="zh" of="e854c2fd"
-# **3.** `look` 返回什么，`forward` 就接着用什么。所以这样的函数还能*改动*网络。写一个函数：对每一层注意力的输出返回零，其余原样返回。
-# 这时，最后一行 logits 还能知道提示的哪些内容？检查代码把它与只含最后一个 token 的提示相比较。
+# **3.** `forward` goes on with whatever `look` returns. So such a function can also *change* the network. Write one
+# that returns zeros for the output of attention in every layer and everything else unchanged. What can the last row of
+# logits still know about the prompt? The check compares it with a prompt that has only the last token.
+# %% [markdown] id="exercise_3_text" lang="zh" of="40a9e267"
+# **3.** `look` 返回什么，`forward` 就接着用什么。所以这样的函数还能*改动*网络的计算。写一个函数：对每一层注意力的输出返回零，其余原
+# 样返回。这时，最后一行 logits 还能知道提示的哪些内容？检查代码把它与只含最后一个 token 的提示相比较。
 # %% id="exercise_3"
 answer_3 = None
 
@@ -654,11 +662,11 @@ exercise(3, answer_3, check_3)
 # %% [markdown] id="hint_3" lang="en"
 # <details><summary>Hint</summary>
 #
-# The names are those of the proof above: the output of attention in layer 7 is called `layers.7.attn.out`. A name can be asked
-# with `name.endswith(...)`, and `0 * array` has the right shape.
+# The names are those of the proof above: the output of attention in layer 7 is called `layers.7.attn.out`. You can test
+# a name with `name.endswith(...)`, and `0 * array` has the right shape.
 #
 # </details>
-# %% [markdown] id="hint_3" lang="zh" of="9664e901"
+# %% [markdown] id="hint_3" lang="zh" of="87142f52"
 # <details><summary>线索</summary>
 #
 # 名字就是上面证明里用的那些：第 7 层注意力的输出叫 `layers.7.attn.out`。可以用 `name.endswith(...)` 判断名字；`0 * array` 的形状正合适。
@@ -669,20 +677,22 @@ exercise(3, lambda name, array: 0 * array if name.endswith("attn.out") else arra
 # %% [markdown] id="sources" lang="en"
 # ## Sources
 #
-# - Allal and others, *SmolLM2: When Smol Goes Big*, 2025, [arXiv:2502.02737](https://arxiv.org/abs/2502.02737), and the card of
-#   [SmolLM2-135M-Instruct](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct), which says what it was trained on
-# - Meta, *The Llama 3 Herd of Models*, 2024, [arXiv:2407.21783](https://arxiv.org/abs/2407.21783), and the card of
-#   [Meta-Llama-3-8B](https://huggingface.co/meta-llama/Meta-Llama-3-8B), where the licence has to be accepted
+# - Allal and others, *SmolLM2: When Smol Goes Big*, 2025, [arXiv:2502.02737](https://arxiv.org/abs/2502.02737), and the
+#   model card of [SmolLM2-135M-Instruct](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct), which says what
+#   it was trained on
+# - Meta, *The Llama 3 Herd of Models*, 2024, [arXiv:2407.21783](https://arxiv.org/abs/2407.21783), and the model card
+#   of [Meta-Llama-3-8B](https://huggingface.co/meta-llama/Meta-Llama-3-8B), where you accept the licence
 # - Vaswani and others, *Attention Is All You Need*, 2017, [arXiv:1706.03762](https://arxiv.org/abs/1706.03762)
 # - He and others, *Deep Residual Learning for Image Recognition*, 2015, [arXiv:1512.03385](https://arxiv.org/abs/1512.03385)
 # - The JAX documentation on [32 and 64 bits](https://docs.jax.dev/en/latest/default_dtypes.html)
 #
 # Next: lesson 01 opens the first arrow, from text to ids.
-# %% [markdown] id="sources" lang="zh" of="0a46cad6"
+# %% [markdown] id="sources" lang="zh" of="a0942d16"
 # ## 来源
 #
 # - Allal 等，*SmolLM2: When Smol Goes Big*，2025，[arXiv:2502.02737](https://arxiv.org/abs/2502.02737)；以及 [SmolLM2-135M-Instruct](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct) 的模型卡，其中说明了训练数据
-# - Meta，*The Llama 3 Herd of Models*，2024，[arXiv:2407.21783](https://arxiv.org/abs/2407.21783)；以及 [Meta-Llama-3-8B](https://huggingface.co/meta-llama/Meta-Llama-3-8B) 的模型卡，许可协议在那里接受
+# - Meta，*The Llama 3 Herd of Models*，2024，[arXiv:2407.21783](https://arxiv.org/abs/2407.21783)；以及
+#   [Meta-Llama-3-8B](https://huggingface.co/meta-llama/Meta-Llama-3-8B) 的模型卡，在那里接受许可协议
 # - Vaswani 等，*Attention Is All You Need*，2017，[arXiv:1706.03762](https://arxiv.org/abs/1706.03762)
 # - He 等，*Deep Residual Learning for Image Recognition*，2015，[arXiv:1512.03385](https://arxiv.org/abs/1512.03385)
 # - JAX 文档中关于 [32 位与 64 位](https://docs.jax.dev/en/latest/default_dtypes.html) 的说明

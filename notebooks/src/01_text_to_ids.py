@@ -1,24 +1,24 @@
 # %% [markdown] id="title" lang="en"
 # # 01 · Text to ids
 #
-# *Reading time 18 minutes. Before it: lesson 00. What it proves: about forty lines of plain Python give the same ids as the fast
-# libraries that everyone uses, for the default model and for Llama 3.*
+# *Reading time 18 minutes. Before it: lesson 00. What it proves: about forty lines of plain Python give the same ids as
+# the fast libraries that everyone uses, for the default model and for Llama 3.*
 #
 # Why does a language model spell badly? Why does the same Chinese text cost more with one model than with another? Why can a
 # single space at the end of a prompt spoil the answer?
 #
-# The reasons are not in the network. They are in the small program that stands before it and cuts the text into tokens. That
-# program learns nothing while the network is trained: it was made earlier, once, by counting. But everything the network ever
-# sees has gone through it. In this lesson we write it ourselves.
-# %% [markdown] id="title" lang="zh" of="1c50aa6f"
+# The reasons are not in the network. They are in the small program that runs before it and cuts the text into tokens.
+# That program learns nothing while the network is trained: it was made earlier, once, by counting. But everything the
+# network ever sees has gone through it. In this lesson we write it ourselves.
+# %% [markdown] id="title" lang="zh" of="e3bb99eb"
 # # 01 · 从文本到编号
 #
 # *阅读时间 18 分钟。前置：第 00 课。本课证明：大约四十行普通的 Python，对默认模型和 Llama 3 都能给出与大家常用的快速库相同的编号。*
 #
 # 语言模型为什么拼写不好？同样的中文，为什么在不同模型上花费不同？提示末尾的一个空格，为什么会毁掉回答？
 #
-# 原因不在网络里，而在网络前面那个把文本切成 token 的小程序里。训练网络时它什么也不学：它是事先靠计数一次做好的。可网络看到的一切都要
-# 先经过它。这一课，我们自己动手把它写出来。
+# 原因不在网络里，而在网络前面那个把文本切成 token 的小程序里。训练网络时它什么也不学：它是事先靠计数一次性做好的。可网络看到的一切
+# 都要先经过它。这一课，我们自己动手把它写出来。
 # %% id="setup"
 import random
 import unicodedata
@@ -40,9 +40,10 @@ model = load_model()
 # %% [markdown] id="vocabularies_text" lang="en"
 # ## Two vocabularies
 #
-# We look at two vocabularies: that of the default model, SmolLM2, and that of Llama 3. Meta publishes the latter in its package
-# `llama-models`. We only read the file in it. If the package is not installed, the cells about Llama 3 do nothing.
-# %% [markdown] id="vocabularies_text" lang="zh" of="f59a23c6"
+# We look at two vocabularies: that of the default model, SmolLM2, and that of Llama 3. Meta publishes the latter in its
+# package `llama-models`. We read only that one file of it. If the package is not installed, the cells about Llama 3 do
+# nothing.
+# %% [markdown] id="vocabularies_text" lang="zh" of="02faff15"
 # ## 两个词表
 #
 # 我们看两个词表：默认模型 SmolLM2 的，和 Llama 3 的。后者由 Meta 在软件包 `llama-models` 中公布，我们只读取其中的文件。如果没有安装这个包，
@@ -62,19 +63,20 @@ else:
 # %% [markdown] id="bytes_text" lang="en"
 # ## Bytes
 #
-# What should a token be? Whole words won't do: there is always one that the list does not have. Single characters would do, but
-# there are more than 140,000 of them, most of them very rare, and a text would become very long.
+# What should a token be? Whole words won't do: there is always one that is missing from the list. Single characters
+# would do, but there are more than 140,000 of them, most of them very rare, and a text would become very long.
 #
-# So we go one level deeper. A **byte** is a number from 0 to 255, and every text in a computer is stored as bytes. The usual rule
-# for this is **UTF-8**: English letters take one byte each, é takes two, most Chinese characters take three, an emoji takes four.
-# With 256 tokens, one for each byte, *any* text can be written, in any language. No text is ever unknown; it can only be long.
-# %% [markdown] id="bytes_text" lang="zh" of="0953580f"
+# So we go one level deeper. A **byte** is a number from 0 to 255, and every text in a computer is stored as bytes. The
+# usual rule for this is **UTF-8**: English letters take one byte each, é takes two, most Chinese characters take three,
+# an emoji takes four. With 256 tokens, one for each byte, *any* text can be written, in any language. No text is ever
+# unknown; it can only be long.
+# %% [markdown] id="bytes_text" lang="zh" of="9843d939"
 # ## 字节
 #
 # 一个 token 应该是什么？整个单词不行：总有清单里没有的词。单个字符可以，但字符有十四万多个，大多极少出现，而且文本会变得很长。
 #
-# 于是再往下走一级。**字节**（byte）是 0 到 255 的一个数，计算机里的任何文本都以字节存放。通常的规则是 **UTF-8**：英文字母各占一个
-# 字节，é 占两个，大多数汉字占三个，emoji 占四个。有 256 个 token，每个字节一个，就能写出任何语言的*任何*文本。不会再有不认识的文本，
+# 于是再往下走一层。**字节**（byte）是 0 到 255 的一个数，计算机里的任何文本都以字节存放。通常的规则是 **UTF-8**：英文字母各占一个字
+# 节，é 占两个，大多数汉字占三个，emoji 占四个。有 256 个 token，每个字节一个，就能写出任何语言的*任何*文本。不会再有不认识的文本，
 # 只会有太长的文本。
 # %% id="bytes_code"
 for character in "eé中🙂":
@@ -90,16 +92,17 @@ print(f"{len(text)} characters, {len(text.encode())} bytes")
 # %% [markdown] id="training_text" lang="en"
 # ## Byte-pair encoding
 #
-# To make texts short again, frequent byte sequences get tokens of their own. **BPE**, byte-pair encoding, finds them by counting:
+# To make texts short again, frequent byte sequences get tokens of their own. **BPE**, byte-pair encoding, finds them by
+# counting:
 #
 # 1. Write a large text as bytes.
 # 2. Find the pair of neighbouring tokens that occurs most often.
-# 3. Join the two into one new token, everywhere. This is a **merge**. Its place in the list of merges is its *rank*: the first
-#    merge has the lowest.
+# 3. Join the two into one new token, everywhere. This is a **merge**. Its place in the list of merges is its *rank*:
+#    the first merge has the lowest.
 # 4. Go back to 2, until the vocabulary has the size you want.
 #
 # Below we do this on one sentence, in a few lines. Nothing in them knows what a word is, and yet words come out.
-# %% [markdown] id="training_text" lang="zh" of="48576637"
+# %% [markdown] id="training_text" lang="zh" of="36c8f8eb"
 # ## 字节对编码
 #
 # 要让文本重新变短，就给常见的字节序列各设一个 token。**BPE**（byte-pair encoding，字节对编码）靠计数找出它们：
@@ -138,12 +141,12 @@ assert b"cat " in learned
 # %% [markdown] id="loop_text" lang="en"
 # ## The merge loop
 #
-# How is a finished vocabulary used? The same way: start with bytes and repeat the merges, always the one of lowest rank first,
-# until none applies. In both our vocabularies the ids of ordinary tokens follow the order of the merges, so the id itself can
-# serve as the rank.
+# How is a finished vocabulary used? The same way: start with bytes and repeat the merges, always the one with the
+# lowest rank first, until none applies. In both of our vocabularies the ids of ordinary tokens follow the order of the
+# merges, so the id itself can serve as the rank.
 #
 # That is the whole algorithm. We watch it work on one word: each line is the word after one more merge.
-# %% [markdown] id="loop_text" lang="zh" of="9a93c73c"
+# %% [markdown] id="loop_text" lang="zh" of="b49fbf7e"
 # ## 合并循环
 #
 # 做好的词表怎么用？方法相同：从字节开始，反复合并，总是先做序号最小的，直到没有可做的合并。我们这两个词表里，普通 token 的编号都按
@@ -177,37 +180,38 @@ for parts in history:
     print(*(repr(part)[1:] for part in parts))
 print(by_hand)
 assert by_hand == tokenizer.encode(word)
-# en: On the course's own model it is known what comes out; `expect` asserts it there, another model may differ.
+# en: On the course's own model we know what comes out, and `expect` asserts it; another model may differ.
 # zh: 在本课程自己的模型上，结果是已知的，`expect` 会断言它；换了别的模型，结果可以不同。
 expect(len(by_hand), 3)
 # %% [markdown] id="tree_text" lang="en"
-# Drawn as a tree, the same merges read from the bottom to the top. Each box holds a token and its rank; ␣ is a space. Two tokens are
-# joined wherever two lines meet. The green boxes are what is left: the word's three tokens. Nobody has to know that "bourg" is
-# the end of many a town's name. It was frequent, so it got a token.
-# %% [markdown] id="tree_text" lang="zh" of="c96a63e9"
+# Drawn as a tree, the same merges read from the bottom to the top. Each box holds a token and its rank; ␣ is a space.
+# Two tokens are joined wherever two lines meet. The green boxes are what is left: the word's three tokens. Nobody has
+# to know that the names of many towns end in "bourg". It was frequent, so it got a token.
+# %% [markdown] id="tree_text" lang="zh" of="169fcf9d"
 # 把同样的合并画成树，从下往上读。每个方框里是一个 token 和它的序号，␣ 表示空格；两条线相遇的地方，就是两个 token 合并的地方。绿色方框是
-# 最后剩下的：这个词的三个 token。谁也不需要知道许多城市的名字以 “bourg” 结尾。它常见，于是有了自己的 token。
+# 最后剩下的：这个词的三个 token。谁也不需要知道许多城市的名字以“bourg”结尾。它常见，于是有了自己的 token。
 # %% id="tree"
 show(
     figures.merge_tree(history, ranks),
     en="A tree of merges over the eleven bytes of the word, drawn from bottom to top; each box holds a token and its rank. "
     "Three boxes are left at the top, in green.",
-    zh="这个词的十一个字节之上的合并树，自下而上；每个方框里是一个 token 和它的序号。最后剩下的三个方框为绿色。",
+    zh="由这个词的十一个字节向上画出的合并树；每个方框里是一个 token 和它的序号。最后剩下的三个方框为绿色。",
 )
 # %% [markdown] id="spelling_text" lang="en"
-# Two things follow. First, the network sees three ids here and no letters. It does not know how a word is spelt unless its training
-# texts have said so.
+# Two things follow. First, the network sees three ids here and no letters. It does not know how a word is spelt unless
+# its training texts have said so.
 #
-# Second, to the tokenizer the same word is something else with a space before it, or with other capitals. Of the four spellings below,
-# two are tokens, each with a row of its own in the embedding: with a capital P, with and without a space before it. The other two
-# have no token and no row. They are put together from two tokens each, "par" + "is" and "PAR" + "IS", which also occur in quite
-# other words. That all four mean one city, the network has to learn.
-# %% [markdown] id="spelling_text" lang="zh" of="4385fb37"
+# Second, to the tokenizer the same word is a different thing with a space before it, or with different capitals. Of the
+# four spellings below, two are tokens, each with a row of its own in the embedding: the ones with only the P as a
+# capital, with and without a space before it. The other two have no token and no row. They are put together from two
+# tokens each, "par" + "is" and "PAR" + "IS", which also occur in quite different words. The network has to learn that
+# all four mean one city.
+# %% [markdown] id="spelling_text" lang="zh" of="c1e63c44"
 # 由此有两个后果。第一，网络在这里看到的是三个编号，没有字母。除非训练文本说过，它并不知道一个词怎样拼写。
 #
-# 第二，对分词器来说，同一个词前面多一个空格，或者大小写不同，就是另一样东西。下面四种写法中，有两种各是一个 token，在嵌入中各有自己的
-# 一行：首字母大写的，前面带空格和不带空格。另外两种没有对应的 token，也就没有行，而是各由两个 token 拼成：“par” + “is” 与 “PAR” + “IS”，这些
-# token 也出现在毫不相干的词里。四种写法指的是同一座城市，这件事网络只能靠学习得知。
+# 第二，对分词器来说，同一个词前面多一个空格，或者大小写不同，就是另一样东西。下面四种写法中，有两种各是一个 token，在嵌入中各有自己
+# 的一行：只有首字母大写的那两种，一种前面带空格，一种不带。另外两种没有对应的 token，也就没有行，而是各由两个 token 拼成：“par” +
+# “is”与“PAR” + “IS”，这些 token 也出现在毫不相干的词里。四种写法指的是同一座城市，这件事网络只能靠学习得知。
 # %% id="spelling_code"
 forms = ["Paris", " Paris", "paris", "PARIS"]
 cuts = {
@@ -221,22 +225,24 @@ assert len({tuple(cut) for cut in cuts.values()}) == 4
 # %% [markdown] id="split_text" lang="en"
 # ## The split comes first
 #
-# Left alone, the loop would also make tokens like "dog." and "dog!" and "of the", and waste places in the vocabulary on them. So the
-# text is cut into pieces first, and no merge ever crosses a cut. The cutting is done by a **regular expression**, a description of
-# which characters may stand together. It is a list of alternatives. At each place the first one that fits takes as much as it
-# can. `\p{L}` is any letter, `\p{N}` any number sign, `\s` any white space: a space, a tab, a new line.
+# Left alone, the loop would also make tokens like "dog." and "dog!" and "of the", and waste places in the vocabulary on
+# them. So the text is cut into pieces first, and no merge ever crosses a cut. The cutting is done by a **regular
+# expression**, a description of which characters may stand together. It is a list of alternatives. At each place the
+# first one that fits takes as much as it can. `\p{L}` is any letter, `\p{N}` any digit or other number character, `\s`
+# any whitespace: a space, a tab, a newline.
 #
-# Here are Llama 3's seven alternatives, and what they do to a text in two languages. Each line of the result shows the number of the
-# alternative that fitted, then the piece, then the tokens that BPE makes of it. Pieces and tokens are two different things: a
-# piece is the *largest* that a token could be.
-# %% [markdown] id="split_text" lang="zh" of="6251f2c1"
+# Here are Llama 3's seven alternatives, and what they do to a text in two languages. Each line of the result shows the
+# number of the alternative that fitted, then the piece, then the tokens that BPE makes of it. Pieces and tokens are two
+# different things: a piece is the *most* that one token can cover.
+# %% [markdown] id="split_text" lang="zh" of="9358304b"
 # ## 先做切分
 #
-# 如果放任不管，循环还会造出 “dog.”、“dog!”、“of the” 这样的 token，白占词表的位置。所以要先把文本切成小段，合并从不跨过切口。切分由**正则表达式**（regular expression）完成，它描述哪些字符可以连在一起。它由若干个分支组成；在每个位置上，第一个符合的分支
-# 尽量多地取走字符。`\p{L}` 是任何字母，`\p{N}` 是任何数字符号，`\s` 是任何空白字符：空格、制表符、换行。
+# 如果放任不管，循环还会造出“dog.”、“dog!”、“of the”这样的 token，白占词表的位置。所以要先把文本切成小段，合并从不跨过切口。切分
+# 由**正则表达式**（regular expression）完成，它描述哪些字符可以连在一起。它由若干个分支组成；在每个位置上，第一个符合的分支尽量多地
+# 取走字符。`\p{L}` 是任何字母，`\p{N}` 是任何数字字符，`\s` 是任何空白字符：空格、制表符、换行。
 #
-# 下面是 Llama 3 的七个分支，以及它们怎样处理一段中英混排的文本。结果的每一行依次是：符合的是第几个分支、切出的一段、BPE 对
-# 这一段给出的 token。段与 token 是两回事：切出的一段，是一个 token *最大*的可能范围。
+# 下面是 Llama 3 的七个分支，以及它们怎样处理一段中英混排的文本。结果的每一行依次是：符合的是第几个分支、切出的一段、BPE 对这一段给
+# 出的 token。段与 token 是两回事：一个 token *最多*覆盖一整段。
 # %% id="split_code"
 branches = [
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
@@ -267,17 +273,17 @@ if llama3:
 # %% [markdown] id="chinese_text" lang="en"
 # ## There is no class for Chinese
 #
-# Does this expression recognise Chinese, as is sometimes said? No: nothing in it names a script. Chinese characters are simply
-# letters, `\p{L}`, like those of English. And since Chinese has no spaces between words, the second alternative takes a whole run
-# of characters, up to the next one that is not a letter, as *one* piece. Punctuation marks are not letters, so one of them may
-# even stand first in a piece, as above in "，we". All cutting within Chinese is left to BPE, which joins what was frequent in its
-# training text.
-# %% [markdown] id="chinese_text" lang="zh" of="61b41d30"
+# Does this expression recognise Chinese, as is sometimes said? No: nothing in it names a script. Chinese characters are
+# simply letters, `\p{L}`, like those of English. And since Chinese has no spaces between words, the second alternative
+# takes a whole run of characters, up to the next one that is not a letter, as *one* piece. Punctuation marks are not
+# letters, so one of them may even stand first in a piece, as above in "，we". All cutting within Chinese is left to
+# BPE, which joins what was frequent in its training text.
+# %% [markdown] id="chinese_text" lang="zh" of="faa35300"
 # ## 并没有中文这一类
 #
-# 有人说这个表达式能识别中文，是这样吗？不是：里面没有任何一处提到哪种文字。汉字只是字母，即 `\p{L}`，与英文字母一样。而中文的词之间没有
-# 空格，所以第二个分支会把直到下一个非字母字符为止的整串汉字当作*一段*。标点不是字母，于是它甚至可以排在一段的开头，如上面的“，we”。中文
-# 内部怎么切，完全交给 BPE，它把训练文本中常见的连在一起。
+# 有人说这个表达式能识别中文，是这样吗？不是：里面没有一处提到任何文字系统。汉字只是字母，即 `\p{L}`，与英文字母一样。而中文的词之间
+# 没有空格，所以第二个分支会把直到下一个非字母字符为止的整串汉字当作*一段*。标点不是字母，于是它甚至可以排在一段的开头，如上面的
+# “，we”。中文内部怎么切，完全交给 BPE，它把训练文本中常见的连在一起。
 # %% id="chinese_code"
 assert "Han" not in LLAMA3
 assert "\\u" not in LLAMA3
@@ -287,25 +293,25 @@ assert regex.fullmatch(r"\p{L}+", "今天天气不错")
 assert regex.findall(LLAMA3, "今天天气不错") == ["今天天气不错"]
 assert regex.findall(LLAMA3, "今天天气不错，我们去散步。") == ["今天天气不错", "，我们去散步", "。"]
 
-# en: Other scripts made of letters alone are treated the same: Russian, Greek, Korean. (Thai vowel signs are not letters and cut.)
+# en: Other scripts of letters alone are treated the same: Russian, Greek, Korean. (Thai vowel signs are not letters and cut.)
 # zh: 只由字母构成的其他文字待遇相同：俄文、希腊文、韩文。（泰文的元音符号不算字母，会在那里切开。）
 for phrase in ("привет", "γειά", "안녕"):
     assert regex.findall(LLAMA3, phrase) == [phrase]
 assert len(regex.findall(LLAMA3, "สวัสดี")) == 3
-# en: Digits go in threes from the left; the default model's split takes each alone.
+# en: Digits go in threes from the left; the default model's split takes each digit alone.
 # zh: 数字从左起三个一段；默认模型的切分则让每个数字单独成段。
 assert regex.findall(LLAMA3, "1234567") == ["123", "456", "7"]
 expect(len(tokenizer.encode("1234567")), 7)
 # %% [markdown] id="not_text_text" lang="en"
 # ## Tokens are bytes, not text
 #
-# BPE joins bytes and does not know where a character ends. So one token may be the first two bytes of a Chinese character, and the
-# next token the third. Such a token has no text. Of Llama 3's 128,000 ordinary tokens, 1,352 are not valid UTF-8 by themselves: 128
-# single bytes and 1,224 longer ones.
+# BPE joins bytes and does not know where a character ends. So one token may be the first two bytes of a Chinese
+# character, and the next token the third. Such a token has no text. Of Llama 3's 128,000 ordinary tokens, 1,352 are not
+# valid UTF-8 by themselves: 128 single bytes and 1,224 longer ones.
 #
-# Two rules follow. Decode the *joined bytes* of all tokens, never token by token. And when you show a text while it is being
-# written, hold back the bytes of a character that is not complete yet. `TextStream` of this library does that.
-# %% [markdown] id="not_text_text" lang="zh" of="c06e5407"
+# Two rules follow. Decode the *joined bytes* of all tokens, never token by token. And when you show a text while it is
+# being written, hold back the bytes of a character that is not complete yet. This library's `TextStream` does that.
+# %% [markdown] id="not_text_text" lang="zh" of="ac680804"
 # ## Token 是字节，不是文本
 #
 # BPE 连接的是字节，并不知道一个字符在哪里结束。所以一个 token 可能是某个汉字的前两个字节，下一个 token 才是第三个。这样的 token 没有
@@ -352,21 +358,23 @@ assert not any("\ufffd" in piece for piece in shown)
 # %% [markdown] id="thousand_text" lang="en"
 # ## By hand, a thousand times
 #
-# Split and loop together make an encoder. We compare ours with `tiktoken`, the library that Llama 3's tokenizer is built on, on 1,000
-# random strings of letters in many scripts, digits, spaces and signs.
+# The split and the loop together make an encoder. We compare ours with `tiktoken`, the library that Llama 3's tokenizer
+# is built on, on 1,000 random strings of letters in many scripts, digits, spaces and signs.
 #
-# One rule is still missing, and it is easy to overlook. If a whole piece is in the vocabulary, it is taken as it is, *before* any
-# merge. For most pieces the loop would get there too. For 588 of Llama 3's tokens it would not: no sequence of merges by rank
-# leads to them. The Vietnamese word in the code is one. And a thousand random strings do not notice: none of them holds such a
-# piece, so without the rule all 1,000 would still agree. Many tests are not the same as the right tests.
-# %% [markdown] id="thousand_text" lang="zh" of="685a784e"
+# One rule is still missing, and it is easy to overlook. If a whole piece is in the vocabulary, it is taken as it is,
+# *before* any merge. For most pieces the loop would get there too. For 588 of Llama 3's tokens it would not: no
+# sequence of merges by rank leads to them. The Vietnamese word in the code is one. And a thousand random strings do not
+# reveal it: none of them contains such a piece, so without the rule all 1,000 would still agree. Many tests are not the
+# same as the right tests.
+# %% [markdown] id="thousand_text" lang="zh" of="76cc6d6c"
 # ## 手算一千次
 #
 # 切分加上循环就是一个完整的编码器。我们拿它与 `tiktoken` 比较，Llama 3 的分词器就建立在这个库之上。测试用 1,000 个随机字符串，
 # 其中有多种文字的字母、数字、空格和符号。
 #
 # 还差一条规则，很容易忽略：如果整段就在词表里，就直接取它，*先于*任何合并。对大多数段来说，循环最终也会得到它。但 Llama 3 有 588 个
-# token 不是这样：按序号合并怎么也到不了。代码中的那个越南语词就是一例。而一千个随机字符串察觉不到：其中没有一个含有这样的段，所以去掉这条规则，1,000 个字符串照样全部一致。测试多，不等于测试对。
+# token 不是这样：按序号合并，怎么也得不到它们。代码中的那个越南语词就是一例。而一千个随机字符串发现不了这一点：其中没有一个含有这样
+# 的段，所以去掉这条规则，1,000 个字符串照样全部一致。测试多，不等于测试对。
 # %% id="thousand_code"
 
 
@@ -398,7 +406,7 @@ if llama3:
         cut = [merge_loop(piece.encode(), llama3_ranks) for piece in regex.findall(LLAMA3, string)]
         assert [llama3_ranks[part] for parts in cut for part in parts] == llama3.encode(string)
 
-    # en: A token that only the rule of the whole piece can reach.
+    # en: A token that only the whole-piece rule can reach.
     # zh: 只有“整段优先”的规则才能得到的 token。
     viet = " việc".encode()
     print(merge_loop(viet, llama3_ranks), "is not", [viet])
@@ -409,13 +417,15 @@ if llama3:
     unreachable = [t for t in llama3_ranks if merge_loop(t, llama3_ranks) != [t]]
     assert len(unreachable) == 588
 # %% [markdown] id="default_text" lang="en"
-# The default model splits differently: every digit is set apart first, then GPT-2's expression does the rest. Its vocabulary is kept in
-# another file format and read by another library, `tokenizers`. The loop is the same, and so is the result.
+# The default model splits differently: every digit is set apart first, then GPT-2's expression does the rest. Its
+# vocabulary is kept in another file format and read by another library, `tokenizers`. The loop is the same, and so is
+# the result.
 #
-# This vocabulary has a hole. It has tokens for only 235 of the 256 bytes. Thirteen of the other 21 occur in no UTF-8 text. But
-# eight are possible: six are control characters, two begin numbers to which Unicode has given no character yet. This model's tokenizer
-# drops such characters without a word. "Any text can be written" holds only for a vocabulary that has all bytes, as Llama 3's does.
-# %% [markdown] id="default_text" lang="zh" of="9e00daaf"
+# This vocabulary has a hole. It has tokens for only 235 of the 256 bytes. Thirteen of the other 21 occur in no UTF-8
+# text. But eight are possible: six are control characters, and two are the first bytes of code points to which Unicode
+# has given no character yet. This model's tokenizer silently drops such characters. "Any text can be written" holds
+# only for a vocabulary that has all bytes, as Llama 3's does.
+# %% [markdown] id="default_text" lang="zh" of="0ed1ef5a"
 # 默认模型用的是另一种切分：先把每个数字单独分开，再用 GPT-2 的表达式。它的词表用另一种文件格式存放，由另一个库 `tokenizers` 读取。循环
 # 却是同一个，结果也一样。
 #
@@ -442,17 +452,18 @@ if llama3:
 # %% [markdown] id="special_text" lang="en"
 # ## Special tokens
 #
-# Some ids stand for no text at all. A **special token** is a signal: a text begins here, it ends here, the user has finished
-# speaking. It has a name to write it by, such as `<|begin_of_text|>`, but no bytes of text lead to it.
+# Some ids stand for no text at all. A **special token** is a signal: a text begins here, it ends here, the user has
+# finished speaking. It has a name that we can write, such as `<|begin_of_text|>`, but no bytes of text lead to it.
 #
-# Llama 3 has 256 of them after the ordinary tokens: $128000 + 256 = 128256$, and this is the number of rows of its embedding. Most are
-# reserved and still unused. Rely on their ids, not on their names: id 128004 is `<|finetune_right_pad_id|>` in the package that we
-# read here and `<|fim_suffix|>` in Meta's older repository `llama3`.
+# Llama 3 has 256 of them after the ordinary tokens: $128000 + 256 = 128256$, and this is the number of rows of its
+# embedding. Most are reserved and still unused. Rely on their ids, not on their names: id 128004 is
+# `<|finetune_right_pad_id|>` in the package that we read here and `<|fim_suffix|>` in Meta's older repository `llama3`.
 #
-# What if a user types `<|eot_id|>`? Then it is text, ten characters, and must be encoded as text. If it became the signal, users
-# could end their own turn and speak as somebody else. So `encode` of this library never makes a special token of anything in
-# the text. `bos=True` puts the first special token before the text, if the model wants it. The default model wants none.
-# %% [markdown] id="special_text" lang="zh" of="e0129e59"
+# What if a user types `<|eot_id|>`? Then it is text, ten characters, and must be encoded as text. If it became the
+# signal, users could end their own turn and speak as somebody else. So this library's `encode` never turns anything in
+# the text into a special token. `bos=True` puts the special token for the beginning before the text, if the model wants
+# one. The default model wants none.
+# %% [markdown] id="special_text" lang="zh" of="e2de3dae"
 # ## 特殊 token
 #
 # 有些编号根本不对应文本。**特殊 token**（special token）是一种信号：文本从这里开始，到这里结束，用户的话到此为止。它有一个便于书写的
@@ -461,9 +472,9 @@ if llama3:
 # Llama 3 在普通 token 之后有 256 个特殊 token：$128000 + 256 = 128256$，这正是它的嵌入的行数。其中大多数是预留的，尚未使用。可靠的是编号，不是
 # 名字：编号 128004 在我们读取的这个软件包里叫 `<|finetune_right_pad_id|>`，在 Meta 较早的代码库 `llama3` 里却叫 `<|fim_suffix|>`。
 #
-# 如果用户自己输入 `<|eot_id|>` 呢？那它就是十个字符的文本，也必须当作文本来编码。要是变成了信号，用户就能结束自己这一轮，
-# 再冒充别人说话。所以本库的 `encode` 决不会把文本中的任何内容变成特殊 token。`bos=True` 则在模型需要时，把第一个特殊 token
-# 放到文本之前。默认模型不需要。
+# 如果用户自己输入 `<|eot_id|>` 呢？那它就是十个字符的文本，也必须当作文本来编码。要是变成了信号，用户就能结束自己这一轮，再冒充别人
+# 说话。所以本库的 `encode` 决不会把文本中的任何内容变成特殊 token。`bos=True` 则在模型需要时，把表示文本开头的特殊 token 放到文本之
+# 前。默认模型不需要。
 # %% id="special_code"
 if llama3:
     assert len(llama3.special) == 256
@@ -486,18 +497,18 @@ if llama3:
 assert all(not special_ids & set(tokenizer.encode(name)) for name in vocabulary.special)
 expect(tokenizer.encode("Hi", bos=True), tokenizer.encode("Hi"))
 # %% [markdown] id="seventeen_text" lang="en"
-# ## The seventeen ids
+# ## The seventeen ids of lesson 15
 #
-# Now we can read the ids of the prompt that lesson 15 gives to the real Llama 3 8B. It ends with a space, on purpose. That space is a
-# token of its own, 220, since digits never take a space with them (third alternative above). In " 42" too, the space comes first
-# and then "42". So the prompt ends exactly where its continuation begins.
+# Now we can read the ids of the prompt that lesson 15 gives to the real Llama 3 8B. It ends with a space, on purpose.
+# That space is a token of its own, 220, since digits never take a space with them (third alternative above). In " 42"
+# too, the space comes first and then "42". So the prompt ends exactly where its continuation begins.
 #
 # Before a word it is the other way round: there the space belongs to the word's token.
-# %% [markdown] id="seventeen_text" lang="zh" of="b708ff32"
-# ## 十七个编号
+# %% [markdown] id="seventeen_text" lang="zh" of="d455335f"
+# ## 第 15 课的十七个编号
 #
 # 有了这些知识，就能读懂第 15 课交给真正的 Llama 3 8B 的那个提示的编号了。它故意以空格结尾。这个空格自成一个 token，即 220，
-# 因为数字从来不带空格（上面的第三个分支）。在 “ 42” 里也是先有空格，再有 “42”。所以提示恰好结束在后续文本开始的地方。
+# 因为数字从来不带空格（上面的第三个分支）。在“ 42”里也是先有空格，再有“42”。所以提示恰好结束在后续文本开始的地方。
 #
 # 在单词前面则相反：那里的空格属于单词的 token。
 # %% id="seventeen_code"
@@ -517,14 +528,14 @@ if llama3:
 # %% [markdown] id="space_text" lang="en"
 # ## A space at the end
 #
-# So what happens if you end a prompt with a space and want a word? We try it on the default model. In its training texts, too, the
-# space before a word was part of the word's token, and a space alone stood before digits. That is what it has learned to continue.
-# Hence the advice never to end a prompt with a space.
-# %% [markdown] id="space_text" lang="zh" of="67aef6c0"
+# So what happens if you end a prompt with a space and want a word next? We try it on the default model. In its training
+# texts, too, the space before a word was part of the word's token, and a space alone stood before digits. That is what
+# it has learned to continue. Hence the advice never to end a prompt with a space.
+# %% [markdown] id="space_text" lang="zh" of="03bb3e36"
 # ## 末尾的一个空格
 #
-# 那么，提示以空格结尾，却想让它接一个单词，会怎样？我们在默认模型上试试。在它的训练文本里也一样：单词前的空格属于单词的 token，而单独的
-# 空格出现在数字之前。它学会的就是这样接下去。所以才有“提示不要以空格结尾”的建议。
+# 那么，提示以空格结尾，又想让模型接一个单词，会怎样？我们在默认模型上试试。在它的训练文本里也一样：单词前的空格属于单词的 token，而
+# 单独的空格出现在数字之前。它学会的就是这样接下去。所以才有“提示不要以空格结尾”的建议。
 # %% id="space_code"
 endings = ["The capital of France is", "The capital of France is "]
 completions = jax_llama3.generate(model, endings, max_new_tokens=1)
@@ -539,16 +550,16 @@ expect(tokenizer.encode(" Paris"), [ranks[b" Paris"]])
 # %% [markdown] id="two_text" lang="en"
 # ## One text, two vocabularies
 #
-# Ids mean nothing without their vocabulary: 7042 is " Paris" for one model and something else for another. And the same text has
-# different lengths. Below, each of four texts is encoded with both vocabularies. English needs about as many tokens in both. Chinese
-# needs more than twice as many in the default model's vocabulary, which has few tokens for it.
+# Ids mean nothing without their vocabulary: 7042 is " Paris" for one model and something else for another. And the same
+# text has different lengths. Below, each of four texts is encoded with both vocabularies. English needs about as many
+# tokens in both. Chinese needs more than twice as many in the default model's vocabulary, which has few tokens for it.
 #
-# A larger vocabulary makes texts shorter, so that the network runs fewer times for a text. The price is rows of the embedding: $D$
-# numbers for each token, used or not.
-# %% [markdown] id="two_text" lang="zh" of="284971ac"
+# A larger vocabulary makes texts shorter, so that the network runs fewer times for a text. The price is rows of the
+# embedding: $D$ numbers for each token, used or not.
+# %% [markdown] id="two_text" lang="zh" of="dc73ab34"
 # ## 同一段文本，两个词表
 #
-# 离开词表，编号毫无意义：7042 在一个模型里是 “ Paris”，在另一个里是别的东西。同一段文本的长度也不同。下面四段文本分别用两个词表编码。
+# 离开词表，编号毫无意义：7042 在一个模型里是“ Paris”，在另一个里是别的东西。同一段文本的长度也不同。下面四段文本分别用两个词表编码。
 # 英文在两个词表下需要的 token 数差不多。中文在默认模型的词表下要多一倍以上，因为其中给中文的 token 很少。
 #
 # 词表越大，文本越短，同一段文本运行网络的次数就越少。代价是嵌入的行数：每个 token 要 $D$ 个数，不管用不用得上。
@@ -584,22 +595,22 @@ if llama3:
     show(
         figures.bytes_per_token([*texts], rates),
         en="Bars: bytes per token of four texts under two vocabularies. English and Python are close; Chinese and digits take "
-        "clearly more tokens with the default model's.",
+        "clearly more tokens with the default model's vocabulary.",
         zh="柱状图：四段文本在两个词表下每个 token 的字节数。英文与 Python 相近；中文和数字在默认模型的词表下明显需要更多 token。",
     )
 # %% [markdown] id="exercises" lang="en"
 # ## Exercises
 #
-# Put your answer in place of `None` and run the cell. A hint and a solution follow each exercise, folded.
+# Put your answer in place of `None` and run the cell. A hint and a solution are folded away below each exercise.
 #
-# **1.** Write `decode`: a function from ids to text, for `vocabulary`. Where the ids end inside a character, the text should end with
-# the sign U+FFFD.
-# %% [markdown] id="exercises" lang="zh" of="ca796742"
+# **1.** Write `decode`: a function from ids to text, for `vocabulary`. Where the ids end inside a character, the text
+# should end with the character U+FFFD.
+# %% [markdown] id="exercises" lang="zh" of="3aa58eff"
 # ## 练习
 #
-# 用你的答案替换 `None`，然后运行。每题后面是折叠起来的线索和解答。
+# 用你的答案替换 `None`，然后运行。每题下面折叠着一条线索和一个解答。
 #
-# **1.** 写出 `decode`：对 `vocabulary` 从编号到文本的函数。如果编号在一个字符中间结束，文本应以 U+FFFD 这个符号结尾。
+# **1.** 写出 `decode`：按 `vocabulary` 把编号变回文本的函数。如果编号在一个字符中间结束，文本应以字符 U+FFFD 结尾。
 # %% id="exercise_1"
 answer_1 = None
 
@@ -632,9 +643,10 @@ exercise(
     check_1,
 )
 # %% [markdown] id="exercise_2_text" lang="en"
-# **2.** If you cut a text in two and encode both parts, do you get the ids of the whole? Find a pair of texts `a, b` for which you
-# do not: the ids of `a + b` are others than those of `a` followed by those of `b`, although they are *as many*.
-# %% [markdown] id="exercise_2_text" lang="zh" of="69be4f92"
+# **2.** If you cut a text in two and encode both parts, do you get the ids of the whole? Find a pair of texts `a, b`
+# for which you do not: the ids of `a + b` differ from those of `a` followed by those of `b`, although there are
+# *equally many*.
+# %% [markdown] id="exercise_2_text" lang="zh" of="0f345af4"
 # **2.** 把文本切成两段分别编码，得到的还是整段的编号吗？找一对文本 `a, b`，使答案为“否”：`a + b` 的编号不同于 `a` 的编号后接 `b` 的编号，
 # 但*个数相同*。
 # %% id="exercise_2"
@@ -677,10 +689,10 @@ def first_pair(text):
 
 exercise(2, first_pair("The capital of Liechtenstein is Vaduz"), check_2)
 # %% [markdown] id="exercise_3_text" lang="en"
-# **3.** Why merges at all? One could also cut a piece from the left and always take the longest token that fits. Write this as a
-# function of `piece` (bytes) and `ranks` that returns the list of tokens. Predict first: will it need more tokens than BPE or
-# fewer? The check compares both on five words.
-# %% [markdown] id="exercise_3_text" lang="zh" of="a5dc59f7"
+# **3.** Why merge at all? One could also cut a piece from the left and always take the longest token that fits. Write
+# this as a function of `piece` (bytes) and `ranks` that returns the list of tokens. Predict first: will it need more
+# tokens than BPE or fewer? The check compares both on five words.
+# %% [markdown] id="exercise_3_text" lang="zh" of="dd33fd84"
 # **3.** 为什么非要合并？也可以从左边起，每次取能放下的最长的 token。写成以 `piece`（字节）和 `ranks` 为参数的函数，返回 token 的列表。
 # 先预测一下：它需要的 token 会比 BPE 多，还是少？检查代码在五个词上比较两者。
 # %% id="exercise_3"
@@ -707,13 +719,14 @@ exercise(3, answer_3, check_3)
 # %% [markdown] id="hint_3" lang="en"
 # <details><summary>Hint</summary>
 #
-# Try the lengths from `len(piece)` down to 1 and stop at the first that is in `ranks`. Take that token off the piece and start again.
+# Try the lengths from `len(piece)` down to 1 and stop at the first that is in `ranks`. Take that token off the piece
+# and start again.
 #
 # </details>
-# %% [markdown] id="hint_3" lang="zh" of="9a5025d2"
+# %% [markdown] id="hint_3" lang="zh" of="71177602"
 # <details><summary>线索</summary>
 #
-# 长度从 `len(piece)` 往下试到 1，遇到第一个在 `ranks` 里的就停。从段上取下这个 token，再从头来。
+# 长度从 `len(piece)` 往下试到 1，遇到第一个在 `ranks` 里的就停。从这一段里取下这个 token，再从头来。
 #
 # </details>
 # %% id="solution_3" tags=["solution"]
@@ -736,11 +749,12 @@ exercise(3, longest_first, check_3)
 #   [arXiv:1508.07909](https://arxiv.org/abs/1508.07909)
 # - Meta, *The Llama 3 Herd of Models*, 2024, [arXiv:2407.21783](https://arxiv.org/abs/2407.21783)
 # - The library [tiktoken](https://github.com/openai/tiktoken)
-# - Meta's [llama-models](https://github.com/meta-llama/llama-models), which holds Llama 3's vocabulary, and the older
-#   [llama3](https://github.com/meta-llama/llama3/blob/main/llama/tokenizer.py), with other names for some special tokens
+# - Meta's [llama-models](https://github.com/meta-llama/llama-models), which contains Llama 3's vocabulary, and the
+#   older [llama3](https://github.com/meta-llama/llama3/blob/main/llama/tokenizer.py), with other names for some special
+#   tokens
 #
 # Next: lesson 02 opens the files of weights.
-# %% [markdown] id="sources" lang="zh" of="fdbc38e6"
+# %% [markdown] id="sources" lang="zh" of="d2bbb174"
 # ## 来源
 #
 # - Sennrich、Haddow、Birch，*Neural Machine Translation of Rare Words with Subword Units*，2015，[arXiv:1508.07909](https://arxiv.org/abs/1508.07909)

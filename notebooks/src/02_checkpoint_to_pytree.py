@@ -1,25 +1,27 @@
 # %% [markdown] id="title" lang="en"
 # # 02 · A checkpoint becomes a pytree
 #
-# *Reading time 22 minutes. Before it: lesson 00. What it proves: the weights are as many as a formula says, three file formats of
-# one model give the same weights bit for bit, and a small slip in their order goes unnoticed by every check of shapes.*
+# *Reading time 22 minutes. Before it: lesson 00. What it proves: the number of weights is what a formula says, three
+# file formats of one model give the same weights bit for bit, and a small slip in the order of their rows passes every
+# check of shapes.*
 #
-# Everything a model knows is in its parameters. Where do they come from, and what must a program know to use them? They come from a
-# **checkpoint**, the files that training leaves: the parameters, a short record of the architecture (the config), and the tokenizer.
-# There is no program in it. We write the program, and it works only if names, shapes and order fit.
+# Everything a model knows is in its parameters. Where do they come from, and what must a program know to use them? They
+# come from a **checkpoint**, the files that training leaves: the parameters, a short record of the architecture (the
+# config), and the tokenizer. There is no program in it. We write the program, and it works only if names, shapes and
+# order match.
 #
-# The first part takes about 10 minutes and is all you need for the next lessons. The second part is for those who convert
-# checkpoints. A sign between the two tells you where you may leave.
-# %% [markdown] id="title" lang="zh" of="7182e77f"
+# The first part takes about 10 minutes and is all you need for the next lessons. The second part is for those who
+# convert checkpoints. A heading between the two tells you where you can stop.
+# %% [markdown] id="title" lang="zh" of="746f1673"
 # # 02 · 检查点变成 pytree
 #
-# *阅读时间 22 分钟。前置：第 00 课。本课证明：参数个数与公式一致；同一个模型的三种文件格式给出逐位相同的权重；而排列次序上的
-# 一个小错误，任何形状检查都发现不了。*
+# *阅读时间 22 分钟。前置：第 00 课。本课证明：参数个数与公式一致；同一个模型的三种文件格式给出逐比特相同的权重；而行的次序上一个小
+# 错误，任何形状检查都发现不了。*
 #
 # 模型知道的一切都在参数里。参数从哪里来？程序要知道些什么，才能用上它们？它们来自**检查点**（checkpoint），也就是训练留下的文件：参数、
 # 一份简短的架构记录（config）和分词器。里面没有程序。程序由我们来写；只有名字、形状和次序都对得上，它才能工作。
 #
-# 第一部分大约 10 分钟，后面几课只需要这些。第二部分写给要转换检查点的人。两部分之间有一处提示，告诉你可以在那里先离开。
+# 第一部分大约 10 分钟，后面几课只需要这些。第二部分写给要转换检查点的人。两部分之间有一个标题，告诉你可以在那里停下。
 # %% id="setup"
 import dataclasses
 import math
@@ -39,11 +41,11 @@ from jax_llama3_course.figures import checkpoint as figures
 model, folder = load_model(), model_folder()
 config, params = model.config, model.params
 # %% [markdown] id="folder" lang="en"
-# ## What lies in the folder
+# ## What is in the folder
 #
 # Here are the files of our model. Nearly all of their size is weights. `config.json` is the record of the architecture, the
 # tokenizer has a file of its own (lesson 01), and the rest is small.
-# %% [markdown] id="folder" lang="zh" of="608d4618"
+# %% [markdown] id="folder" lang="zh" of="26d11b31"
 # ## 文件夹里有什么
 #
 # 下面是我们这个模型的全部文件，大小几乎都来自权重。`config.json` 是架构的记录，分词器有自己的文件（第 01 课），其余的都很小。
@@ -55,20 +57,20 @@ for name, size in sizes_of_files.items():
 weights = sum(size for name, size in sizes_of_files.items() if name.endswith(".safetensors"))
 assert weights > 0.9 * sum(sizes_of_files.values())
 # %% [markdown] id="keys" lang="en"
-# ## The first keys
+# ## The first twelve names
 #
-# The weights lie in files called **safetensors**: a table of contents, then the numbers. Each entry of the table has a name, a type
-# and a shape. That is all a checkpoint says about a number: where it belongs, not what it does.
+# The weights are stored in **safetensors** files: a table of contents, then the numbers. Each entry of the table has a
+# name, a type and a shape. That is all a checkpoint says about a number: where it belongs, not what it does.
 #
-# Here are the first twelve names. On the course's own model the number of tensors is known, and `expect` checks it; with another
-# model `expect` checks nothing.
-# %% [markdown] id="keys" lang="zh" of="821700bb"
-# ## 最前面的键
+# Here are the first twelve. On the course's own model the number of tensors is known, and `expect` checks it; with
+# another model `expect` checks nothing.
+# %% [markdown] id="keys" lang="zh" of="caf3ceb6"
+# ## 最前面的十二个名字
 #
 # 权重存放在 **safetensors** 文件里：先是一张目录，后面是数。目录中每一项有名字、类型和形状。关于一个数，检查点只说到这里：它放在哪里，
 # 而不是它做什么。
 #
-# 下面是最前面的十二个名字。对本课程自己的模型，张量的个数是已知的，由 `expect` 检查；换成别的模型时，`expect` 什么也不检查。
+# 下面就是这十二个。对本课程自己的模型，张量的个数是已知的，由 `expect` 检查；换成别的模型时，`expect` 什么也不检查。
 # %% id="keys_code"
 files = sorted(folder.glob("*.safetensors"))
 keys = []
@@ -87,14 +89,15 @@ print(len(keys), "tensors in", len(files), "files")
 # %% [markdown] id="layer_0" lang="en"
 # ## The shapes of layer 0
 #
-# Every layer has nine tensors, of the same shapes in all layers. Five belong to attention, its norm included, and four to the
-# feed-forward network. In this lesson and in all that follow, letters stand for sizes: $V$ tokens in the vocabulary, $D$ the model's
-# width, $N$ heads, $K$ heads of keys and values, $H$ numbers in a head, $F$ the width inside the feed-forward network, $L$ layers.
+# Every layer has nine tensors, with the same shapes in all layers. Five belong to attention, its norm included, and
+# four to the feed-forward network. In this lesson and in all that follow, letters stand for sizes: $V$ tokens in the
+# vocabulary, $D$ the model's width, $N$ heads, $K$ heads of keys and values, $H$ numbers in a head, $F$ the width
+# inside the feed-forward network, $L$ layers.
 #
-# A matrix is stored with its outputs first and its inputs last: $y = W x$ with $W$ of shape [out, in]. For many rows at once that is
-# `x @ W.T`. The heads are split out: `wq` is not one matrix of $N H$ rows but $N$ matrices of $H$ rows. That is a reshape; no number
-# moves.
-# %% [markdown] id="layer_0" lang="zh" of="c55f2b4d"
+# A matrix is stored with its outputs first and its inputs last: $y = W x$ with $W$ of shape [out, in]. For many rows at
+# once that is `x @ W.T`. The heads are split out: `wq` is not one matrix of $N H$ rows but $N$ matrices of $H$ rows.
+# That is a reshape; no number moves.
+# %% [markdown] id="layer_0" lang="zh" of="5c33f436"
 # ## 第 0 层的形状
 #
 # 每一层都有九个张量，各层的形状都相同：五个属于注意力（包括它的归一化），四个属于前馈网络。本课和以后各课都用字母表示大小：$V$ 词表的
@@ -143,14 +146,14 @@ close(by_heads.reshape(-1), layer.wq.reshape(N * H, D) @ x, atol=1e-5)
 # | `ffn_dim` $F$ | width inside the feed-forward network | yes |
 # | `norm_eps` $\varepsilon$ | a small number under the root of every norm (lesson 03) | **no** |
 # | `rope_theta`, `rope_scaling` | how fast positions turn the vectors of attention (lesson 05) | **no** |
-# | `max_seq_len` | the longest text the model was made for; it stands in no formula | **no** |
+# | `max_seq_len` | the longest text the model was made for; it appears in no formula | **no** |
 # | `tie_embeddings` | the output matrix *is* the embedding, stored once | yes: one tensor is missing |
 #
-# Look at the last column. (The code below checks it: `abstract_params` gives the shapes that a config asks for, and `fits` compares them with
-# those of our weights.) A wrong `dim` no longer fits the shapes and is noticed at once. A wrong `norm_eps` runs without
-# complaint and gives other numbers. In files
-# that do not split the heads you see only products, so 9 heads of 64 and 18 heads of 32 fit the same matrix.
-# %% [markdown] id="config" lang="zh" of="598bf57f"
+# Look at the last column. (The code below checks it: `abstract_params` gives the shapes that a config asks for, and
+# `fits` compares them with those of our weights.) A wrong `dim` no longer fits the shapes and is noticed at once. A
+# wrong `norm_eps` runs without complaint and gives wrong numbers. In files that do not split the heads you see only
+# products, so 9 heads of 64 and 18 heads of 32 fit the same matrix.
+# %% [markdown] id="config" lang="zh" of="8504ab19"
 # ## config 的每个字段
 #
 # | 字段 | 含义 | 从形状能看出吗？ |
@@ -166,8 +169,9 @@ close(by_heads.reshape(-1), layer.wq.reshape(N * H, D) @ x, atol=1e-5)
 # | `max_seq_len` | 模型所适用的最长文本；不出现在任何公式里 | **不能** |
 # | `tie_embeddings` | 输出矩阵**就是**嵌入，只存一份 | 能：少一个张量 |
 #
-# 请看最后一列。（下面的代码逐项检查：`abstract_params` 给出 config 所要求的形状，`fits` 把它们与我们权重的形状比较。）`dim` 错了就与形状不符，马上会被发现；`norm_eps` 错了照样能跑，毫无怨言，只是数不对。不拆头的文件只显示乘积，所以 9 个 64 维的头与 18 个
-# 32 维的头配得上同一个矩阵。
+# 请看最后一列。（下面的代码逐项检查：`abstract_params` 给出 config 所要求的形状，`fits` 把它们与我们权重的形状比较。）`dim` 错了就
+# 与形状不符，马上会被发现；`norm_eps` 错了照样能跑，也不报错，只是数不对。不拆头的文件只显示乘积，所以 9 个 64 维的头与 18 个 32 维
+# 的头配得上同一个矩阵。
 # %% id="config_code"
 for field in dataclasses.fields(config):
     print(f"{field.name:<16} {getattr(config, field.name)}")
@@ -200,7 +204,7 @@ flat = layer.wq.reshape(-1, D)
 assert flat.shape == (N * H, D)
 assert flat.reshape(2 * N, H // 2, D).shape == (2 * N, H // 2, D)
 
-# en: What the network says with a wrong field that no shape shows.
+# en: What the network says when a field is wrong and no shape shows it.
 # zh: 字段错了而形状看不出来时，网络怎么说。
 ids = model.tokenizer.encode("The capital of France is", bos=True)
 
@@ -218,29 +222,30 @@ assert (logits_with(params, max_seq_len=2 * config.max_seq_len) == right).all()
 # %% [markdown] id="pytree" lang="en"
 # ## Pytrees
 #
-# In this project weights are data and the network is a function, `forward(params, tokens, config)`. What then is `params`? A
-# **pytree**: containers in containers (tuples, lists, dicts, named tuples), with leaves at the ends, here arrays. JAX walks through
-# any such nest, and three functions do nearly all of the work:
+# In this project weights are data and the network is a function, `forward(params, tokens, config)`. What then is
+# `params`? A **pytree**: containers in containers (tuples, lists, dicts, named tuples), with leaves at the ends, here
+# arrays. JAX walks through any such structure, and a few functions do nearly all of the work:
 #
 # - `jax.tree.leaves(tree)` gives the leaves in a fixed order;
-# - `jax.tree.map(function, tree, ...)` applies a function to every leaf and keeps the nest;
-# - `jax.tree.structure(tree)` gives the nest without its leaves; `jax.tree.unflatten` puts new leaves into it.
+# - `jax.tree.map(function, tree, ...)` applies a function to every leaf and keeps the structure;
+# - `jax.tree.structure(tree)` gives the structure without its leaves; `jax.tree.unflatten` puts new leaves into it.
 #
-# `None` is an empty container, not a leaf. That is how a tied model has no output matrix and all code still works.
+# `None` is an empty container, not a leaf. That is how a tied model (`tie_embeddings`) can do without an output matrix
+# while all code still works.
 #
-# The nest can also have leaves that are only shapes. `abstract_params` makes it from the config alone: it is the contract between
-# the checkpoint and the program, and it costs no memory, however large the model.
-# %% [markdown] id="pytree" lang="zh" of="834a1672"
+# The leaves can also be mere shapes. `abstract_params` makes such a tree from the config alone: it is the contract
+# between the checkpoint and the program, and it costs no memory, however large the model.
+# %% [markdown] id="pytree" lang="zh" of="693233a8"
 # ## pytree
 #
-# 在本项目里，权重是数据，网络是函数：`forward(params, tokens, config)`。那么 `params` 是什么？是一棵 **pytree**：容器套容器（元组、列表、
-# 字典、具名元组），末端是叶子，这里就是数组。JAX 能走遍任何这样的嵌套结构，三个函数几乎能完成全部工作：
+# 在本项目里，权重是数据，网络是函数：`forward(params, tokens, config)`。那么 `params` 是什么？是一棵 **pytree**：容器套容器（元组、
+# 列表、字典、具名元组），末端是叶子，这里就是数组。JAX 能走遍任何这样的嵌套结构，只用几个函数就能完成几乎全部工作：
 #
 # - `jax.tree.leaves(tree)` 按固定次序给出所有叶子；
 # - `jax.tree.map(function, tree, ...)` 对每片叶子应用一个函数，结构不变；
 # - `jax.tree.structure(tree)` 给出去掉叶子的结构，`jax.tree.unflatten` 再给它配上新的叶子。
 #
-# `None` 是空容器，不是叶子。共享嵌入的模型因此没有输出矩阵，而所有代码照常工作。
+# `None` 是空容器，不是叶子。共享嵌入（`tie_embeddings`）的模型因此可以没有输出矩阵，而所有代码照常工作。
 #
 # 叶子也可以只是形状。`abstract_params` 只凭 config 就能造出这样的结构：它是检查点与程序之间的契约，不论模型多大都不占内存。
 # %% id="pytree_code"
@@ -258,8 +263,8 @@ assert jax.tree.map(lambda leaf: 10 * leaf, tree) == Pair([10, 20], {"a": 30, "b
 structure = jax.tree.structure(tree)
 assert jax.tree.unflatten(structure, [7, 8, 9]) == Pair([7, 8], {"a": 9, "b": None})
 
-# en: The model is the same, only larger. Its key paths are the names in the files.
-# zh: 模型也是如此，只是更大。它的键路径就是文件里的名字。
+# en: The model is such a tree too, only larger. Its key paths are the names in the files.
+# zh: 模型也是这样一棵树，只是更大。它的键路径就是文件里的名字。
 names = [name for name, _ in named_leaves(params)]
 assert names[:3] == ["embedding", "layers.0.attn_norm", "layers.0.wq"]
 assert set(names) == set(keys)
@@ -289,12 +294,12 @@ show(
     zh="从左到右的一棵树：params 分为 embedding、layers、norm 和 output；一层再分为九个张量，每个都写着形状。",
 )
 # %% [markdown] id="objects" lang="en"
-# Must it be done this way? No. In other libraries a model is an object with the network as its method. In Flax NNX it is a Python
-# object that holds its parameters, in Equinox a dataclass, and in both the object is registered as a pytree, so `jax.tree.map` works
-# on it too. JAX itself needs one line for that, as you see below. The difference is a matter of style. Ours is the plainest: named
-# tuples that hold arrays and nothing else, and beside them a function. Nothing is hidden, and a checkpoint is simply the leaves with
-# their names.
-# %% [markdown] id="objects" lang="zh" of="5fcb8f80"
+# Must it be done this way? No. In other libraries a model is an object with the network as its method. In Flax NNX it
+# is a Python object that holds its parameters, in Equinox a dataclass, and in both the object is registered as a
+# pytree, so `jax.tree.map` works on it too. JAX itself needs one line for that, as you see below. The difference is a
+# matter of style. Ours is the plainest: named tuples that hold arrays and nothing else, and beside them a function.
+# Nothing is hidden, and a checkpoint is simply the leaves with their names.
+# %% [markdown] id="objects" lang="zh" of="3c2db9b8"
 # 非这样做不可吗？不是。在别的库里，模型是一个对象，网络是它的方法。Flax NNX 的模型是持有参数的 Python 对象，Equinox 的模型是一个 dataclass；
 # 两者的对象都注册成了 pytree，所以 `jax.tree.map` 对它们同样有效。如下所示，JAX 自己做到这一点只要一行。区别只在风格。我们的写法最朴素：只装
 # 数组的具名元组，旁边放一个函数。没有任何隐藏的东西，检查点就是这些叶子加上名字。
@@ -320,15 +325,15 @@ close(jax.jit(lambda linear, x: linear(x))(doubled, x), 2 * (layer.w_up @ x), at
 # %% [markdown] id="count" lang="en"
 # ## How many parameters?
 #
-# We can add them up by hand. A layer has the shapes above, and the embedding counts once if it is tied ($t = 1$), else twice
-# ($t = 2$):
+# We can add them up by hand. A layer has the shapes above, and the embedding counts once if it is tied ($t = 1$),
+# otherwise twice ($t = 2$):
 #
 # $$P = t\,V D + L\,\bigl(\underbrace{2 N H D}_{w_q,\,w_o} + \underbrace{2 K H D}_{w_k,\,w_v}
 #  + \underbrace{3 F D}_{\text{feed-forward}} + \underbrace{2 D}_{\text{norms}}\bigr) + D .$$
 #
-# The result must be the number of numbers in the leaves. It must also be what `count_params` gives, which looks at the contract alone,
-# so it can count a model that we do not have.
-# %% [markdown] id="count" lang="zh" of="3b409100"
+# The result must equal the count of all numbers in the leaves. It must also equal what `count_params` gives. That
+# function looks at the contract alone, so it can count a model that we do not have.
+# %% [markdown] id="count" lang="zh" of="4c361248"
 # ## 一共有多少参数？
 #
 # 可以亲手加起来。一层的形状如上；嵌入若共享只算一份（$t = 1$），否则算两份（$t = 2$）：
@@ -336,7 +341,7 @@ close(jax.jit(lambda linear, x: linear(x))(doubled, x), 2 * (layer.w_up @ x), at
 # $$P = t\,V D + L\,\bigl(\underbrace{2 N H D}_{w_q,\,w_o} + \underbrace{2 K H D}_{w_k,\,w_v}
 #  + \underbrace{3 F D}_{\text{FFN}} + \underbrace{2 D}_{\text{norms}}\bigr) + D .$$
 #
-# 结果必须等于所有叶子里数的总个数，也必须等于 `count_params` 的结果。后者只看契约，所以连手头没有的模型也能数。
+# 结果必须等于所有叶子里的数的总个数，也必须等于 `count_params` 的结果。后者只看契约，所以连手头没有的模型也能数。
 # %% id="count_code"
 
 
@@ -358,8 +363,9 @@ for name, known in {"llama3.2-1b": 1_235_814_400, "llama3-8b": 8_030_261_248}.it
     assert sum(parts(preset(name)).values()) == known
     print(f"{name:<16} {known:>15,}")
 # %% [markdown] id="count_picture_text" lang="en"
-# Where are they? Mostly in the feed-forward networks, and the more so the larger the model. The norms are too few to be seen.
-# %% [markdown] id="count_picture_text" lang="zh" of="df4e5fc6"
+# Where are they? Mostly in the feed-forward networks, and the larger the model, the more so. The norms have too few to
+# be seen.
+# %% [markdown] id="count_picture_text" lang="zh" of="815b9843"
 # 它们都在哪里？大部分在前馈网络里，模型越大越是如此。归一化的权重太少，图上看不见。
 # %% id="count_picture"
 models = {"this model": parts(config)} | {
@@ -371,23 +377,23 @@ assert 0.5 < feed_forward[0] < feed_forward[1] < feed_forward[2]
 assert all(each["norms"] < 1e-3 * sum(each.values()) for each in published)
 show(
     figures.shares(models),
-    en="Stacked bars for four models: the embedding's share is a fifth in the two small models and shrinks in the large ones; the feed-forward network's grows from three fifths to four.",
+    en="Stacked bars for four models: the embedding's share is a fifth in the two small models and shrinks in the large ones; the feed-forward network's grows from three fifths to four fifths.",
     zh="四个模型的堆叠条形图：嵌入在两个小模型里占五分之一，在大模型里更小；前馈网络的份额则从五分之三增到五分之四。",
 )
 # %% [markdown] id="bytes" lang="en"
-# ## How many bytes each?
+# ## How many bytes per number?
 #
-# A float32 takes four bytes. Published models mostly use **bfloat16**, which takes two: it is simply the upper half of a float32, with
-# the same sign and exponent, so the same range, but with 8 bits of precision in place of 24. To widen it is exact; to narrow it
-# rounds. With 8 bits you cannot count one by one past 256.
+# A float32 takes four bytes. Published models mostly use **bfloat16**, which takes two: it is simply the upper half of
+# a float32, with the same sign and exponent, so the same range, but with 8 bits of precision instead of 24. Widening is
+# exact; narrowing rounds. With 8 bits you cannot count one by one past 256.
 #
-# Our model comes from a file with even less: 4 bits for a number in most of its matrices (the second part shows how). It was widened to
-# float32 for this course, so that rounding never hides an error of ours.
-# %% [markdown] id="bytes" lang="zh" of="7cd1e1f7"
+# Our model comes from a file with even fewer bits: 4 per number in most of its matrices (the second part shows how). It
+# was widened to float32 for this course, so that rounding never hides an error of ours.
+# %% [markdown] id="bytes" lang="zh" of="ce7770df"
 # ## 每个数占几个字节？
 #
-# 一个 float32 占四个字节。公开的模型大多用 **bfloat16**，只占两个：它就是 float32 的前一半，符号和指数相同，所以范围相同，但精度只有
-# 8 比特而不是 24 比特。加宽是精确的，变窄则要舍入。只有 8 比特时，数到 256 就不能再逐一往下数了。
+# 一个 float32 占四个字节。公开的模型大多用 **bfloat16**，只占两个：它就是 float32 的高 16 位，符号和指数相同，所以范围相同，但精度
+# 只有 8 比特而不是 24 比特。加宽是精确的，变窄则要舍入。只有 8 比特时，数到 256 就不能再一个一个往下数了。
 #
 # 我们的模型来自更省的文件：大多数矩阵里每个数只有 4 比特（第二部分讲怎样做到）。本课程把它加宽成 float32，这样舍入就不会掩盖我们自己的错误。
 # %% id="bytes_code"
@@ -406,16 +412,16 @@ assert (rounding <= 2**-8 * jnp.abs(layer.w_up)).all()
 #
 # Put your answer in place of `None` and run the cell. A hint and a solution are folded away below each exercise.
 #
-# **1.** Does the model notice bfloat16? Write a function of a tree that rounds every matrix to bfloat16 and widens it to float32
-# again, and leaves the vectors (the norms) alone. Before you run it: will the next token still be " Paris"? By how much will the
-# logits move?
-# %% [markdown] id="exercises" lang="zh" of="d55ea256"
+# **1.** Does the model notice bfloat16? Write a function of a tree that rounds every matrix to bfloat16 and widens it
+# to float32 again, and leaves the vectors (the weights of the norms) alone. Before you run it: will the next token
+# still be " Paris"? By how much will the logits move?
+# %% [markdown] id="exercises" lang="zh" of="5733887f"
 # ## 练习
 #
 # 用你的答案替换 `None`，然后运行。每题下面折叠着一条线索和一个解答。
 #
 # **1.** 模型会察觉 bfloat16 吗？写一个以树为参数的函数：把每个矩阵舍入成 bfloat16，再加宽回 float32，向量（归一化的权重）保持不变。运行之前
-# 先猜：下一个 token 还是 “ Paris” 吗？logits 会变动多少？
+# 先猜：下一个 token 还是“ Paris”吗？logits 会变动多少？
 # %% id="exercise_1"
 answer_1 = None
 
@@ -459,10 +465,10 @@ def round_matrices(tree):
 
 exercise(1, round_matrices, check_1)
 # %% [markdown] id="exercise_2_text" lang="en"
-# **2.** Lie to the network. Change one field of the config, other than `norm_eps`, so that every shape still fits and yet the next token
-# is wrong. Answer with a dictionary of the one field and its new value. Which fields can it be? Guess how far you must go before the
-# token changes, then try.
-# %% [markdown] id="exercise_2_text" lang="zh" of="4909c5ea"
+# **2.** Lie to the network. Change one field of the config, other than `norm_eps`, so that every shape still fits and
+# yet the next token is wrong. Answer with a dictionary that holds this field and its new value. Which fields can it be?
+# Guess how far you must go before the token changes, then try.
+# %% [markdown] id="exercise_2_text" lang="zh" of="95402213"
 # **2.** 骗一骗网络。把 config 的一个字段（`norm_eps` 除外）改掉，使所有形状仍然相符，而下一个 token 却是错的。用一个字典作答：一个字段和它的新值。
 # 哪些字段有可能？先猜要改到多大 token 才会变，再动手试。
 # %% id="exercise_2"
@@ -482,10 +488,10 @@ exercise(2, answer_2, check_2)
 # %% [markdown] id="hint_2" lang="en"
 # <details><summary>Hint</summary>
 #
-# The table above says "no" for four fields. One is excluded, one stands in no formula.
+# The table above says "no" for four fields. One is excluded, one appears in no formula.
 #
 # </details>
-# %% [markdown] id="hint_2" lang="zh" of="418080e1"
+# %% [markdown] id="hint_2" lang="zh" of="29d9c68e"
 # <details><summary>线索</summary>
 #
 # 上面的表里有四个字段写着“不能”。其中一个已排除，一个不出现在任何公式里。
@@ -496,19 +502,19 @@ exercise(2, {"rope_theta": 10.0}, check_2)
 # %% [markdown] id="pause" lang="en"
 # ## You can go on to lesson 03 here
 #
-# You know what a checkpoint is, what each field of the config says, what the tree looks like and how many parameters it holds. **That
-# is all the next lessons need.**
+# You know what a checkpoint is, what each field of the config says, what the tree looks like and how many parameters it
+# holds. **That is all the next lessons need.**
 #
-# What follows is for those who convert checkpoints: reading safetensors by hand, why pickles are dangerous, the formats of Meta, of
-# Hugging Face and of llama.cpp, and the order of the rows of q and k, which no check of shapes can see. It is best read after lesson 08,
-# when q and k are old friends.
-# %% [markdown] id="pause" lang="zh" of="f032a4b7"
+# What follows is for those who convert checkpoints: reading safetensors by hand, why pickles are dangerous, the formats
+# of Meta, Hugging Face and llama.cpp, and the order of the rows of q and k, which no check of shapes can see. It is
+# best read after lesson 08, when q and k are old friends.
+# %% [markdown] id="pause" lang="zh" of="d60c0741"
 # ## 可以从这里去第 03 课
 #
 # 检查点是什么、config 的每个字段说了什么、树长什么样、一共有多少参数，你已经知道了。**后面几课只需要这些。**
 #
-# 以下内容写给要转换检查点的人：亲手读 safetensors，pickle 为什么危险，Meta、Hugging Face 和 llama.cpp 的格式，以及任何形状检查都看不出的 q 和 k 的
-# 行的次序。最好读完第 08 课再回来，那时 q 和 k 都是老朋友了。
+# 以下内容写给要转换检查点的人：亲手读 safetensors，pickle 为什么危险，Meta、Hugging Face 和 llama.cpp 的格式，以及 q 和 k 各行的次
+# 序，任何形状检查都看不出它对不对。最好读完第 08 课再回来，那时 q 和 k 都是老朋友了。
 # %% id="setup_2"
 import contextlib
 import io
@@ -533,22 +539,24 @@ work = Path(scratch.name)
 # %% [markdown] id="mapped" lang="en"
 # ## Loading without reading
 #
-# A safetensors file is so simple that we can read it by hand. First come eight bytes with the length of a header; then the header, which
-# is JSON and gives the name, type, shape, first and last byte of each tensor; then the bytes of all tensors.
+# A safetensors file is so simple that we can read it by hand. First come eight bytes with the length of a header; then
+# the header, which is JSON and gives the name, type and shape of each tensor, and where its bytes begin and end; then
+# the bytes of all tensors.
 #
-# The bytes need not be copied into a buffer first. The file is **memory-mapped**: the operating system gives its bytes addresses, and
-# fetches a page of the file only when somebody looks at an address in it. Opening costs nothing, whatever the size, and what nobody looks
-# at is never read. So the converter can work through a file far larger than memory. (`load` maps as well. On a CPU a large tensor that
-# keeps its number format *is* the pages of its file, and JAX computes with them.)
-# %% [markdown] id="mapped" lang="zh" of="18f9d395"
+# The bytes need not be copied into a buffer first. The file is **memory-mapped**: the operating system gives its bytes
+# addresses, and fetches a page of the file only when a program reads an address in it. Opening costs next to nothing,
+# whatever the size, and what is never used is never read. So the converter can work through a file far larger than
+# memory. (`load` maps as well. On a CPU a large tensor that keeps its number format *is* the pages of its file, and JAX
+# computes with them.)
+# %% [markdown] id="mapped" lang="zh" of="e7487398"
 # ## 不读就加载
 #
-# safetensors 文件非常简单，亲手就能读。先是八个字节，给出文件头的长度；接着是文件头，它是 JSON，给出每个张量的名字、类型、形状和起止字节；
-# 再往后是所有张量的字节。
+# safetensors 文件非常简单，亲手就能读。先是八个字节，给出文件头的长度；接着是文件头，它是 JSON，给出每个张量的名字、类型、形状，以
+# 及它的字节从哪里开始、到哪里结束；再往后是所有张量的字节。
 #
-# 不必先把这些字节复制进缓冲区，可以使用**内存映射**（memory-mapped）：操作系统给文件的字节分配地址，只有当有人访问某个地址时，才取来
-# 文件里对应的那一页。不论文件多大，打开都不花代价；没人访问的部分从不读取。所以转换器能处理比内存大得多的文件。（`load`
-# 也用映射。在 CPU 上，不改变数值格式的大张量**就是**文件的那些页，JAX 直接用它们计算。）
+# 不必先把这些字节复制进缓冲区，可以使用**内存映射**（memory-mapped）：操作系统给文件的字节分配地址，只有当程序访问某个地址时，才取
+# 来文件里对应的那一页。不论文件多大，打开几乎不花代价；没用到的部分从不读取。所以转换器能处理比内存大得多的文件。（`load` 也用映
+# 射。在 CPU 上，不改变数值格式的大张量**就是**文件的那些页，JAX 直接用它们计算。）
 # %% id="mapped_code"
 DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16}
 
@@ -571,8 +579,8 @@ embedding = mapped(files[0], "embedding")
 assert embedding.shape == (V, D)
 np.testing.assert_array_equal(embedding[:100].astype(np.float32), params.embedding[:100])
 
-# en: A file as large as Llama 3 8B in bfloat16, all holes: to map it and read its end takes no time and no memory.
-# zh: 一个与 bfloat16 的 Llama 3 8B 一样大的文件，全是空洞：映射它并读取末尾，不花时间也不占内存。
+# en: A file as large as Llama 3 8B in bfloat16, all holes: mapping it and reading its end take hardly any time or memory.
+# zh: 一个与 bfloat16 的 Llama 3 8B 一样大的文件，全是空洞：映射它并读取末尾，几乎不花时间，也几乎不占内存。
 size = 2 * jax_llama3.count_params(preset("llama3-8b"))
 with open(work / "large", "wb") as file:
     file.truncate(size)
@@ -584,10 +592,11 @@ del large, embedding
 # %% [markdown] id="pickle" lang="en"
 # ## Why not pickle
 #
-# PyTorch's `.pth` files are zip archives that hold a **pickle**, Python's format for objects. A pickle is not a table but a program for
-# a small machine, and one of its instructions is "call this function with these arguments". Whoever made the file chose the function.
-# To load such a file is to run it: it can delete your files before you have seen a single weight.
-# %% [markdown] id="pickle" lang="zh" of="0e647495"
+# PyTorch's `.pth` files are zip archives that hold a **pickle**, Python's format for objects. A pickle is not a table
+# but a program for a small machine, and one of its instructions is "call this function with these arguments". Whoever
+# made the file chose the function. Loading such a file means running it: it can delete your files before you have seen
+# a single weight.
+# %% [markdown] id="pickle" lang="zh" of="dccf39fe"
 # ## 为什么不用 pickle
 #
 # PyTorch 的 `.pth` 文件是 zip 压缩包，里面有一份 **pickle**，即 Python 存放对象的格式。pickle 不是表格，而是一台小机器的程序，其中一条
@@ -627,25 +636,26 @@ except ValueError as error:
     print("refused by the converter:", str(error).partition(": ")[2].partition(", ")[2])
 assert len(ran) == 1
 # %% [markdown] id="pickle_rest" lang="en"
-# A safetensors file has nothing that could be called: a header of JSON, then plain bytes. The converter of this project reads the
-# instructions of a pickle as text first. If they name anything but plain tensors, it refuses the file before any of them is run.
-# %% [markdown] id="pickle_rest" lang="zh" of="e3e34a8e"
+# A safetensors file has nothing that could be called: a header of JSON, then plain bytes. The converter of this project
+# reads the instructions of a pickle as text first. If they name anything but plain tensors, it refuses the file before
+# any of them is run.
+# %% [markdown] id="pickle_rest" lang="zh" of="cf276db6"
 # safetensors 文件里没有任何可以调用的东西：一段 JSON 文件头，后面全是普通的字节。本项目的转换器先把 pickle 的指令当作文本来读；
 # 只要其中提到普通张量以外的东西，就在执行任何一条指令之前拒绝整个文件。
 # %% [markdown] id="quantised" lang="en"
 # ## A few bits for each number
 #
-# A **quantised** file keeps a few bits for each number and one scale for each block of numbers. The usual home of such files is
-# **GGUF**, llama.cpp's format: config, tokenizer and tensors in one file. Our default model comes from one, with 4 bits in most matrices: in
-# each block of 32 neighbours every number is `minimum + scale * q`, with a whole number `q` from 0 to 15. We can still see that after it was
-# widened to float32: a block of 32 holds at most 16 different values, and their
-# distances are multiples of one step.
-# %% [markdown] id="quantised" lang="zh" of="85447374"
+# A **quantised** file keeps a few bits for each number and one scale for each block of numbers. The usual format is
+# **GGUF**, from llama.cpp: config, tokenizer and tensors in one file. Our default model comes from one, with 4 bits in
+# most matrices: in each block of 32 neighbours every number is `minimum + scale * q`, with a whole number `q` from 0
+# to 15. This still shows after the numbers were widened to float32: a block of 32 holds at most 16 different values,
+# and the distances between them are multiples of one step.
+# %% [markdown] id="quantised" lang="zh" of="c3e81fbf"
 # ## 每个数只用几个比特
 #
-# **量化**（quantised）的文件里，每个数只留几个比特，每一块数共用一个缩放系数。这类文件通常是 **GGUF** 格式，它来自 llama.cpp：
-# config、分词器和张量都在一个文件里。默认模型就来自这样的文件，多数矩阵用 4 比特：相邻的 32 个数为一块，块中每个数都是 `minimum + scale * q`，
-# 其中 `q` 是 0 到 15 的整数。展开成 float32 之后仍看得出来：一块 32 个数里最多有 16 个不同的值，而且它们的间隔都是同一个步长的整数倍。
+# **量化**（quantised）的文件里，每个数只留几个比特，每一块数共用一个缩放系数。这类文件通常是 **GGUF** 格式，它来自 llama.cpp：config、分词器和张量都在一个文件里。默认模型就来自这样的文件，多数矩阵用 4 比特：相邻的 32 个数为一块，块中每个数都是
+# `minimum + scale * q`，其中 `q` 是 0 到 15 的整数。加宽成 float32 之后仍看得出来：一块 32 个数里最多有 16 个不同的值，而且它们的间
+# 隔都是同一个步长的整数倍。
 # %% id="quantised_code"
 
 
@@ -677,15 +687,16 @@ assert not on_a_grid(np.random.default_rng(0).standard_normal(32))
 #
 # Meta's own files have no `ffn_dim`. They have `multiple_of` and `ffn_dim_multiplier`, and $F$ is computed:
 #
-# 1. The classical width is $4D$, with two matrices: $2 \cdot 4D \cdot D = 8D^2$ numbers. Here there are three matrices, so the
-#    width is cut to two thirds, and $3 \cdot \tfrac{8}{3} D \cdot D$ is again $8 D^2$.
+# 1. The classical width is $4D$, with two matrices: $2 \cdot 4D \cdot D = 8D^2$ numbers. Here there are three matrices,
+#    so the width is cut to two thirds, and $3 \cdot \tfrac{8}{3} D \cdot D$ is again $8 D^2$.
 # 2. This is multiplied by `ffn_dim_multiplier`, if there is one, and the fraction is dropped.
 # 3. The result is rounded **up** to a multiple of `multiple_of`.
 #
-# So `multiple_of` is only the grain of this rounding. It sets no other size. (In Llama 3 8B the keys of one token happen to have
-# $K H = 8 \cdot 128 = 1024$ entries, too. That is a coincidence: in 70B they have 1024 as well, and its `multiple_of` is 4096.)
-# Round widths suit the hardware and divide evenly among devices. For Llama 3 8B: $D = 4096$, multiplier 1.3, multiple 1024.
-# %% [markdown] id="multiple_of" lang="zh" of="4574b410"
+# So `multiple_of` is only the granularity of this rounding. It sets no other size. (In Llama 3 8B the keys of one token
+# happen to have $K H = 8 \cdot 128 = 1024$ entries, too. That is a coincidence: in 70B they have 1024 as well, and
+# there `multiple_of` is 4096.) Round widths suit the hardware and divide evenly among devices. For Llama 3 8B:
+# $D = 4096$, multiplier 1.3, multiple 1024.
+# %% [markdown] id="multiple_of" lang="zh" of="25bc6310"
 # ## $F$ 从哪里来：`multiple_of`
 #
 # Meta 自己的文件里没有 `ffn_dim`，只有 `multiple_of` 和 `ffn_dim_multiplier`，$F$ 由它们算出：
@@ -714,15 +725,15 @@ for name, grain in (("llama3-8b", 1024), ("llama3-70b", 4096)):
 # %% [markdown] id="eps" lang="en"
 # ## What `norm_eps` is
 #
-# A norm divides a vector by the root of the mean of its squares (lesson 03). For a vector of zeros that would be 0/0. So $\varepsilon$ is
-# added to the mean of squares, **inside** the root: $\sqrt{\operatorname{mean}(x^2) + \varepsilon}$. It is not added to $x$, nor to the
-# result of the division. It is not an error bound either, and you are not free to choose it: the weights were trained with it. It matters
-# as soon as the mean of squares is small, as in the rows of an embedding.
-# %% [markdown] id="eps" lang="zh" of="7c3018c7"
+# A norm divides a vector by the root of the mean of its squares (lesson 03). For a vector of zeros that would be 0/0.
+# So $\varepsilon$ is added to the mean of squares, **inside** the root:
+# $\sqrt{\operatorname{mean}(x^2) + \varepsilon}$. It is not added to $x$, nor to the result of the division. It is not
+# an error bound either, and you are not free to choose it: the weights were trained with it. It matters as soon as the
+# mean of squares is small, as in the rows of an embedding.
+# %% [markdown] id="eps" lang="zh" of="51e961a1"
 # ## `norm_eps` 是什么
 #
-# 归一化把向量除以其平方平均值的平方根（第 03 课）。若向量全为零，就成了 0/0。所以把 $\varepsilon$ 加在平方的平均值上，位于根号**里面**：
-# $\sqrt{\operatorname{mean}(x^2) + \varepsilon}$。它不加在 $x$ 上，也不加在除法的结果上。它也不是误差界，更不能随意
+# 归一化把向量除以其平方平均值的平方根（第 03 课）。若向量全为零，就成了 0/0。所以把 $\varepsilon$ 加在平方的平均值上，位于根号**里面**：$\sqrt{\operatorname{mean}(x^2) + \varepsilon}$。它不加在 $x$ 上，也不加在除法的结果上。它也不是误差界，更不能随意
 # 选取：权重就是带着它训练出来的。只要平方的平均值很小，它就有影响，嵌入的各行正是如此。
 # %% id="eps_code"
 eps = config.norm_eps
@@ -740,13 +751,14 @@ assert not on_default_model() or 1e-4 < share < 1e-2
 # %% [markdown] id="contract" lang="en"
 # ## A model of our own
 #
-# To compare formats we need a model small enough to be written three times. Its config is ours: two layers, 24 wide. From the config comes
-# the contract, and every leaf of it is filled with random numbers, the norms too, so that no two tensors can be exchanged unnoticed.
-# %% [markdown] id="contract" lang="zh" of="bbde20d8"
+# To compare formats we need a model small enough to be written three times. We choose its config: two layers, 24 wide.
+# The config gives the contract, and we fill every leaf of it with random numbers, the norms too, so that no two tensors
+# can be swapped unnoticed.
+# %% [markdown] id="contract" lang="zh" of="ec34e9f4"
 # ## 自己造一个模型
 #
-# 要比较各种格式，需要一个小到可以写三遍的模型。config 由我们定：两层，宽 24。由 config 得到契约，再给它的每片叶子填上随机数，归一化的权重也一样，
-# 这样任何两个张量对调都会露馅。
+# 要比较各种格式，需要一个小到可以写三遍的模型。config 由我们定：两层，宽 24。由 config 得到契约，再给它的每片叶子填上随机数，归一化
+# 的权重也一样，这样任何两个张量对调都会被发现。
 # %% id="contract_code"
 small = jax_llama3.Config(
     vocab_size=96,
@@ -767,18 +779,20 @@ assert len(jax.tree.leaves(original)) == 9 * small.n_layers + 3
 # %% [markdown] id="orders" lang="en"
 # ## Two orders of the same rows
 #
-# There is one difference between the formats that no shape can show. Attention treats the $H$ numbers of a head of q and k as $H/2$
-# **pairs**, and turns each pair by an angle (lesson 05). There are two conventions for which numbers form a pair:
+# There is one difference between the formats that no shape can show. Attention treats the $H$ numbers of a head of q
+# and k as $H/2$ **pairs**, and turns each pair by an angle (lesson 05). There are two conventions for which numbers
+# form a pair:
 #
 # - **interleaved**, in Meta's and GGUF files: neighbours, (0, 1), (2, 3), (4, 5);
 # - **half-split**, in Hugging Face's files and here: $H/2$ apart, (0, 3), (1, 4), (2, 5).
 #
-# Both compute the same, if the rows of `wq` and `wk` lie in the matching order. To go from interleaved to half-split, take first the even
-# rows of each head, then the odd ones: 0 2 4 1 3 5. The inverse undoes that: 0 3 1 4 2 5. Nothing turns v, so its rows stay.
+# Both compute the same if the rows of `wq` and `wk` are in the matching order. To go from interleaved to half-split,
+# take the even rows of each head first, then the odd ones: 0 2 4 1 3 5. The inverse undoes that: 0 3 1 4 2 5. Nothing
+# turns v, so its rows stay.
 #
-# Why may rows be reordered at all? Attention uses q and k only through sums of products over a head, $\sum_i q_i k_i$. A sum does not
-# care about the order of its terms, as long as q and k have the same order.
-# %% [markdown] id="orders" lang="zh" of="18239d23"
+# Why may rows be reordered at all? Attention uses q and k only through sums of products over a head, $\sum_i q_i k_i$.
+# A sum does not care about the order of its terms, as long as q and k have the same order.
+# %% [markdown] id="orders" lang="zh" of="092139b9"
 # ## 同样的行，两种次序
 #
 # 各种格式之间有一处差别，从形状上看不出来。注意力把 q 和 k 每个头的 $H$ 维看成 $H/2$ **对**，把每一对转过一个角度（第 05 课）。哪两维
@@ -787,8 +801,7 @@ assert len(jax.tree.leaves(original)) == 9 * small.n_layers + 3
 # - **交错**（interleaved），用于 Meta 和 GGUF 文件：相邻的两个，(0, 1)、(2, 3)、(4, 5)；
 # - **对半**（half-split），用于 Hugging Face 文件和本库：相隔 $H/2$，(0, 3)、(1, 4)、(2, 5)。
 #
-# 只要 `wq` 和 `wk` 的行按相应的次序排列，两者算出来一样。从交错到对半：每个头先取偶数行，再取奇数行，即 0 2 4 1 3 5。逆变换把它还原：
-# 0 3 1 4 2 5。v 不被转动，所以它的行不动。
+# 只要 `wq` 和 `wk` 的行按相应的次序排列，两者算出来一样。从交错到对半：每个头先取偶数行，再取奇数行，即 0 2 4 1 3 5。逆变换把它还原：0 3 1 4 2 5。v 不被转动，所以它的行不动。
 #
 # 为什么行可以重排？注意力只通过一个头内的乘积之和 $\sum_i q_i k_i$ 使用 q 和 k。只要 q 和 k 的次序相同，求和就与各项的次序无关。
 # %% id="orders_code"
@@ -802,7 +815,7 @@ assert to_interleaved == [0, 3, 1, 4, 2, 5]
 
 
 def reorder(flat, order):
-    # en: The heads apart, the rows of each reordered, the heads together again.
+    # en: Take the heads apart, reorder the rows of each, put the heads together again.
     # zh: 拆开各个头，重排每个头的行，再合起来。
     heads = flat.reshape(-1, len(order), flat.shape[-1])
     return heads[:, order].reshape(flat.shape)
@@ -813,7 +826,7 @@ np.testing.assert_array_equal(reorder(flat, to_half), half_split(flat, h))
 np.testing.assert_array_equal(reorder(flat, to_interleaved), interleaved(flat, h))
 np.testing.assert_array_equal(reorder(reorder(flat, to_half), to_interleaved), flat)
 
-# en: Twice in the same direction is not the inverse, and q k is the same only if both are reordered.
+# en: The same direction twice is not the inverse, and q k stays the same only if both are reordered.
 # zh: 同一方向做两次并不是逆变换；只有两者都重排，q k 才不变。
 assert (reorder(reorder(flat, to_half), to_half) != flat).any()
 q, k = rng.standard_normal((2, h))
@@ -828,14 +841,14 @@ show(
 # %% [markdown] id="formats" lang="en"
 # ## Three formats, one tree
 #
-# Now the same small model in all three formats. Their names differ, their matrices do not split the heads, and in two of them q and k are
-# interleaved. The table in the code is all there is to know. With it a checkpoint becomes a tree in a few lines: look up the name, reorder
-# if it is q or k, split the heads out.
-# %% [markdown] id="formats" lang="zh" of="c8a275f1"
+# Now the same small model in all three formats. The names differ, no format splits the heads, and in two of the three q
+# and k are interleaved. The table in the code is all there is to know. With it a checkpoint becomes a tree in a few
+# lines: look up the name, reorder the rows if it is q or k, split the heads out.
+# %% [markdown] id="formats" lang="zh" of="ae9bb8b8"
 # ## 三种格式，一棵树
 #
-# 现在把这个小模型写成三种格式。它们的名字不同，矩阵都不拆头，其中两种的 q 和 k 是交错的。要知道的全在代码里的那张表中。有了它，几行代码就能把
-# 检查点变成树：查名字；若是 q 或 k 就重排；拆开各个头。
+# 现在把这个小模型写成三种格式。三种格式用的名字不同，矩阵都不拆头，其中两种的 q 和 k 是交错的。要知道的，全在代码里的那张表中。有了
+# 它，几行代码就能把检查点变成树：查名字；若是 q 或 k 就重排；拆开各个头。
 # %% id="formats_code"
 FORMATS = ("huggingface", "meta", "gguf")
 NAMES = {
@@ -881,11 +894,12 @@ print(their_name("layers.1.wq", "huggingface"))
 print(their_name("layers.1.wq", "meta"))
 print(their_name("layers.1.wq", "gguf"))
 # %% [markdown] id="written" lang="en"
-# The converter's `to-hf` and `to-meta` write the Hugging Face and Meta folders; we write the GGUF file with GGUF's own library. Then each is
-# read back by the library of its format and made a tree by our few lines. "Equal" means every bit.
-# %% [markdown] id="written" lang="zh" of="87df5df5"
-# Hugging Face 和 Meta 的文件夹由转换器的 `to-hf` 和 `to-meta` 写出；GGUF 文件用 GGUF 自己的库来写。然后各用自己格式的库读回来，再由我们的几行
-# 代码变成树。这里的“相等”是指每一个比特都相同。
+# The converter's `to-hf` and `to-meta` write the Hugging Face and Meta folders; we write the GGUF file with GGUF's own
+# library. Then the library of each format reads its file back, and our few lines make a tree of it. "Equal" means equal
+# in every bit.
+# %% [markdown] id="written" lang="zh" of="2bb4fce0"
+# Hugging Face 和 Meta 的文件夹由转换器的 `to-hf` 和 `to-meta` 写出；GGUF 文件用 GGUF 自己的库来写。然后各用自己格式的库读回来，再由
+# 我们的几行代码变成树。“相等”是指每一个比特都相同。
 # %% id="written_code"
 
 
@@ -936,12 +950,13 @@ for form, tensors in zip(FORMATS, (from_huggingface, from_meta, from_gguf), stri
     assert same_bits(tree_from(tensors, form), original)
     print(f"{form:<12} {len(tensors)} tensors, by hand: every bit as in the original")
 # %% [markdown] id="converter" lang="en"
-# The converter does the same for any size, with checks: before it writes anything, it names every tensor that is missing, unknown or of a
-# wrong shape. Its three results equal the original too, bit for bit, config included. And it goes back again: `to-meta` of what came from
-# GGUF gives Meta's tensors.
-# %% [markdown] id="converter" lang="zh" of="ac57b412"
-# 转换器做的是同一件事，但不限大小，还带检查：动笔之前，先报出所有缺少的、未知的或形状不对的张量。它的三个结果也与原来的逐位相同，config
-# 也一样。反过来也成立：从 GGUF 转来的模型再用 `to-meta` 写出，得到的就是 Meta 的张量。
+# The converter does the same for any size, with checks: before it writes anything, it names every tensor that is
+# missing, unknown or of the wrong shape. The weights of its three results equal the original too, bit for bit, and the
+# fields of the config that we compare agree. It also goes back: `to-meta`, applied to what came from GGUF, gives Meta's
+# tensors again.
+# %% [markdown] id="converter" lang="zh" of="5b5be55c"
+# 转换器做的是同一件事，但不限大小，还带检查：写文件之前，先报出所有缺少的、未知的或形状不对的张量。它的三个结果，权重也与原来的逐比
+# 特相同，config 中我们比较的那些字段也一致。它还能转回去：从 GGUF 转来的模型再用 `to-meta` 写出，得到的就是 Meta 的张量。
 # %% id="converter_code"
 sources = {
     "huggingface": work / "huggingface",
@@ -962,12 +977,12 @@ again = torch.load(work / "meta_again/consolidated.00.pth", weights_only=True)
 assert again.keys() == from_meta.keys()
 assert all(torch.equal(again[name], from_meta[name]) for name in again)
 # %% [markdown] id="forgotten" lang="en"
-# ## The slip that no check sees
+# ## The slip that no check of shapes sees
 #
-# What if somebody forgets the reordering? All names are there, all shapes fit, all sums and histograms of the weights are the same. Only
-# `wq` and `wk` of every layer differ.
-# %% [markdown] id="forgotten" lang="zh" of="e893729d"
-# ## 任何检查都看不出的错误
+# What if somebody forgets the reordering? All names are there, all shapes fit, all sums and histograms of the weights
+# are the same. Only `wq` and `wk` differ, in every layer.
+# %% [markdown] id="forgotten" lang="zh" of="27c4b05f"
+# ## 任何形状检查都看不出的错误
 #
 # 如果有人忘了重排会怎样？名字齐全，形状相符，权重的总和与直方图也一样。只有每一层的 `wq` 和 `wk` 不同。
 # %% id="forgotten_code"
@@ -984,10 +999,10 @@ np.testing.assert_array_equal(
     np.sort(forgotten.layers[0].wq.ravel()), np.sort(original.layers[0].wq.ravel())
 )
 # %% [markdown] id="wrong_logits" lang="en"
-# And the answer? We put the rows of the real model into the wrong order and run the network. In the first line both q and k are
-# wrong, as after a forgotten step; then only one of them; then v, whose rows must not be touched. Each number is the largest difference of a
-# logit at one position.
-# %% [markdown] id="wrong_logits" lang="zh" of="48747798"
+# And the answer? We put the rows of the real model into the wrong order and run the network. In the first line both q
+# and k are wrong, as after a forgotten step; then only one of them; then v, whose rows must not be touched. Each number
+# is the largest difference of a logit at one position.
+# %% [markdown] id="wrong_logits" lang="zh" of="ff35b228"
 # 那么答案呢？我们把真实模型的行换成错误的次序，再运行网络。第一行里 q 和 k 都错，正如忘了一步；然后只错其中之一；最后是 v，它的行本来就不该动。
 # 每个数是某个位置上 logit 的最大差。
 # %% id="wrong_logits_code"
@@ -1029,19 +1044,19 @@ if on_default_model():
 undone = jnp.asarray(half_split(interleaved(np.asarray(layer.wq).reshape(-1, D), H), H))
 np.testing.assert_array_equal(undone.reshape(layer.wq.shape), layer.wq)
 # %% [markdown] id="wrong_logits_rest" lang="en"
-# With the default model the forgotten step moves some logits by several units at every position but the first, and the next token is still
-# " Paris". Nothing crashed, and one prompt looked fine. This is why converted bits are compared, and why lesson 08 compares logits at
-# every position.
-# %% [markdown] id="wrong_logits_rest" lang="zh" of="98eb2fdd"
-# 对默认模型，忘掉这一步会让除第一个位置之外的每个位置都有 logit 变动好几个单位，而下一个 token 仍然是 “ Paris”。没有报错，单看一个提示
-# 也没问题。所以转换之后要逐位比较，所以第 08 课要在每个位置上比较 logits。
+# With the default model the forgotten step moves some logits by several units at every position but the first, and the
+# next token is still " Paris". Nothing crashed, and one prompt looked fine. This is why we compare converted weights
+# bit for bit, and why lesson 08 compares logits at every position.
+# %% [markdown] id="wrong_logits_rest" lang="zh" of="6d0a6900"
+# 对默认模型，忘掉这一步会让除第一个位置之外的每个位置都有 logit 变动好几个单位，而下一个 token 仍然是“ Paris”。没有报错，单看一个提
+# 示也没问题。正因如此，转换之后要逐比特比较权重，第 08 课也要在每个位置上比较 logits。
 # %% [markdown] id="exercise_3_text" lang="en"
 # ## The last exercise
 #
-# **3.** The order of the rows of q and k matters. Are there rows whose order does not? Write a function of a layer that reverses rows or
-# columns of `w_gate`, `w_up` and `w_down`, so that all three change and yet no logit does. Before you run it: why can the network not
-# notice?
-# %% [markdown] id="exercise_3_text" lang="zh" of="54a68d8d"
+# **3.** The order of the rows of q and k matters. Are there rows whose order does not? Write a function of a layer that
+# reverses rows or columns of `w_gate`, `w_up` and `w_down`, so that all three change and yet no logit does. Before you
+# run it: why can the network not notice?
+# %% [markdown] id="exercise_3_text" lang="zh" of="523b3449"
 # ## 最后一题
 #
 # **3.** q 和 k 的行的次序有影响。有没有哪些行的次序没有影响？写一个以层为参数的函数，把 `w_gate`、`w_up`、`w_down` 的行或列倒过来，
@@ -1061,11 +1076,11 @@ exercise(3, answer_3, check_3)
 # %% [markdown] id="hint_3" lang="en"
 # <details><summary>Hint</summary>
 #
-# The $F$ numbers inside the feed-forward network have no order of their own: each is made from one row of `w_gate` and one of `w_up`, and
-# goes into one column of `w_down`.
+# The $F$ numbers inside the feed-forward network have no order of their own: each is made from one row of `w_gate` and
+# one of `w_up`, and goes into one column of `w_down`.
 #
 # </details>
-# %% [markdown] id="hint_3" lang="zh" of="6fb9fd1c"
+# %% [markdown] id="hint_3" lang="zh" of="739ef182"
 # <details><summary>线索</summary>
 #
 # 前馈网络内部的 $F$ 个数没有先后之分：每个数由 `w_gate` 的一行和 `w_up` 的一行得出，再进入 `w_down` 的一列。
@@ -1087,13 +1102,13 @@ scratch.cleanup()
 #
 # - The safetensors format, [github.com/huggingface/safetensors](https://github.com/huggingface/safetensors)
 # - JAX, *Pytrees*, [docs.jax.dev](https://docs.jax.dev/en/latest/pytrees.html)
-# - Flax, *Module & Pytree*, [flax.readthedocs.io](https://flax.readthedocs.io/en/latest/guides/pytree.html); Equinox, *All of Equinox*,
-#   [docs.kidger.site](https://docs.kidger.site/equinox/all-of-equinox/)
+# - Flax, *Module & Pytree*, [flax.readthedocs.io](https://flax.readthedocs.io/en/latest/guides/pytree.html); Equinox,
+#   *All of Equinox*, [docs.kidger.site](https://docs.kidger.site/equinox/all-of-equinox/)
 # - Python, *pickle*, with its warning, [docs.python.org](https://docs.python.org/3/library/pickle.html)
-# - Touvron et al., *LLaMA*, 2023, the family's architecture, [arXiv:2302.13971](https://arxiv.org/abs/2302.13971)
+# - Touvron et al., *LLaMA*, 2023: the architecture of this family, [arXiv:2302.13971](https://arxiv.org/abs/2302.13971)
 #
-# Next: lesson 03 uses the first of these weights, the embedding and a norm.
-# %% [markdown] id="sources" lang="zh" of="0af5c297"
+# Next: lesson 03 uses the first of these weights: the embedding and a norm.
+# %% [markdown] id="sources" lang="zh" of="140b097f"
 # ## 来源
 #
 # - safetensors 格式，[github.com/huggingface/safetensors](https://github.com/huggingface/safetensors)
@@ -1102,4 +1117,4 @@ scratch.cleanup()
 # - Python，*pickle* 及其警告，[docs.python.org](https://docs.python.org/3/library/pickle.html)
 # - Touvron 等，*LLaMA*，2023，这一家族的架构，[arXiv:2302.13971](https://arxiv.org/abs/2302.13971)
 #
-# 下一课：第 03 课用上这些权重中最先用到的：嵌入和一个归一化。
+# 下一课：第 03 课用上其中最先用到的权重：嵌入和一个归一化。

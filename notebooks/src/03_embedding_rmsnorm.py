@@ -1,18 +1,19 @@
 # %% [markdown] id="title" lang="en"
 # # 03 · Embedding and RMSNorm
 #
-# *Reading time 15 minutes. Before it: lesson 00 and the first part of lesson 02. What it proves: the first two steps of the network,
-# done by hand, are those of `jax_llama3`, and where each number in them comes from.*
+# *Reading time 15 minutes. Before it: lesson 00 and the first part of lesson 02. What it proves: the first two steps of
+# the network, done by hand, agree with `jax_llama3`, and no number in them is left unexplained.*
 #
-# How does a network get from the number 7042 to the meaning of " Paris"? An id is only a name; nothing about it says what it means. The
-# **embedding** gives each id a vector of $D$ numbers, and from here on the network works with vectors alone. The first thing that
-# every layer then does is to normalise them. This lesson does both by hand, and asks why.
-# %% [markdown] id="title" lang="zh" of="d76d8780"
+# How does a network get from the number 7042 to the meaning of " Paris"? An id is only a name; nothing about it says
+# what it means. The **embedding** gives each id a vector of $D$ numbers, and from here on the network works with
+# vectors alone. The first thing every layer then does is normalise them. This lesson does both by hand and asks why.
+# %% [markdown] id="title" lang="zh" of="836e25a2"
 # # 03 · 嵌入与 RMSNorm
 #
-# *阅读时间 15 分钟。前置：第 00 课与第 02 课的第一部分。本课证明：亲手完成的网络前两步与 `jax_llama3` 的结果一致，并弄清其中每个数的来历。*
+# *阅读时间 15 分钟。前置：第 00 课与第 02 课的第一部分。本课证明：亲手完成的网络前两步与 `jax_llama3` 的结果一致，并且其中没有一个
+# 数来历不明。*
 #
-# 网络怎样从 7042 这个数得到 “ Paris” 的含义？编号只是名字，这个数本身不带任何含义。**嵌入**（embedding）给每个编号一个 $D$ 维向量，
+# 网络怎样从 7042 这个数得到“ Paris”的含义？编号只是名字，这个数本身不带任何含义。**嵌入**（embedding）给每个编号一个 $D$ 维向量，
 # 从这里开始，网络只与向量打交道。接着，每一层做的第一件事就是把它们归一化。这一课亲手做这两步，并且问一问为什么。
 # %% id="setup"
 import jax
@@ -34,20 +35,22 @@ print(tokens, ids)
 # %% [markdown] id="lookup" lang="en"
 # ## Looking up rows
 #
-# The embedding is a matrix with one row for each id, $V$ rows of $D$ numbers. To embed a prompt of $T$ ids is to pick $T$ rows:
+# The embedding is a matrix with one row for each id, $V$ rows of $D$ numbers. To embed a prompt of $T$ ids is to pick
+# $T$ rows:
 #
 # $$x_t = E_{\,\mathrm{id}_t}, \qquad E \in \mathbb{R}^{V \times D},\quad x \in \mathbb{R}^{T \times D}.$$
 #
-# Textbooks write the same as a product of a one-hot row with $E$. The product is right but wasteful: it reads all of $E$ to
+# Textbooks write this as a product of a one-hot row with $E$. The product is right but wasteful: it reads all of $E$ to
 # keep $T$ rows of it. We check once that both agree, and then index.
-# %% [markdown] id="lookup" lang="zh" of="7b88c37b"
+# %% [markdown] id="lookup" lang="zh" of="bdfd6381"
 # ## 查表
 #
 # 嵌入是一个矩阵，每个编号占一行，共 $V$ 行、每行 $D$ 个数。嵌入一个长度为 $T$ 的提示，就是取出其中 $T$ 行：
 #
 # $$x_t = E_{\,\mathrm{id}_t}, \qquad E \in \mathbb{R}^{V \times D},\quad x \in \mathbb{R}^{T \times D}.$$
 #
-# 教科书常把它写成独热行向量与 $E$ 的乘积。结果没错，却很浪费：为了 $T$ 行要读完整个 $E$。我们只验证一次两者相等，之后直接用下标。
+# 教科书常把它写成独热（one-hot）行向量与 $E$ 的乘积。结果没错，却很浪费：为了 $T$ 行，要把整个 $E$ 读一遍。我们只验证一次两者相等，
+# 之后直接用下标。
 # %% id="lookup_code"
 E = trace("E", params.embedding, "V D", V=V, D=D)
 x = trace("x", E[jnp.array(ids)], "T D", T=T, D=D)
@@ -62,17 +65,18 @@ show(
     zh="提示的每个 token 有一个箭头指向它的编号，再指向嵌入中该编号的那一行，画成一条红蓝相间的色带；每条都不同。",
 )
 # %% [markdown] id="same_rows" lang="en"
-# Two things follow at once. The same token always gets the same vector, wherever it stands: at this point the network knows
-# nothing of order (lesson 05 brings it in). And an id outside the table has no row. JAX does not complain then: if an index that is only
-# known at run time is too large, it silently takes the last row. That is why `jax_llama3` checks ids first.
-# %% [markdown] id="same_rows" lang="zh" of="b1c67abc"
+# Two things follow at once. The same token always gets the same vector, wherever it stands: at this point the network
+# knows nothing about order (lesson 05 brings it in). And an id outside the table has no row, but JAX does not complain:
+# if an index that is only known at run time is too large, it silently takes the last row. That is why `jax_llama3`
+# checks ids first.
+# %% [markdown] id="same_rows" lang="zh" of="f02c8c0e"
 # 由此立即得到两点。其一，同一个 token 不论出现在哪里，得到的向量都一样：此时网络对顺序一无所知（第 05 课才引入）。其二，表外的
 # 编号没有对应的行，而 JAX 不会报错：运行时才知道的下标若是太大，它会悄悄取最后一行。所以 `jax_llama3` 先检查编号。
 # %% id="same_rows_code"
 twice = E[jnp.array([ids[0], ids[1], ids[0]])]
 assert (twice[0] == twice[2]).all()
 
-# en: A wrong id becomes the last row, without a word.
+# en: A wrong id silently becomes the last row.
 # zh: 错误的编号变成了最后一行，没有任何提示。
 silent = E[jnp.array(V + 5)]
 assert (silent == E[V - 1]).all()
@@ -88,23 +92,22 @@ except ValueError as error:
 # %% [markdown] id="neighbours" lang="en"
 # ## What the rows know
 #
-# Nobody wrote these vectors; training found them. Is there meaning in them? Ask which rows are most alike. We compare two
-# vectors by the **cosine** of the angle between them, $\cos(a, b) = a \cdot b \,/\, (|a|\,|b|)$: 1 if they point the same way, 0 if
-# they stand at right angles.
+# Nobody wrote these vectors; training found them. Is there meaning in them? Ask which rows are most alike. We compare
+# two vectors by the **cosine** of the angle between them, $\cos(a, b) = a \cdot b \,/\, (|a|\,|b|)$: 1 if they point
+# the same way, 0 if they are at right angles.
 #
-# Take the row of " Paris" and look for its nearest neighbours among all $V$ rows. The nearest of all is "Paris" without a space: nothing told
-# the network that the two are one word. Then come London, Berlin and other cities, and France. For comparison look at the rows
-# whose ids stand next to it in the table: they are no nearer than any other. (A typical row has a cosine of a third, not of zero. All rows of this
-# table lean a little in one direction.)
-# %% [markdown] id="neighbours" lang="zh" of="8e5ec5eb"
+# Take the row of " Paris" and look for its nearest neighbours among all $V$ rows. The nearest of all is "Paris" without
+# a space: nothing told the network that the two are one word. Then come London, Berlin and other cities, and France.
+# For comparison, look at the rows right above and below it in the table: they are no nearer than a typical row. (A
+# typical row has a cosine of about a third, not zero: all rows of this table lean a little in one direction.)
+# %% [markdown] id="neighbours" lang="zh" of="fdbef60c"
 # ## 这些行知道什么
 #
-# 这些向量不是谁写的，而是训练找到的。其中有含义吗？看看哪些行最相像。比较两个向量，用它们夹角的**余弦**（cosine）：
-# $\cos(a, b) = a \cdot b \,/\, (|a|\,|b|)$。方向相同时为 1，互相垂直时为 0。
+# 这些向量不是谁写的，而是训练找到的。其中有含义吗？看看哪些行最相像。比较两个向量，用它们夹角的**余弦**（cosine）：$\cos(a, b) = a \cdot b \,/\, (|a|\,|b|)$。方向相同时为 1，互相垂直时为 0。
 #
-# 取 “ Paris” 那一行，在全部 $V$ 行中找它最近的邻居。最近的是不带空格的 “Paris”：没有人告诉过网络这两个是同一个词。随后是 London、Berlin 等城市，
-# 还有 France。作为比较，再看表中编号与它相邻的那些行：它们并不比别的行更近。（普通一行的余弦是三分之一左右，而不是零：这张表的所有行都稍稍偏向
-# 同一个方向。）
+# 取“ Paris”那一行，在全部 $V$ 行中找它最近的邻居。最近的是不带空格的“Paris”：没有人告诉过网络这两个是同一个词。随后是
+# London、Berlin 等城市，还有 France。作为比较，再看表中紧挨着它的上下几行：它们并不比普通的行更近。（普通一行的余弦是三分之一左右，
+# 而不是零：这张表的所有行都稍稍偏向同一个方向。）
 # %% id="neighbours_code"
 
 
@@ -136,42 +139,45 @@ show(
 # %% [markdown] id="why_norm" lang="en"
 # ## Why a norm
 #
-# Now the vectors go into the first layer, and the first thing it does is to normalise them. Why? Three reasons, the first two of which we can
-# measure.
+# Now the vectors go into the first layer, and the first thing it does is normalise them. Why? There are three reasons,
+# and we can measure the first two.
 #
-# 1. **The lengths differ.** They differ from token to token, and they grow as every layer adds its result: the picture below shows how much.
-# 2. **A matrix passes the length on.** Of a vector three times as long, $W x$ is three times as large. Attention multiplies two such results
-#    with each other, which makes nine times. Without a norm some tokens would be many times louder than others, and every layer would have
-#    to cope with inputs of another size.
-# 3. **Training needs steady sizes.** The gradients depend on the sizes of the vectors as well. Networks as deep as this one hardly train without
-#    norms; with a norm before each part, as here, they train steadily (Xiong et al. in the sources).
+# 1. **The lengths differ.** They differ from token to token, and they grow as every layer adds its result: the picture
+#    below shows how much.
+# 2. **A matrix passes the length on.** If a vector is three times as long, $W x$ is three times as large. Attention
+#    multiplies two such results, which makes nine times. Without a norm some tokens would be many times louder than
+#    others, and every layer would have to cope with inputs of a different size.
+# 3. **Training needs steady sizes.** The gradients depend on the sizes of the vectors as well. Networks as deep as this
+#    one are very hard to train without norms; with a norm before each part, as here, they train steadily (Xiong et al.
+#    in the sources).
 #
-# A norm brings all vectors to one length before a layer reads them. The residual stream itself is not normalised: it keeps its lengths, and
-# each part of a layer reads a normalised copy of it.
-# %% [markdown] id="why_norm" lang="zh" of="5f74f34a"
+# A norm brings all vectors to one length before a layer reads them. The residual stream itself is not normalised: it
+# keeps its lengths, and each part of a layer reads a normalised copy of it.
+# %% [markdown] id="why_norm" lang="zh" of="7e26dab4"
 # ## 为什么需要归一化
 #
 # 现在向量进入第一层，而这一层做的第一件事就是把它们归一化。为什么？有三个理由，前两个我们可以量出来。
 #
 # 1. **长度不同**。不同 token 的长度不一样，而且每一层都把自己的结果加上去，长度还会增长：下图画出增长了多少。
-# 2. **矩阵会把长度传下去**。向量长三倍，$W x$ 也大三倍。注意力把两个这样的结果相乘，就成了九倍。没有归一化，某些 token
-#    的声音会比别的响很多倍，每一层都得应付大小不同的输入。
+# 2. **矩阵会把长度传下去**。向量长三倍，$W x$ 也大三倍。注意力把两个这样的结果相乘，就成了九倍。没有归一化，某些 token 会比别的“响”
+#    很多倍，每一层都得应付大小不同的输入。
 # 3. **训练需要稳定的大小**。梯度同样取决于向量的大小。这么深的网络没有归一化就很难训练；像这里一样在每个部件之前归一化，训练就稳定（见来源中 Xiong 等人的论文）。
 #
 # 归一化在一层读取之前，把所有向量变成同样的长度。残差流本身并不归一化：它保留自己的长度，层的每个部件读的是它的一份归一化副本。
 # %% [markdown] id="growth" lang="en"
-# How do we see the lengths inside the network? With a **tap**: a function of ours that every named array inside the network passes through.
-# Ours keeps what it sees. `embed` is the residual stream before the first layer, and `layers.0.resid_post` is the stream after it.
+# How do we see the lengths inside the network? With a **tap**: a function of ours that every named array inside the
+# network passes through. Ours keeps what it sees. `embed` is the residual stream before the first layer, and
+# `layers.0.resid_post` is the stream after it.
 #
-# The picture shows each token's **root mean square**: the length of its vector, divided by $\sqrt D$. In our model every vector becomes more
-# than a hundred times as long as it was, and in the middle layers the first token's is more than a hundred times as long as any other. (Why the first one?
-# Lesson 09 comes back to it.)
-# %% [markdown] id="growth" lang="zh" of="99be7703"
+# The picture shows each token's **root mean square**: the length of its vector, divided by $\sqrt D$. In our model
+# every vector becomes more than a hundred times as long as it was, and halfway up the first token's is more than a
+# hundred times as long as any other. (Why the first one? Lesson 09 comes back to that.)
+# %% [markdown] id="growth" lang="zh" of="28e4a70f"
 # 怎样看到网络内部的长度？用**探针**（tap）：我们自己的一个函数，网络内部每个有名字的数组都从中经过。我们的探针把看到的都留下来。`embed`
 # 是第一层之前的残差流，`layers.0.resid_post` 是第一层之后的残差流。
 #
-# 图中画的是每个 token 的**均方根**（root mean square）：向量的长度除以 $\sqrt D$。在我们的模型里，每个向量最后都比开始时长一百倍以上；而在中间各层，
-# 第一个 token 的向量比其他任何一个都长一百倍以上。（为什么是第一个？第 09 课会回到这个问题。）
+# 图中画的是每个 token 的**均方根**（root mean square）：向量的长度除以 $\sqrt D$。在我们的模型里，每个向量最后都比开始时长一百倍以
+# 上；而走到一半时，第一个 token 的向量比其他任何一个都长一百倍以上。（为什么是第一个？第 09 课会回到这个问题。）
 # %% id="growth_code"
 seen = {}
 
@@ -210,21 +216,23 @@ show(
 # %% [markdown] id="rms_norm" lang="en"
 # ## RMSNorm
 #
-# **RMSNorm** divides each vector by its root mean square, and then multiplies each of the $D$ entries by a learned weight $w_d$:
+# **RMSNorm** divides each vector by its root mean square, and then multiplies each of the $D$ entries by a learned
+# weight $w_d$:
 #
 # $$\mathrm{RMSNorm}(x)_d = \frac{x_d}{\sqrt{\frac1D \sum_{j} x_j^2 + \varepsilon}}\; w_d .$$
 #
-# Two details are often told wrongly. $\varepsilon$ stands **under the root**, added to the mean of squares; it is not added
-# to $x$ nor to the result. And it is a property of the checkpoint: Llama 3 and this model use $10^{-5}$, others $10^{-6}$.
-# %% [markdown] id="rms_norm" lang="zh" of="4e144619"
+# Two details are often stated wrongly. $\varepsilon$ stands **under the root**, added to the mean of squares; it is
+# added neither to $x$ nor to the result. And its value is a property of the checkpoint: Llama 3 and this model use
+# $10^{-5}$, others $10^{-6}$.
+# %% [markdown] id="rms_norm" lang="zh" of="c38d71c2"
 # ## RMSNorm
 #
 # **RMSNorm** 把每个向量除以它自己的均方根，再给 $D$ 维各乘一个学到的权重 $w_d$：
 #
 # $$\mathrm{RMSNorm}(x)_d = \frac{x_d}{\sqrt{\frac1D \sum_{j} x_j^2 + \varepsilon}}\; w_d .$$
 #
-# 有两处常被讲错。$\varepsilon$ 在**根号里面**，加在平方的平均值上；它不加在 $x$ 上，也不加在结果上。另外它是检查点自带的属性：
-# Llama 3 和本模型用 $10^{-5}$，也有模型用 $10^{-6}$。
+# 有两处常被讲错。$\varepsilon$ 在**根号里面**，加在平方的平均值上；它不加在 $x$ 上，也不加在结果上。另外，它的值是检查点自带的属
+# 性：Llama 3 和本模型用 $10^{-5}$，也有模型用 $10^{-6}$。
 # %% id="by_hand"
 eps = config.norm_eps
 expect(eps, 1e-5)
@@ -243,12 +251,12 @@ by_rows = trace("by_rows", jnp.stack(rows), "T D", T=T, D=D)
 normed = x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + eps) * w
 close(by_rows, normed, atol=1e-4)
 # %% [markdown] id="library" lang="en"
-# The library's own function is `jax_llama3.model.layers.rms_norm`. Its first use in the network is what the attention of layer 0 reads. What
-# comes out of the norm has no name that a tap would see, so we compare with the function itself, and then with the network: the values v of
-# the first layer are a matrix times our normalised rows.
-# %% [markdown] id="library" lang="zh" of="bc4b977f"
-# 本库对应的函数是 `jax_llama3.model.layers.rms_norm`，它在网络中第一次出现，就是第 0 层注意力的输入。归一化的结果没有探针能看到的名字，
-# 所以我们先与函数本身比较，再与网络比较：第一层的 v 就是一个矩阵乘以我们归一化后的各行。
+# The library's own function is `jax_llama3.model.layers.rms_norm`. The network first uses it on what the attention of
+# layer 0 reads. The norm's result has no name, so no tap sees it. We therefore compare with the function itself, and
+# then with the network: the values v of the first layer are a matrix times our normalised rows.
+# %% [markdown] id="library" lang="zh" of="f40a6026"
+# 本库对应的函数是 `jax_llama3.model.layers.rms_norm`，它在网络中第一次用到，是给第 0 层的注意力准备输入。归一化的结果没有名字，探针
+# 看不到，所以我们先与函数本身比较，再与网络比较：第一层的 v 就是一个矩阵乘以我们归一化后的各行。
 # %% id="library_code"
 
 
@@ -263,26 +271,29 @@ wv = params.layers[0].wv
 values = (normed @ wv.reshape(-1, D).T).reshape(T, *wv.shape[:2])
 close(values, seen["layers.0.attn.v"][0], atol=1e-4)
 # %% [markdown] id="properties" lang="en"
-# ## What it keeps and what it removes
+# ## What the norm keeps and what it removes
 #
-# Without its weights the norm gives every vector a root mean square of one. Scaling the input changes nothing, as long as
-# $\varepsilon$ is small beside the mean of squares. For tiny vectors $\varepsilon$ takes over: it keeps a row of zeros
-# from becoming 0/0.
+# Without its weights the norm gives every vector a root mean square of one. Scaling the input changes nothing, as long
+# as $\varepsilon$ is small compared with the mean of squares. For tiny vectors $\varepsilon$ takes over: it keeps a row
+# of zeros from becoming 0/0.
 #
-# And the direction? Dividing by one number keeps it exactly: the cosine of before and after is 1. But then comes $w$, which stretches
-# every axis by its own factor, and that turns the vector. So a norm removes the length, and keeps the direction only until the weight comes.
+# And the direction? Dividing by one number keeps it exactly: the cosine between before and after is 1. But then comes
+# $w$, which stretches every axis by its own factor, and that turns the vector. So a norm removes the length, and it
+# keeps the direction only until the weight is applied.
 #
-# By how much does $w$ turn? In most layers of our model by little: the cosine stays above 0.7. In layer 0 it is near 0: half of the weights there
-# are negative, and the attention reads a vector at right angles to the embedding.
-# %% [markdown] id="properties" lang="zh" of="3b3a4865"
-# ## 保留了什么，去掉了什么
+# By how much does $w$ turn it? In our model, from layer 2 on, not by much: the cosine stays above 0.7. In layer 0 it is
+# near 0: about half of the weights there are negative, and attention reads a vector nearly at right angles to the
+# embedding.
+# %% [markdown] id="properties" lang="zh" of="46855642"
+# ## 归一化保留什么，去掉什么
 #
-# 去掉权重后，归一化让每个向量的均方根等于 1。只要 $\varepsilon$ 相对平方的平均值足够小，缩放输入不会改变结果。向量非常小时，起作用的
-# 就是 $\varepsilon$：它防止全零的行变成 0/0。
+# 去掉权重后，归一化让每个向量的均方根等于 1。只要 $\varepsilon$ 与平方的平均值相比足够小，缩放输入不会改变结果。向量非常小时，起作
+# 用的就是 $\varepsilon$：它防止全零的行变成 0/0。
 #
 # 方向呢？除以同一个数，方向分毫不变：前后的余弦是 1。但接着要乘 $w$，每一维按各自的倍数伸缩，向量就转了方向。所以归一化去掉长度，而方向只保持到乘权重之前。
 #
-# $w$ 让方向转了多少？在我们模型的多数层里不多：余弦都在 0.7 以上。第 0 层却接近 0：那里有一半的权重是负的，注意力读到的向量与嵌入几乎垂直。
+# $w$ 让方向转了多少？在我们的模型里，从第 2 层起转得不多：余弦都在 0.7 以上。第 0 层却接近 0：那里约有一半的权重是负的，注意力读到
+# 的向量与嵌入几乎垂直。
 # %% id="properties_code"
 ones = jnp.ones(D)
 unit = rms_norm(x, ones, eps)
@@ -309,9 +320,10 @@ if on_default_model():
 outside = x / (root_mean_square(x)[:, None] + eps) * w
 assert jnp.abs(outside - normed).max() > 1e-4
 # %% [markdown] id="picture_text" lang="en"
-# The picture shows what the norm did to our prompt: the size of each token's vector before and after.
-# %% [markdown] id="picture_text" lang="zh" of="60417bc5"
-# 下图展示归一化对这个提示做了什么：每个 token 的向量在前后的大小。
+# The picture shows what the norm did to our prompt: the root mean square of each token's vector before and after
+# (without the weight).
+# %% [markdown] id="picture_text" lang="zh" of="fe1ac3a6"
+# 下图展示归一化对这个提示做了什么：每个 token 的向量在归一化前后的均方根（不含权重）。
 # %% id="picture"
 show(
     figures.before_and_after(tokens, root_mean_square(x), root_mean_square(unit)),
@@ -321,18 +333,21 @@ show(
 # %% [markdown] id="layernorm" lang="en"
 # ## Why not LayerNorm?
 #
-# The older **LayerNorm** first subtracts the mean of the $D$ entries, and has a second learned vector, a bias. RMSNorm drops
-# both. If the mean is zero already, the two are equal but for the bias; so centring by hand turns one into the other.
+# The older **LayerNorm** first subtracts the mean of the $D$ entries, and has a second learned vector, a bias. RMSNorm
+# drops both. If the mean is zero already, the two are equal apart from the bias; so centring by hand turns one into the
+# other.
 #
-# RMSNorm won because it does less work and the models came out as good: Zhang and Sennrich, who proposed it, report similar quality in less
-# time. What a norm is needed for, above, is the length, and the mean plays no part in that.
-# %% [markdown] id="layernorm" lang="zh" of="d0691063"
+# RMSNorm won because it does less work and the models came out just as good: Zhang and Sennrich, who proposed it,
+# report similar quality in less time. As we saw, a norm is there to control the length, and the mean plays no part in
+# that.
+# %% [markdown] id="layernorm" lang="zh" of="27b1414e"
 # ## 为什么不用 LayerNorm？
 #
 # 更早的 **LayerNorm** 先减去 $D$ 维的平均值，还多一个学到的偏置向量。RMSNorm 两者都省了。若平均值本来就是零，除偏置外两者相等；所以先亲手
 # 中心化，一个就变成了另一个。
 #
-# RMSNorm 胜出，是因为它计算更少，而模型一样好：提出它的 Zhang 和 Sennrich 报告说，质量相近，时间更短。上文说归一化要管的是长度，平均值与此无关。
+# RMSNorm 胜出，是因为它计算更少，而模型一样好：提出它的 Zhang 和 Sennrich 报告说，质量相近，时间更短。前面看到，归一化要管的是长
+# 度，平均值与此无关。
 # %% id="layernorm_code"
 
 
@@ -347,27 +362,30 @@ shift = float(jnp.abs(layer_norm(x, w, eps) - normed).max())
 assert shift > 1e-4
 print(f"on the vectors as they are, the two norms differ by up to {shift:.3f}")
 # %% [markdown] id="precision" lang="en"
-# ## In float32, always
+# ## Always in float32
 #
 # Weights and activations are often bfloat16: 8 bits of precision, about 2.4 digits. The sum of $D$ squares must not be
-# computed in it. When the sum has reached 256, adding 1 gives 256 again, because neighbouring numbers there are 2 apart. So everybody
-# widens to float32 inside the norm.
+# computed in bfloat16. When the sum has reached 256, adding 1 gives 256 again, because neighbouring numbers there are 2
+# apart. So all programs widen to float32 inside the norm.
 #
-# Where to round back is another question, and there the programs differ. `jax_llama3` multiplies by the weight in float32 and rounds
-# once, at the end. Hugging Face's and Meta's own code round to bfloat16 *before* the weight, multiply in bfloat16, and so round
-# twice. Neither is wrong. But the results are not equal, and two programs that are to be compared bit for bit must agree on it.
+# Where to round back is another question, and there programs differ. `jax_llama3` multiplies by the weight in float32
+# and rounds once, at the end. Hugging Face's and Meta's own code round to bfloat16 *before* the weight, multiply in
+# bfloat16, and so round twice. Neither is wrong. But the results are not equal, and two programs that are to be
+# compared bit for bit must agree on this.
 #
-# Below, the three are compared with float64 on the same bfloat16 input.
-# %% [markdown] id="precision" lang="zh" of="f1b7e8d2"
+# Below, three ways are compared with float64 on the same bfloat16 input: a sum in bfloat16, two roundings, one
+# rounding.
+# %% [markdown] id="precision" lang="zh" of="a2df9fc0"
 # ## 一律用 float32
 #
-# 权重和激活常用 bfloat16：8 比特精度，约合 2.4 位十进制数字。$D$ 个平方之和绝不能用它来累加。和达到 256 之后，再加 1 还是 256，因为
-# 那里相邻两个数相差 2。所以大家都在归一化内部加宽到 float32。
+# 权重和激活常用 bfloat16：8 比特精度，约合 2.4 位十进制数字。$D$ 个平方之和绝不能用 bfloat16 来累加。和达到 256 之后，再加 1 还是
+# 256，因为那里相邻两个数相差 2。所以大家都在归一化内部加宽到 float32。
 #
 # 在哪里舍入回去则是另一个问题，各家程序并不一样。`jax_llama3` 用 float32 乘以权重，最后只舍入一次。Hugging Face 和 Meta 自己的代码
-# 在乘权重**之前**就舍入成 bfloat16，再用 bfloat16 相乘，于是舍入两次。两种都不算错，但结果不相等；两个程序若要逐位比较，必须在这一点上一致。
+# 在乘权重**之前**就舍入成 bfloat16，再用 bfloat16 相乘，于是舍入两次。两种都不算错，但结果不相等；两个程序若要逐比特比较，必须在这
+# 一点上一致。
 #
-# 下面在同样的 bfloat16 输入上，把三种做法都与 float64 比较。
+# 下面在同样的 bfloat16 输入上，把三种做法都与 float64 比较：用 bfloat16 求和、舍入两次、舍入一次。
 # %% id="precision_code"
 assert jnp.bfloat16(256) + jnp.bfloat16(1) == jnp.bfloat16(256)
 
@@ -434,10 +452,11 @@ exercise(1, answer_1, check_1)
 # %% [markdown] id="hint_1" lang="en"
 # <details><summary>Hint</summary>
 #
-# The length is the root of a sum, the root mean square is the root of a mean. They differ by a factor that depends on $D$ alone.
+# The length is the root of a sum, the root mean square is the root of a mean. They differ by a factor that depends on
+# $D$ alone.
 #
 # </details>
-# %% [markdown] id="hint_1" lang="zh" of="b1cd0f40"
+# %% [markdown] id="hint_1" lang="zh" of="99905b2c"
 # <details><summary>线索</summary>
 #
 # 长度是和的平方根，均方根是平均值的平方根。两者相差一个只取决于 $D$ 的倍数。
@@ -446,11 +465,12 @@ exercise(1, answer_1, check_1)
 # %% id="solution_1" tags=["solution"]
 exercise(1, lambda x, w, eps: x / jnp.linalg.norm(x, axis=-1, keepdims=True) * D**0.5 * w, check_1)
 # %% [markdown] id="exercise_2_text" lang="en"
-# **2.** Exchange two meanings. Give a copy of `params` in which the rows of " France" and " Germany" have changed places in the embedding,
-# and nothing else is different. Before you run it: what will the model now say after "The capital of France is"?
-# %% [markdown] id="exercise_2_text" lang="zh" of="4bde211b"
-# **2.** 交换两个含义。给出 `params` 的一个副本，其中嵌入里 “ France” 和 “ Germany” 的两行互换，其余不变。运行之前先猜：现在模型在
-# “The capital of France is” 之后会说什么？
+# **2.** Exchange two meanings. Give a copy of `params` in which the rows of " France" and " Germany" have swapped
+# places in the embedding, and nothing else is different. Before you run it: what will the model now say after "The
+# capital of France is"?
+# %% [markdown] id="exercise_2_text" lang="zh" of="fc0264e9"
+# **2.** 交换两个含义。给出 `params` 的一个副本，其中嵌入里“ France”和“ Germany”的两行互换，其余不变。运行之前先猜：现在模型在
+# “The capital of France is”之后会说什么？
 # %% id="exercise_2"
 france, germany = (model.tokenizer.encode(name)[-1] for name in (" France", " Germany"))
 answer_2 = None
@@ -487,12 +507,12 @@ exercise(2, answer_2, check_2)
 pair, swapped = jnp.array([france, germany]), jnp.array([germany, france])
 exercise(2, params._replace(embedding=E.at[pair].set(E[swapped])), check_2)
 # %% [markdown] id="exercise_3_text" lang="en"
-# **3.** The norm's weight can be folded into the matrix that follows: for `q = norm(x) @ W.T`, give a matrix `W2` such that
-# the norm with all weights one and `W2` give the same `q`. (So the weight turns the vector, but never does anything that the next matrix
-# could not do.)
-# %% [markdown] id="exercise_3_text" lang="zh" of="b3f0c1c2"
-# **3.** 归一化的权重可以并入紧随其后的矩阵：对于 `q = norm(x) @ W.T`，给出一个矩阵 `W2`，使权重全为 1 的归一化配上 `W2` 得到同样的 `q`。
-# （可见权重虽然转动向量，但它做的事，下一个矩阵都能做到。）
+# **3.** The norm's weight can be folded into the matrix that follows: for `q = norm(x) @ W.T`, give a matrix `W2` such
+# that the norm with all its weights set to 1, followed by `W2`, gives the same `q`. (So the weight turns the vector,
+# but never does anything that the next matrix could not do.)
+# %% [markdown] id="exercise_3_text" lang="zh" of="612e4688"
+# **3.** 归一化的权重可以并入紧随其后的矩阵：对于 `q = norm(x) @ W.T`，给出一个矩阵 `W2`，使归一化的权重全为 1、再乘 `W2` 时，得到同
+# 样的 `q`。（可见权重虽然转动向量，但它做的事，下一个矩阵都能做到。）
 # %% id="exercise_3"
 W = params.layers[0].wq.reshape(-1, D)
 answer_3 = None
@@ -525,16 +545,16 @@ exercise(3, W * w, check_3)
 # - Ba, Kiros and Hinton, *Layer Normalization*, 2016, [arXiv:1607.06450](https://arxiv.org/abs/1607.06450)
 # - Xiong et al., *On Layer Normalization in the Transformer Architecture*, 2020, [arXiv:2002.04745](https://arxiv.org/abs/2002.04745)
 # - Where others round: class `LlamaRMSNorm` in Hugging Face's
-#   [modeling_llama.py](https://github.com/huggingface/transformers/blob/main/src/transformers/models/llama/modeling_llama.py), class
-#   `RMSNorm` in Meta's [model.py](https://github.com/meta-llama/llama-models/blob/main/models/llama3/model.py)
+#   [modeling_llama.py](https://github.com/huggingface/transformers/blob/main/src/transformers/models/llama/modeling_llama.py), class `RMSNorm` in Meta's [model.py](https://github.com/meta-llama/llama-models/blob/main/models/llama3/model.py)
 #
 # Next: in lesson 04 the tokens look at each other for the first time.
-# %% [markdown] id="sources" lang="zh" of="7438eb34"
+# %% [markdown] id="sources" lang="zh" of="a31da8d6"
 # ## 来源
 #
 # - Zhang、Sennrich，*Root Mean Square Layer Normalization*，2019，[arXiv:1910.07467](https://arxiv.org/abs/1910.07467)
 # - Ba、Kiros、Hinton，*Layer Normalization*，2016，[arXiv:1607.06450](https://arxiv.org/abs/1607.06450)
 # - Xiong 等，*On Layer Normalization in the Transformer Architecture*，2020，[arXiv:2002.04745](https://arxiv.org/abs/2002.04745)
-# - 别家在哪里舍入：Hugging Face 的 `LlamaRMSNorm`，[modeling_llama.py](https://github.com/huggingface/transformers/blob/main/src/transformers/models/llama/modeling_llama.py)；Meta 的 `RMSNorm`，[model.py](https://github.com/meta-llama/llama-models/blob/main/models/llama3/model.py)
+# - 别的程序在哪里舍入：Hugging Face 的
+#   `LlamaRMSNorm`，[modeling_llama.py](https://github.com/huggingface/transformers/blob/main/src/transformers/models/llama/modeling_llama.py)；Meta 的 `RMSNorm`，[model.py](https://github.com/meta-llama/llama-models/blob/main/models/llama3/model.py)
 #
 # 下一课：第 04 课里，token 之间第一次互相看见。

@@ -1,20 +1,21 @@
 # %% [markdown] id="title" lang="en"
 # # 04 · One attention head by hand
 #
-# *Reading time 20 minutes. Before it: lesson 03. What it proves: every number that one head of the first layer computes,
-# from three matrix products to its output, and that no later token can change an earlier output by a single bit.*
+# *Reading time 20 minutes. Before it: lesson 03. What it proves: every number of one head of the first layer, from
+# three matrix products to its output, can be worked out by hand, and no later token can change an earlier output by a
+# single bit.*
 #
 # How does "is" find out that "France" came before it? So far it cannot. The embedding looks up one row at a time, the norm
 # works on one row at a time, and every token is alone. But the word that comes next depends on all of them. Attention is the
 # only place in the network where one position reads another, and an **attention head** is its smallest working part.
-# %% [markdown] id="title" lang="zh" of="1b4c422c"
+# %% [markdown] id="title" lang="zh" of="54aa02a6"
 # # 04 · 手算一个注意力头
 #
-# *阅读时间 20 分钟。前置：第 03 课。本课证明：第一层里一个头算出的每一个数，从三次矩阵乘法直到输出；并且后面的 token 连一个比特都改变
-# 不了前面的结果。*
+# *阅读时间 20 分钟。前置：第 03 课。本课证明：第一层里一个头的每一个数，从三次矩阵乘法直到输出，都能手算出来；后面的 token 连一个比
+# 特都改变不了前面的结果。*
 #
-# “is” 怎么知道前面出现过 “France”？到目前为止它无从知道。嵌入一次查一行，归一化一次算一行，每个 token 都是孤立的。可下一个词取决于所
-# 有的词。注意力是网络中唯一让一个位置读到另一个位置的地方，**注意力头**（attention head）则是其中最小的工作单元。
+# “is”怎么知道前面出现过“France”？到目前为止它无从知道。嵌入一次查一行，归一化一次算一行，每个 token 都是孤立的。可下一个词取决于前
+# 面所有的词。注意力是网络中唯一让一个位置读到另一个位置的地方，**注意力头**（attention head）则是其中最小的工作单元。
 # %% id="setup"
 import jax
 import jax.numpy as jnp
@@ -67,9 +68,9 @@ show(
     zh="一个头：x 经三个矩阵得到 q、k、v；q 与 k 得到分数，再经掩码与 softmax；所得的模式对 v 加权求和，得到 z。",
 )
 # %% [markdown] id="rows" lang="en"
-# We begin where lesson 03 ended: with one normed row for each token of our prompt. This is what the attention of the first
-# layer sees.
-# %% [markdown] id="rows" lang="zh" of="33f3883c"
+# We begin where lesson 03 ended: with one normalised row for each token of our prompt. This is what the attention of
+# the first layer sees.
+# %% [markdown] id="rows" lang="zh" of="01980b1a"
 # 从第 03 课结束的地方开始：提示里的每个 token 对应归一化之后的一行。这就是第一层注意力看到的内容。
 # %% id="rows_code"
 ids = model.tokenizer.encode("The capital of France is", bos=True)
@@ -86,18 +87,18 @@ x = trace("x", normed_rows(ids), "T D", T=T, D=D)
 # %% [markdown] id="unfold" lang="en"
 # ## Unfolding the weights
 #
-# A checkpoint in PyTorch's format keeps the query weights of all $N$ heads in one matrix with $N \cdot H$ rows: the first
-# $H$ rows are head 0, the next $H$ rows are head 1, and so on. Unfolding it is a reshape to $[N\,H\,D]$, which is how
-# `jax_llama3` stores it. Keys and values have $K$ heads, often fewer than $N$. Lesson 06 says which of them serves which
-# query head; the first few query heads all share head 0 of the keys and values, and we take one of those.
+# A checkpoint in PyTorch's format keeps the query weights of all $N$ heads in one matrix with $N \cdot H$ rows: the
+# first $H$ rows are head 0, the next $H$ rows are head 1, and so on. Unfolding it is a reshape to $[N\,H\,D]$, which is
+# how `jax_llama3` stores it. Keys and values have $K$ heads, often fewer than $N$. Lesson 06 says which of them serves
+# which query heads; the first few query heads all share head 0 of the keys and values, and we take one of those.
 #
 # Each row of a weight matrix makes one output, so the product needs the transpose: $q = x\,W_q^{\top}$.
-# %% [markdown] id="unfold" lang="zh" of="27104863"
+# %% [markdown] id="unfold" lang="zh" of="e15d18c5"
 # ## 展开权重
 #
-# PyTorch 格式的检查点把全部 $N$ 个头的查询权重放在一个 $N \cdot H$ 行的矩阵里：前 $H$ 行是 0 号头，接下来 $H$ 行是 1 号头，依此类推。
-# 展开就是变形为 $[N\,H\,D]$，`jax_llama3` 正是这样存的。键和值有 $K$ 个头，往往比 $N$ 少。哪个查询头用哪一个，第 06 课再讲；最前面的
-# 几个查询头共用键和值的 0 号头，我们从中取一个。
+# PyTorch 格式的检查点把全部 $N$ 个头的查询权重放在一个 $N \cdot H$ 行的矩阵里：前 $H$ 行是 0 号头，接下来 $H$ 行是 1 号头，依此类
+# 推。展开就是 reshape 成 $[N\,H\,D]$，`jax_llama3` 正是这样存的。键和值有 $K$ 个头，往往比 $N$ 少。哪个查询头用哪一个，第 06 课再
+# 讲；最前面的几个查询头共用键和值的 0 号头，我们从中取一个。
 #
 # 权重矩阵的每一行产生一个输出，所以乘法里要用转置：$q = x\,W_q^{\top}$。
 # %% id="unfold_code"
@@ -115,14 +116,14 @@ k = trace("k", x @ wk_head.T, "T H", T=T, H=H)
 v = trace("v", x @ wv_head.T, "T H", T=T, H=H)
 # %% [markdown] id="position" lang="en"
 # Are these the network's own vectors? The values are. The queries and keys are not quite: before they meet, the network
-# turns each of them by an angle that depends on its position. Lesson 05 derives that turn, and this lesson leaves it out.
-# At position 0 the turn does nothing, which gives us a fair way to compare: hand our tokens to the library as $T$ prompts
-# of one token each. Every token then stands at position 0, and the taps of the first layer must show exactly what we
+# turns each of them by angles that depend on its position. Lesson 05 derives that turn, and this lesson leaves it out.
+# At position 0 the turn does nothing, which gives us a fair way to compare: hand our tokens to the library as $T$
+# prompts of one token each. Every token then stands at position 0, and the taps of the first layer must show what we
 # computed. (`close` asserts that two arrays agree in every number, and prints how closely.)
-# %% [markdown] id="position" lang="zh" of="31c0f4aa"
-# 这些就是网络自己的向量吗？值是的。查询和键还差一步：在它们相遇之前，网络会按位置把每个向量转动一个角度。第 05 课推导这个转动，本课先
-# 不考虑。位置 0 上的转动什么也不改变，于是有一个公平的比较办法：把这些 token 当作 $T$ 个提示交给本库，每个提示只有一个 token。这样每
-# 个 token 都在位置 0，第一层的探针看到的就应当与我们算出的完全一致。（`close` 断言两个数组的每个数都一致，并打印一致到什么程度。）
+# %% [markdown] id="position" lang="zh" of="cc9c29c0"
+# 这些就是网络自己的向量吗？值是的。查询和键还差一步：在它们相遇之前，网络会按位置把每个向量转过一些角度。第 05 课推导这个转动，本课
+# 先不考虑。位置 0 上的转动什么也不改变，于是有一个公平的比较办法：把这些 token 当作 $T$ 个提示交给本库，每个提示只有一个 token。这
+# 样每个 token 都在位置 0，第一层的探针看到的就应当与我们算出的一致。（`close` 断言两个数组的每个数都一致，并打印一致到什么程度。）
 # %% id="position_code"
 
 
@@ -153,8 +154,8 @@ close(v, alone["layers.0.attn.v"][:, 0, 0])
 # %% [markdown] id="scores" lang="zh" of="c4ea4106"
 # ## 分数，以及其中的转置
 #
-# 查询 $i$ 与键 $j$ 的分数是一个点积：$s_{ij} = \sum_h q_{ih}\, k_{jh}$。两个向量都是行。要一次得到全部 $T \times T$ 个分数，就要行对
-# 行，而矩阵乘法是行对列，所以要把键转置：$S = q\,k^{\top}$。第 $i$ 行是位置 $i$ 对每个键的评价。
+# 查询 $i$ 与键 $j$ 的分数是一个点积：$s_{ij} = \sum_h q_{ih}\, k_{jh}$。两个向量都是行。要一次得到全部 $T \times T$ 个分数，就要行
+# 对行，而矩阵乘法是行对列，所以要把键转置：$S = q\,k^{\top}$。第 $i$ 行是位置 $i$ 给每个键打的分。
 #
 # 忘了转置，形状通常会报错。但不总是：当 token 个数恰好等于 $H$，两个矩阵都是方阵，乘法照样能跑，每个数却都是错的。
 # %% id="scores_code"
@@ -216,7 +217,7 @@ assert jnp.isinf(jnp.exp(jnp.float32(89)))
 # %% [markdown] id="scale" lang="en"
 # ## Why divide by the square root of H?
 #
-# The drawing divides the scores by $\sqrt H$, and so far we have not. Why divide at all, and why by that?
+# The drawing divides the scores by $\sqrt H$, and so far we have not. Why divide at all, and why by this number?
 #
 # The softmax reacts to the differences between scores, so what matters is how far the scores spread. A score is a sum of
 # $H$ products, and a longer sum spreads further. If the numbers in $q$ and $k$ are independent, with mean 0 and variance 1
@@ -231,7 +232,7 @@ assert jnp.isinf(jnp.exp(jnp.float32(89)))
 # \mathrm{Var}(q_h k_h) = \mathrm{E}[q_h^2]\,\mathrm{E}[k_h^2] = 1 .$$
 #
 # Variances of independent terms add up, so the score, a sum of $H$ terms, has variance $H$. Its spread, the standard
-# deviation, is the root of that.
+# deviation, is the square root of that.
 #
 # </details>
 #
@@ -243,8 +244,8 @@ assert jnp.isinf(jnp.exp(jnp.float32(89)))
 # It is 1 if one key has all the weight, and $n$ if $n$ keys share it equally. Now three claims:
 #
 # - **Not divided**, the softmax collapses towards a single key, and a larger $H$ makes it worse.
-# - **Divided by $H$**, the scores shrink to almost nothing. The softmax becomes nearly uniform: every key gets the same
-#   weight, and the query no longer chooses.
+# - **Divided by $H$**, the scores shrink to almost nothing. The softmax becomes nearly uniform: every key gets almost
+#   the same weight, and the query no longer chooses.
 # - **Divided by $\sqrt H$**, the number of keys stays about the same for every $H$: neither one nor all.
 #
 # <details><summary>Why a collapsed softmax is hard to train (may be skipped)</summary>
@@ -255,12 +256,13 @@ assert jnp.isinf(jnp.exp(jnp.float32(89)))
 # $$1 - \sum_i p_i^2 = 1 - \frac{1}{n_{\mathrm{eff}}},$$
 #
 # which goes to 0 as the effective number of keys goes to 1. A function that does not respond gives training nothing to
-# follow. (In the cell below, `jax.jacobian(f)(x)` is the matrix of the derivatives of every output by every input.)
+# follow. (In the cell below, `jax.jacobian(f)(x)` is the matrix of the derivatives of every output with respect to
+# every input.)
 #
 # </details>
 #
 # We measure all of it on random vectors: 400 queries, 100 keys, heads from 16 to 4096 numbers.
-# %% [markdown] id="scale" lang="zh" of="af1e04f2"
+# %% [markdown] id="scale" lang="zh" of="cfca9286"
 # ## 为什么除以 H 的平方根？
 #
 # 图中的分数除以了 $\sqrt H$，而我们到现在还没有除。为什么要除，又为什么偏偏除以它？
@@ -286,7 +288,7 @@ assert jnp.isinf(jnp.exp(jnp.float32(89)))
 # 如果一个键占了全部权重，它等于 1；如果 $n$ 个键平分权重，它等于 $n$。下面是三个论断：
 #
 # - **不除**：softmax 塌缩到单独一个键，$H$ 越大越严重。
-# - **除以 $H$**：分数缩得几乎没有了，softmax 接近均匀，每个键的权重都一样，查询不再做选择。
+# - **除以 $H$**：分数缩得几乎没有了，softmax 接近均匀，每个键的权重几乎一样，查询不再做选择。
 # - **除以 $\sqrt H$**：不论 $H$ 是多少，用到的键数都差不多，既不是一个，也不是全部。
 #
 # <details><summary>为什么塌缩的 softmax 难以训练（可以跳过）</summary>
@@ -338,13 +340,14 @@ row = raw[-1]
 derivatives = jax.jacobian(softmax)(row)
 close(jnp.trace(derivatives), 1 - 1 / effective_keys(softmax(row)), atol=1e-5)
 # %% [markdown] id="scale_real" lang="en"
-# And in the trained model? Its numbers are neither independent nor centred, so the derivation says where training starts, not
-# where it arrives. We take our head, give it a text of 100 tokens, let every query see all 100 keys, and count again.
+# And in the trained model? Its numbers are neither independent nor centred, so the derivation says where training
+# starts, not where it arrives. We take our head, give it a text of 100 tokens, let every query see all 100 keys, and
+# count again.
 #
-# The same three things happen. That is no accident: multiplying all scores by a number above 1 always sharpens a softmax, and
-# dividing by such a number always flattens it. With $\sqrt H$ this head uses 45 of 100 keys, close to what random vectors do. Training
-# does not promise that; it is free to make a head sharper or flatter.
-# %% [markdown] id="scale_real" lang="zh" of="bbcf7ec6"
+# The same three things happen. That is no accident: multiplying all scores by a number above 1 always sharpens a
+# softmax, and dividing by such a number always flattens it. With $\sqrt H$ this head uses 45 of 100 keys, close to the
+# number for random vectors. Training does not guarantee that; it is free to make a head sharper or flatter.
+# %% [markdown] id="scale_real" lang="zh" of="5ec61829"
 # 那么训练好的模型呢？那里的数既不独立，均值也不为 0，所以上面的推导说的是训练的起点，不是终点。取我们的这个头，给它一
 # 段 100 个 token 的文本，让每个查询都看到全部 100 个键，再数一遍。
 #
@@ -399,7 +402,7 @@ show(
 # %% [markdown] id="mask" lang="zh" of="ab7bb5b1"
 # ## 因果掩码
 #
-# 网络的训练目标，是在每个位置上同时预测下一个 token。如果 “of” 能读到 “France”，预测 “of” 之后的词就成了抄答案。所以位置 $i$ 只能
+# 网络的训练目标，是在每个位置上同时预测下一个 token。如果“of”能读到“France”，预测“of”之后的词就成了抄答案。所以位置 $i$ 只能
 # 读 $j \le i$ 的键：这就是**因果掩码**（causal mask）。
 #
 # 它作用在分数上，在 softmax **之前**，填入的值是**负无穷**。这样 $e^{-\infty}$ 恰好等于 0：那个键得不到权重，分母的求和里也没有它，就
@@ -431,9 +434,10 @@ for i in range(T):
 # **Zero after the softmax.** Now the forbidden weights are gone, but they were already counted in the denominator. The rows
 # no longer add up to one, and what they add up to depends on the future.
 #
-# On paper, dividing each row once more would repair the second. In float32 it fails when a forbidden score is much larger
-# than the allowed ones: their exponentials have already become zero, and all that is left is $0/0$.
-# %% [markdown] id="zero" lang="zh" of="270f4e1f"
+# On paper, dividing each row by its sum would repair the second mask. In float32 it fails when a forbidden score is
+# much larger than the allowed ones: the exponentials of the allowed ones have already become zero, and all that is left
+# is $0/0$.
+# %% [markdown] id="zero" lang="zh" of="4ba556da"
 # ## 填零会怎样
 #
 # 有两种错误的掩码看上去无害。
@@ -443,7 +447,8 @@ for i in range(T):
 #
 # **在 softmax 之后填零**。被禁止的权重没有了，可它们已经算进了分母。各行之和不再是 1，而和是多少又取决于未来。
 #
-# 再除一次，理论上可以补救第二种。但在 float32 里，若被禁止的分数比允许的大得多就会失败：允许的那些指数先变成零，只剩下 $0/0$。
+# 理论上，把每一行再除以它的和，就能补救第二种。但在 float32 里，若被禁止的分数比允许的大得多，就会失败：允许的那些分数的指数早已变
+# 成零，只剩下 $0/0$。
 # %% id="zero_code"
 zero_before = softmax(jnp.where(visible, scaled, 0))
 zero_after = jnp.where(visible, softmax(scaled), 0)
@@ -494,31 +499,31 @@ assert (z >= v.min(axis=0) - 1e-5).all()
 # show the head above at work on the five tokens of "The capital of France is". Each row is a token that asks, each column a
 # token that is asked.
 #
-# 1. **Scores.** The number in a cell is the dot product of the row's query and the column's key, divided by $\sqrt H$. The
-#    larger, the better they match. So far everybody asks everybody.
+# 1. **Scores.** The number in a cell is the dot product of the row's query and the column's key, divided by $\sqrt H$.
+#    The larger, the better they match. So far every token asks every token.
 # 2. **Mask.** A token may look back and at itself, but never ahead. All cells above the diagonal become $-\infty$.
 # 3. **Pattern.** The softmax turns each row into weights that add up to one. Minus infinity becomes a weight of exactly 0.
 #
 # Read the third picture row by row: a row says where its token takes its values from. "The" has no choice, it sees only
-# itself. With this model, "of" takes 84 percent of its sum from itself. "is" takes most of it from "of", "The" and "France",
-# and hardly anything from itself. So the row of "is" now carries a part of what "France" handed over: this is how it finds
-# out.
+# itself. With this model, "of" takes 84 percent of its sum from itself. "is" takes most of its sum from "of", "The" and
+# "France", and hardly anything from itself. So the row of "is" now carries a part of what "France" handed over: this is
+# how it finds out.
 #
 # Do not look for grammar in the numbers. This is one of 270 heads, in the very first layer, and it does not know yet in
 # which order the words stand; that is lesson 05.
-# %% [markdown] id="maps" lang="zh" of="81ba6ed5"
+# %% [markdown] id="maps" lang="zh" of="58d395fd"
 # ## 三幅图看懂一个头
 #
 # 注意力头做什么？它让每个 token 从前面的 token 那里收集一些东西。每个 token 都有一个*查询*（在找什么）、一个*键*（凭什么被找到）和一
-# 个*值*（交出什么）。下面三幅图是上面那个头处理 “The capital of France is” 五个 token 的情形。每行是一个提问的 token，每列是一个被问
+# 个*值*（交出什么）。下面三幅图是上面那个头处理“The capital of France is”五个 token 的情形。每行是一个提问的 token，每列是一个被问
 # 的 token。
 #
 # 1. **分数**。格子里的数是该行的查询与该列的键的点积，再除以 $\sqrt H$。数越大，两者越匹配。此时每个 token 都在问所有的 token。
 # 2. **掩码**。一个 token 可以往回看，也可以看自己，但绝不能往前看。对角线以上的格子全部变成 $-\infty$。
 # 3. **模式**。softmax 把每一行变成和为 1 的权重。负无穷变成的权重恰好是 0。
 #
-# 请逐行看第三幅图：一行说明这个 token 从哪里取值。“The” 别无选择，只看得到自己。在本模型上，“of” 的和有 84% 来自它自己。“is” 的和大部
-# 分取自 “of”、“The” 和 “France”，几乎不取自己。于是 “is” 这一行就带上了 “France” 交出的一部分内容：它就是这样知道的。
+# 请逐行看第三幅图：一行说明这个 token 从哪里取值。“The”别无选择，只看得到自己。在本模型上，“of”的和有 84% 来自它自己。“is”的和大部
+# 分取自“of”、“The”和“France”，几乎不取自己。于是“is”这一行就带上了“France”交出的一部分内容：它就是这样知道的。
 #
 # 不要在这些数里找语法。这只是 270 个头中的一个，位于最前面的一层，而且还不知道词的先后次序；那是第 05 课的内容。
 # %% id="heat_maps"
@@ -540,14 +545,14 @@ if on_default_model():
 # %% [markdown] id="library" lang="en"
 # ## The library's own attention
 #
-# Here are all steps in one function. `jax_llama3.model.attention.attention` does the same for all heads at once; with a
-# batch of one and a single head we can compare. It takes queries and keys as they come, turned or not, and hands out its
-# scores and its pattern through a tap.
-# %% [markdown] id="library" lang="zh" of="1825623c"
+# Here are all the steps in one function. `jax_llama3.model.attention.attention` does the same for all heads at once;
+# with a batch of one and a single head we can compare. It takes queries and keys as they come, turned or not, and shows
+# its scores and its pattern to a tap.
+# %% [markdown] id="library" lang="zh" of="c67f5574"
 # ## 本库自己的注意力
 #
-# 下面把所有步骤合成一个函数。`jax_llama3.model.attention.attention` 对所有头一次做完同样的事；取一批一行、一个头，就可以比较。它照原
-# 样接收查询和键，不管有没有转动过，并通过探针交出分数和模式。
+# 下面把所有步骤合成一个函数。`jax_llama3.model.attention.attention` 对所有头一次做完同样的事；让一批只有一行，又只有一个头，就可以
+# 比较。它照原样接收查询和键，不管有没有转动过，并让探针看到分数和模式。
 # %% id="library_code"
 
 
@@ -592,10 +597,10 @@ close(z, library_z, atol=1e-5)
 # %% [markdown] id="real" lang="en"
 # ## The head at work in the network
 #
-# Now the whole prompt, in order, through the real network. The taps show queries and keys after their turn by position. We
-# take those as given and compute the rest with our own function: the scores, the pattern and the output of this head must
-# be those of the taps, in every layer.
-# %% [markdown] id="real" lang="zh" of="78d65e41"
+# Now the whole prompt, in order, through the real network. The taps show queries and keys after their turn by position.
+# We take those as given and compute the rest with our own function: the scores, the pattern and the output of this head
+# must match the taps in every layer.
+# %% [markdown] id="real" lang="zh" of="321207bf"
 # ## 网络中真正工作的头
 #
 # 现在让整个提示按顺序走过真实的网络。探针看到的是按位置转动之后的查询和键。我们直接取用，其余的步骤都用自己的函数：在每一层，这个头的
@@ -614,7 +619,7 @@ for index in range(config.n_layers):
     np.testing.assert_allclose(out, seen[name + "z"][0, :, head], atol=1e-3)
 print(f"head {head}: scores, pattern and output agree in {config.n_layers} layers")
 
-# en: In the first layer the values are ours; the queries differ by the turn, but for position 0.
+# en: In the first layer the values are ours; the queries differ by the turn, except at position 0.
 # zh: 第一层的值就是我们算的；查询只差那个转动，位置 0 除外。
 close(v, seen["layers.0.attn.v"][0, :, 0])
 close(q[0], seen["layers.0.attn.q"][0, 0, head])
@@ -622,16 +627,17 @@ assert jnp.abs(q[1:] - seen["layers.0.attn.q"][0, 1:, head]).max() > 0.1
 # %% [markdown] id="causal" lang="en"
 # ## Causality, bit for bit
 #
-# The mask promises that a later token cannot touch an earlier output. Not "hardly": not at all. A score of minus infinity
+# The mask promises that a later token cannot touch an earlier output, not even slightly. A score of minus infinity
 # gives a weight of exactly zero, and zero times any finite value adds exactly nothing. So we may demand equal bits. We
-# replace the token at each position $t$ in turn: all outputs before $t$ must stay exactly as they are, and the output at
-# $t$ must change. First we try our head, then the logits of the whole library. The masks with a zero fail the same test.
-# %% [markdown] id="causal" lang="zh" of="bf4a52c8"
+# replace the token at each position $t$ in turn: all outputs before $t$ must stay exactly as they are, and the output
+# at $t$ must change. First we try our head, then the logits of the whole library. The masks with a zero fail the same
+# test.
+# %% [markdown] id="causal" lang="zh" of="26f3ed5a"
 # ## 因果性：逐比特检验
 #
-# 掩码保证后面的 token 碰不到前面的输出。不是“几乎碰不到”，而是完全碰不到。负无穷的分数给出的权重恰好是零，零乘任何有限值再加上去，恰
-# 好什么也没加。所以我们可以要求比特相同。依次替换每个位置 $t$ 的 token：$t$ 之前的输出必须原封不动，$t$ 处的输出必须改变。先看我们的
-# 头，再看整个库的 logits。填零的掩码通不过同样的检验。
+# 掩码保证后面的 token 碰不到前面的输出，丝毫都碰不到。负无穷的分数给出的权重恰好是零，零乘任何有限值再加上去，恰好什么也没加。所以
+# 我们可以要求比特相同。依次替换每个位置 $t$ 的 token：$t$ 之前的输出必须原封不动，$t$ 处的输出必须改变。先看我们的头，再看整个库的
+# logits。填零的掩码通不过同样的检验。
 # %% id="causal_code"
 other = model.tokenizer.encode(" Rome", bos=False)[0]
 assert other not in ids
@@ -656,7 +662,7 @@ def zero_after_softmax(q, k, v):
 
 
 def broken(output, original):
-    # en: How many positions before a changed token saw the change, over all places of it.
+    # en: How many positions before a replaced token were affected, summed over all places of the replacement.
     # zh: 在替换位置之前、却受到影响的位置数，对所有替换位置求和。
     count = 0
     for t in range(1, T):
@@ -677,15 +683,15 @@ print(f"the library's logits: 0 of {earlier} earlier rows changed")
 # %% [markdown] id="order" lang="en"
 # ## What this head cannot know
 #
-# Without the turn, our head has a gap. Exchange two tokens before the last: the last query meets the same keys and the same
-# values, only in another order, and a sum does not care about order. Its output stays the same. To this head, "The capital
-# of France is" and "France of capital The is" end alike. The real network turns its vectors by position and can tell the
-# two apart. How it does that is the subject of lesson 05.
-# %% [markdown] id="order" lang="zh" of="2071aea0"
+# Without the turn, our head has a gap. Exchange two tokens that come before the last one: the last query meets the same
+# keys and the same values, only in another order, and a sum does not care about order. Its output stays the same. To
+# this head, "The capital of France is" and "France of capital The is" end alike. The real network turns its vectors by
+# position and can tell the two apart. How it does that is the subject of lesson 05.
+# %% [markdown] id="order" lang="zh" of="13a5aabc"
 # ## 这个头不知道什么
 #
 # 少了转动，我们的头有一个缺口。交换最后一个 token 之前的两个 token：最后一个查询遇到的还是同样的键、同样的值，只是次序不同，而求和与
-# 次序无关，所以输出不变。对这个头来说，“The capital of France is” 与 “France of capital The is” 的结尾没有区别。真实的网络按位置转动
+# 次序无关，所以输出不变。对这个头来说，“The capital of France is”与“France of capital The is”的结尾没有区别。真实的网络按位置转动
 # 向量，所以分得清两者。它是怎么做到的，正是第 05 课的主题。
 # %% id="order_code"
 backwards = [*ids[-2::-1], ids[-1]]
@@ -705,12 +711,12 @@ assert jnp.abs(forth - back).max() > 1e-2
 #
 # Put your answer in place of `None` and run the cell. A hint and a solution are folded away below each exercise.
 #
-# **1.** Below are seven ways to change the queries and keys of our head. Which of them leave its pattern as it is? Predict
-# first, then answer with a set of letters, such as `{"b", "e"}`. The check tries all seven.
-# %% [markdown] id="exercises" lang="zh" of="d2e15d2c"
+# **1.** Below are seven ways to change the queries and keys of our head. Which of them leave its pattern unchanged?
+# Predict first, then answer with a set of letters, such as `{"b", "e"}`. The check tries all seven.
+# %% [markdown] id="exercises" lang="zh" of="6f0a8a20"
 # ## 练习
 #
-# 用你的答案替换 `None`，然后运行。每题下面都有折叠起来的线索和解答。
+# 用你的答案替换 `None`，然后运行。每题下面折叠着一条线索和一个解答。
 #
 # **1.** 下面列出七种改动查询和键的办法。哪些不改变这个头的模式？先预测，再用字母的集合回答，例如 `{"b", "e"}`。检查时七种都会试一遍。
 # %% id="exercise_1"
@@ -754,13 +760,14 @@ exercise(1, answer_1, check_1)
 # %% id="solution_1" tags=["solution"]
 exercise(1, {"a", "d", "e", "f"}, check_1)
 # %% [markdown] id="exercise_2_text" lang="en"
-# **2.** Some models let a position see only itself and the few positions before it. Write a function `(length, window)` that
-# gives the square matrix of what may be seen: each query sees at most `window` keys, its own included, and none from the
-# future. Then predict: if a network uses this mask with `window=2` in one layer only, which tokens can reach the last
-# position? And in two such layers, one after the other?
-# %% [markdown] id="exercise_2_text" lang="zh" of="9a646cd3"
-# **2.** 有些模型只让一个位置看到自己和之前的少数几个位置。写一个函数 `(length, window)`，给出可见矩阵：每个查询最多看 `window` 个键，
-# 包括它自己，不看未来。再预测一下：如果网络只在一层里用 `window=2` 的掩码，哪些 token 能影响最后一个位置？前后两层都用呢？
+# **2.** Some models let a position see only itself and the few positions before it. Write a function `(length, window)`
+# that gives the square matrix of what each position may see: each query sees at most `window` keys, its own included,
+# and none from the future. Then predict: if a network had a single layer, and this mask with `window=2`, which tokens
+# could reach the last position? And with two such layers, one after the other?
+# %% [markdown] id="exercise_2_text" lang="zh" of="d710c3d3"
+# **2.** 有些模型只让一个位置看到自己和之前的少数几个位置。写一个函数 `(length, window)`，给出一个方阵，说明每个位置能看到什么：每个
+# 查询最多看 `window` 个键，包括它自己，不看未来。再预测一下：如果网络只有一层，用的是 `window=2` 的这种掩码，哪些 token 能影响最后
+# 一个位置？前后相接的两层呢？
 # %% id="exercise_2"
 answer_2 = None
 
@@ -772,8 +779,8 @@ def check_2(answer):
         assert [list(np.flatnonzero(row)) for row in seen_by] == [
             list(range(max(0, i - window + 1), i + 1)) for i in range(8)
         ]
-    # en: What a position sees through two layers is what those see whom it sees.
-    # zh: 经过两层能看到的，就是它所看到的那些位置能看到的。
+    # en: Through two layers, a position sees what the positions that it sees can see.
+    # zh: 经过两层，一个位置能看到的，就是它看到的那些位置所能看到的。
     one = np.asarray(answer(8, 2), int)
     print("one layer:", np.flatnonzero(one[-1]), "two layers:", np.flatnonzero((one @ one)[-1]))
 
@@ -784,11 +791,11 @@ exercise(2, answer_2, check_2)
 # %% [markdown] id="hint_2" lang="en"
 # <details><summary>Hint</summary>
 #
-# The matrix of `i - j`, how far key $j$ lies back from query $i$, comes from two `jnp.arange` with an axis added to each.
+# The matrix of `i - j`, how far key $j$ lies behind query $i$, comes from two `jnp.arange` with an axis added to each.
 # It must be at least 0 and less than `window`.
 #
 # </details>
-# %% [markdown] id="hint_2" lang="zh" of="858b68e5"
+# %% [markdown] id="hint_2" lang="zh" of="aef2b4e9"
 # <details><summary>线索</summary>
 #
 # 矩阵 `i - j` 表示键 $j$ 在查询 $i$ 之前多远，可以由两个各加一个轴的 `jnp.arange` 得到。它应当不小于 0，且小于 `window`。
@@ -802,10 +809,11 @@ def windowed(length, window):
 
 exercise(2, windowed, check_2)
 # %% [markdown] id="exercise_3_text" lang="en"
-# **3.** Long prompts can be processed in pieces. The keys of one query are cut into two parts. From each part you have only
-# two things: `z`, the output of a softmax over that part alone, and `total`, the sum of its exponentials (of the scores
-# themselves, with nothing subtracted). Write a function `(z_a, total_a, z_b, total_b)` that gives the output over all keys.
-# %% [markdown] id="exercise_3_text" lang="zh" of="ea17f655"
+# **3.** Long prompts can be processed in pieces. The keys of one query are cut into two parts. For each part you have
+# only two things: `z`, the output of a softmax over that part alone, and `total`, the sum of its exponentials (of the
+# scores themselves, with nothing subtracted). Write a function `(z_a, total_a, z_b, total_b)` that gives the output
+# over all keys.
+# %% [markdown] id="exercise_3_text" lang="zh" of="fedbbe61"
 # **3.** 很长的提示可以分段处理。一个查询的键被切成两部分，每部分只留下两样东西：`z`，即只对该部分做 softmax 得到的输出；`total`，即该
 # 部分指数之和（直接对分数取指数，不减任何数）。写一个函数 `(z_a, total_a, z_b, total_b)`，给出对全部键的输出。
 # %% id="exercise_3"

@@ -1,26 +1,26 @@
 # %% [markdown] id="title" lang="en"
 # # 05 · RoPE from first principles
 #
-# *Reading time 25 minutes. Before it: lessons 03 and 04. What it proves: turning pairs of numbers by an angle that grows with
-# the position makes every score depend on the distance of two tokens and on nothing else about their places; four ways to
-# compute it give the queries and keys of `jax_llama3`.*
+# *Reading time 25 minutes. Before it: lessons 03 and 04. What it proves: turning pairs of numbers by an angle that grows
+# with the position makes every score depend on the distance between two tokens and on nothing else about their places;
+# four ways to compute it give the queries and keys of `jax_llama3`.*
 #
-# "The dog bites the man" and "the man bites the dog" have the same words. The head of lesson 04 cannot tell them apart. So
-# how does a network know where a word stands? Llama's answer is **RoPE**, the rotary position embedding: a short computation
-# with a long reason. The reason is school trigonometry. Its proofs stand in boxes that you may skip, and every step of them
-# is run.
+# "The dog bites the man" and "the man bites the dog" have the same words. The head of lesson 04 cannot tell them apart.
+# So how does a network know where a word stands? Llama's answer is **RoPE**, the rotary position embedding: a short
+# computation with a longer explanation, though school trigonometry is all it takes. The proofs are in boxes that you may
+# skip, and every step of them is run.
 #
 # Three letters keep their meaning throughout: $m$ is the position of a query, $n$ that of a key, and $r$ counts pairs of
 # numbers, from $0$ to $R-1$ with $R = H/2$.
-# %% [markdown] id="title" lang="zh" of="7ab86838"
+# %% [markdown] id="title" lang="zh" of="994b62cc"
 # # 05 · 从原理推导 RoPE
 #
 # *阅读时间 25 分钟。前置：第 03、04 课。本课证明：把数两两配对，每一对转过一个随位置增长的角度，分数就只取决于两个 token 的距离，与它
 # 们各自的位置再无关系；四种算法得到的查询和键都与 `jax_llama3` 一致。*
 #
-# “狗咬人”和“人咬狗”用的是同样几个字，第 04 课的注意力头却分不清它们。那么网络怎么知道一个词站在哪里？Llama 的办法
-# 是 **RoPE**（rotary position embedding，**旋转位置编码**）：计算很短，道理却要讲一阵子。道理只用到中学三角函数；证明放在可以跳过的框
-# 里，其中每一步都会运行验证。
+# “狗咬人”和“人咬狗”用的是同样几个字，第 04 课的注意力头却分不清它们。那么网络怎么知道一个词在什么位置？Llama 的办法
+# 是 **RoPE**（rotary position embedding，**旋转位置编码**）：计算很短，道理却要讲上一阵，不过只用到中学的三角函数。证明放在可以跳过
+# 的框里，每一步都会运行验证。
 #
 # 三个字母的含义贯穿全课：$m$ 是查询的位置，$n$ 是键的位置，$r$ 是数对的序号，从 $0$ 到 $R-1$，其中 $R = H/2$。
 # %% id="setup"
@@ -50,16 +50,16 @@ R = H // 2
 # this head, "The capital of France is" and "France capital of The is" are one bag of words. The causal mask only says which
 # tokens are earlier, not how much earlier.
 #
-# (With many layers, the mask alone does let some order through: a token early in the text has fewer tokens to look at. Models
-# can be trained on that hint alone, as the last of the sources shows. Llama is told the positions.)
-# %% [markdown] id="no_order" lang="zh" of="37bb0fb3"
+# (With many layers, the mask alone does let some order through: a token early in the text has fewer tokens to look at.
+# Models can be trained with that hint alone, as the last source below shows. Llama is told the positions.)
+# %% [markdown] id="no_order" lang="zh" of="82c30eca"
 # ## 注意力看不见顺序
 #
 # 一个头把一个查询与每个键比较，把分数变成权重，再把值加权求和。求和不在乎各项的先后。把前面的 token 打乱（键和值一起动），最后一
-# 个 token 得到的结果不变：在这个头看来，“The capital of France is” 与 “France capital of The is” 是同一个词袋。因果掩码只说明哪
+# 个 token 得到的结果不变：在这个头看来，“The capital of France is”与“France capital of The is”是同一个词袋。因果掩码只说明哪
 # 些 token 在前面，并不说明在前面多远。
 #
-# （层数多了以后，单凭掩码也会漏出一点顺序信息：越靠前的 token，能看到的 token 越少。单凭这点线索也能训练出模型，见来源的最后一
+# （层数多了以后，单凭掩码也会透露一点顺序信息：越靠前的 token，能看到的 token 越少。单凭这点线索也能训练出模型，见文末来源的最后一
 # 篇。Llama 则把位置明确地告诉网络。）
 # %% id="head_code"
 ids = model.tokenizer.encode("The capital of France is", bos=True)
@@ -96,7 +96,7 @@ close(last_token(q, k[shuffled], v[shuffled]), last_token(q, k, v), atol=1e-5)
 
 
 # %% [markdown] id="wish" lang="en"
-# ## Where should the position go in?
+# ## Where should the position go?
 #
 # The first idea is to **add** it. Give every position $m$ a vector $p_m$, and add it to the token's row at the very
 # beginning, **before** the projections $W_q$ and $W_k$. This is what the first transformer did. A projection is linear, so
@@ -105,12 +105,13 @@ close(last_token(q, k[shuffled], v[shuffled]), last_token(q, k, v), atol=1e-5)
 #
 # $$(q + a_m)\cdot(k + b_n) = q\cdot k + q\cdot b_n + a_m\cdot k + a_m\cdot b_n .$$
 #
-# The two terms in the middle depend on one position each. So the same two words, three apart, score differently at the start
-# of a text and on its tenth page. Would it help to add the vectors **after** the projections, to $q$ and $k$ themselves? No:
-# the same four terms come out, only with other vectors. The place is not the trouble, the plus sign is.
+# The two terms in the middle depend on one position each. So the same two words, three apart, score differently at the
+# start of a text and on its tenth page. Would it help to add the vectors **after** the projections, to $q$ and $k$
+# themselves? No: the same four terms come out, only with other vectors. The trouble is not where we add, but that we add.
 #
-# RoPE differs in both. It works **after** the projections, on queries and keys alone, just before they are multiplied, and it
-# does so anew in every layer. And it turns instead of adding. No position is ever added to a token's row.
+# RoPE differs in both respects. It works **after** the projections, on queries and keys alone, just before they are
+# multiplied, and it does so again in every layer. And it turns instead of adding. No position is ever added to a token's
+# row.
 #
 # To see why turning is the answer, look for a function $f(x, m)$ that puts a position into a query or a key, and ask for
 # three things.
@@ -120,7 +121,7 @@ close(last_token(q, k[shuffled], v[shuffled]), last_token(q, k, v), atol=1e-5)
 # 3. **It is simple**: $f(x, m)$ is linear in $x$, that is, $x$ times a matrix which depends on $m$ alone.
 #
 # For a vector of two numbers these wishes leave one kind of function: $f$ is a **rotation** of the plane by an angle
-# $\varphi(m)$. The next sections find the angle, and after that comes the step from two numbers to all $H$.
+# $\varphi(m)$. The next sections find the angle, and then go from two numbers to all $H$.
 #
 # <details><summary>Why only rotations are left (may be skipped)</summary>
 #
@@ -132,7 +133,7 @@ close(last_token(q, k[shuffled], v[shuffled]), last_token(q, k, v), atol=1e-5)
 # cancel, so if $M_1$ were one we could only tell odd distances from even ones. That leaves rotations.
 #
 # </details>
-# %% [markdown] id="wish" lang="zh" of="0a222c7b"
+# %% [markdown] id="wish" lang="zh" of="7de491c1"
 # ## 位置该放在哪里？
 #
 # 最先想到的是**相加**。给每个位置 $m$ 一个向量 $p_m$，一开始就加到 token 的那一行上，也就是在投影 $W_q$、$W_k$ **之前**。最早
@@ -141,11 +142,11 @@ close(last_token(q, k[shuffled], v[shuffled]), last_token(q, k, v), atol=1e-5)
 #
 # $$(q + a_m)\cdot(k + b_n) = q\cdot k + q\cdot b_n + a_m\cdot k + a_m\cdot b_n .$$
 #
-# 中间两项各自只依赖一个位置。于是同样两个词、同样相隔三个位置，在文章开头和在第十页得到的分数就不同。那么改在投影**之后**，直接加
-# 到 $q$ 和 $k$ 上呢？没有用：展开后还是这四项，只是换了向量。问题不在加的地方，而在加号本身。
+# 中间两项各自只依赖一个位置。于是同样两个词、同样相隔三个位置，在文章开头和在第十页得到的分数就不同。那么改在投影**之后**，直接加到
+# $q$ 和 $k$ 上呢？没有用：展开后还是这四项，只是换了向量。问题不在加在哪里，而在相加本身。
 #
-# RoPE 在两点上都不同。它作用在投影**之后**，只动查询和键，就在两者相乘之前，而且每一层都重新做一次。另外，它不是相加，而是转
-# 动。token 的那一行里从不加入位置。
+# RoPE 在两点上都不同。它作用在投影**之后**、查询与键相乘之前，只动这两者，而且每一层都重新做一次。另外，它不是相加，而是转
+# 动：token 的那一行里从不加入位置。
 #
 # 为什么是转动？我们要找一个函数 $f(x, m)$，把位置放进查询或键里，并提出三个要求。
 #
@@ -188,26 +189,28 @@ assert abs(scores[3, 0] - scores[1003, 1000]) > 1
 # %% [markdown] id="complex" lang="en"
 # ## Turning a pair of numbers
 #
-# To turn a pair $(a, b)$ by the angle $\varphi$, against the clock, compute
+# To turn a pair $(a, b)$ by the angle $\varphi$, anticlockwise, compute
 #
 # $$a' = a\cos\varphi - b\sin\varphi, \qquad b' = a\sin\varphi + b\cos\varphi .$$
 #
-# We need three facts about this. The pair keeps its length. Two turns, one after the other, are one turn by the sum of their
-# angles. And the dot product of two pairs depends on their lengths and on the angle between them alone: it is the product of
-# the lengths times the cosine of that angle. The cell checks all three.
+# We need three facts about this. The pair keeps its length. Two turns, one after the other, are one turn by the sum of
+# their angles. And the dot product of two pairs depends only on their lengths and on the angle between them: it is the
+# product of the lengths, times the cosine of that angle. The cell below checks all three.
 #
 # <details><summary>The same with complex numbers (may be skipped)</summary>
 #
 # Write the pair $(a, b)$ as the complex number $z = a + b\,\mathrm{i}$. Here $\mathrm{i}$ is the imaginary unit,
-# $\mathrm{i}^2 = -1$, and never an index; Python spells it `1j`. Then two things we need become one multiplication each.
+# $\mathrm{i}^2 = -1$, and never an index; Python spells it `1j`. Then the two operations that we need become one
+# multiplication each.
 #
 # **A turn.** Let $e^{\mathrm{i}\varphi} = \cos\varphi + \mathrm{i}\sin\varphi$, the point at angle $\varphi$ on the circle of
 # radius one. Multiply out, with $\mathrm{i}^2 = -1$:
 #
 # $$z\,e^{\mathrm{i}\varphi} = (a\cos\varphi - b\sin\varphi) + \mathrm{i}\,(a\sin\varphi + b\cos\varphi).$$
 #
-# That is the pair turned by $\varphi$. Two turns add up: $e^{\mathrm{i}\alpha}e^{\mathrm{i}\beta} = e^{\mathrm{i}(\alpha+\beta)}$,
-# which is the addition theorem of sine and cosine.
+# That is the pair turned by $\varphi$. Two turns add up:
+# $e^{\mathrm{i}\alpha}e^{\mathrm{i}\beta} = e^{\mathrm{i}(\alpha+\beta)}$, which is the addition theorem of sine and
+# cosine.
 #
 # **A dot product.** The conjugate $w^{*}$ of $w = c + d\,\mathrm{i}$ is $c - d\,\mathrm{i}$. Then
 #
@@ -217,7 +220,7 @@ assert abs(scores[3, 0] - scores[1003, 1000]) > 1
 # $(e^{\mathrm{i}\varphi})^{*} = e^{-\mathrm{i}\varphi}$.
 #
 # </details>
-# %% [markdown] id="complex" lang="zh" of="9b29c59c"
+# %% [markdown] id="complex" lang="zh" of="1c130f1b"
 # ## 转动一对数
 #
 # 把数对 $(a, b)$ 逆时针转过角度 $\varphi$，就是计算
@@ -240,7 +243,7 @@ assert abs(scores[3, 0] - scores[1003, 1000]) > 1
 # 这正是把数对转过 $\varphi$。连续两次转动，角度相加：$e^{\mathrm{i}\alpha}e^{\mathrm{i}\beta} = e^{\mathrm{i}(\alpha+\beta)}$，也就是
 # 正弦、余弦的和角公式。
 #
-# **点积。** $w = c + d\,\mathrm{i}$ 的共轭是 $w^{*} = c - d\,\mathrm{i}$。于是
+# **点积**。$w = c + d\,\mathrm{i}$ 的共轭是 $w^{*} = c - d\,\mathrm{i}$。于是
 #
 # $$\mathrm{Re}(z\,w^{*}) = \mathrm{Re}\big((a + b\,\mathrm{i})(c - d\,\mathrm{i})\big) = ac + bd ,$$
 #
@@ -269,12 +272,12 @@ z, w = a + b * 1j, c + d * 1j
 np.testing.assert_allclose(z * np.exp(1j * alpha), turned[0] + 1j * turned[1])
 np.testing.assert_allclose((z * np.conj(w)).real, a * c + b * d)
 # %% [markdown] id="angle" lang="en"
-# ## Which angle? There is only one choice
+# ## Which angle? The position times a constant
 #
-# Turn a pair of the query by $\varphi(m)$ and the same pair of the key by $\varphi(n)$. Their dot product depends on their
-# lengths, which stay, and on the angle between them, which changes by $\varphi(m) - \varphi(n)$. The first wish says that
-# this change may depend on the distance $m - n$ only. In particular, one step ahead always adds the same angle. Call it
-# $\omega$. Then, starting from no turn at position 0,
+# Turn a pair of the query by $\varphi(m)$ and the same pair of the key by $\varphi(n)$. Their dot product depends on
+# their lengths, which do not change, and on the angle between them, which changes by $\varphi(m) - \varphi(n)$. The first
+# wish says that this change may depend on the distance $m - n$ only. In particular, one step ahead always adds the same
+# angle. Call it $\omega$. Then, starting from no turn at position 0,
 #
 # $$\varphi(m) = m\,\omega :$$
 #
@@ -302,8 +305,8 @@ np.testing.assert_allclose((z * np.conj(w)).real, a * c + b * d)
 # = \mathrm{Re}\Big(z\,w^{*}\;e^{\mathrm{i}(m-n)\omega}\Big) .$$
 #
 # </details>
-# %% [markdown] id="angle" lang="zh" of="ef6aa9f3"
-# ## 用什么角度？别无选择
+# %% [markdown] id="angle" lang="zh" of="88bf38bf"
+# ## 用什么角度？位置乘以一个常数
 #
 # 把查询中的一对数转过 $\varphi(m)$，键中同一位置的一对转过 $\varphi(n)$。点积取决于两者的长度和夹角：长度不变，夹角改变
 # 了 $\varphi(m) - \varphi(n)$。第一个要求说，这个改变量只能依赖距离 $m - n$。特别地，位置每前进一步，增加的角度总是相同，记
@@ -355,24 +358,24 @@ assert abs(np.cos(1.0) - np.cos(np.deg2rad(1.0))) > 0.4
 # ## From a plane to a whole head
 #
 # A head has $H$ numbers, not two. So cut them into $R = H/2$ pairs, and turn each pair in a plane of its own, with a
-# frequency $\omega_r$ of its own. That is quite a leap, and it raises two questions.
+# frequency $\omega_r$ of its own. That is a leap, and it raises two questions.
 #
-# **Why pairs?** Could there be a cleverer way to turn a vector of $H$ numbers? No. Seen along suitable axes, every rotation of
-# an $H$-dimensional space is nothing but $R$ planes that turn side by side, each by an angle of its own. And the suitable
-# axes come for free: they are one fixed change of coordinates for queries and keys alike, which $W_q$ and $W_k$ take in when
-# they are learned. Pairs lose nothing.
+# **Why pairs?** Could there be a cleverer way to turn a vector of $H$ numbers? No. Seen along suitable axes, every
+# rotation of an $H$-dimensional space is nothing but $R$ planes that turn side by side, each by an angle of its own. And
+# the suitable axes come for free: they are one fixed change of coordinates for queries and keys alike, which $W_q$ and
+# $W_k$ absorb in training. Working in pairs loses nothing.
 #
 # **Why many frequencies?** A single pair is a clock with one hand, and it repeats. After 710 positions a hand of
 # $\omega = 1$ has made 113 turns, to within a ten-thousandth of a radian: distance 710 looks like distance 0. A slow hand
-# does not come round so soon, but it cannot tell neighbours apart. So use hands of many speeds, as a clock does with hours,
-# minutes and seconds. RoPE spaces them evenly on a logarithmic scale:
+# does not come round so soon, but it cannot tell neighbours apart. So use hands of many speeds, as a clock does for
+# hours, minutes and seconds. RoPE spaces them evenly on a logarithmic scale:
 #
 # $$\omega_r = \Theta^{-2r/H}, \qquad r = 0, 1, \ldots, R-1 ,$$
 #
-# in radians per position. $\Theta$ is the base, `rope_theta` in the config. The first pair always has $\omega_0 = 1$, each
-# pair is slower than the one before it by the same ratio $\Theta^{2/H}$, and even the last is faster than $1/\Theta$. (Papers
-# write $\theta_i$ for the frequencies and $\theta$ for the base. That $i$ is easily mixed up with the imaginary unit, which is
-# why the pair's index is $r$ here.)
+# in radians per position. $\Theta$ is the base, `rope_theta` in the config. The first pair always has $\omega_0 = 1$,
+# each pair is slower than the one before it by the same ratio $\Theta^{2/H}$, and even the last is faster than
+# $1/\Theta$. (Papers write $\theta_i$ for the frequencies and $\theta$ for the base. That $i$ is easily confused with the
+# imaginary unit, which is why the pair's index is $r$ here.)
 #
 # <details><summary>Why every rotation is a set of turning planes (may be skipped)</summary>
 #
@@ -390,19 +393,19 @@ assert abs(np.cos(1.0) - np.cos(np.deg2rad(1.0))) > 0.4
 # below, a random rotation of eight dimensions is taken apart in this way.
 #
 # </details>
-# %% [markdown] id="many" lang="zh" of="659a815e"
+# %% [markdown] id="many" lang="zh" of="7abd22f1"
 # ## 从一个平面到整个头
 #
 # 一个头有 $H$ 个数，不是两个。于是把它们分成 $R = H/2$ 对，每一对在自己的平面里转动，有自己的频率 $\omega_r$。这一步跨得不小，要回答
 # 两个问题。
 #
-# **为什么是一对一对**？转动一个有 $H$ 个数的向量，会不会有更巧妙的办法？没有。沿着合适的坐标轴看，$H$ 维空间的任何旋转都不过是 $R$ 个
-# 平面各自转动，各有各的角度。而合适的坐标轴不用花任何代价：它只是对查询和键相同的一次固定的坐标变换，$W_q$ 和 $W_k$ 在学习时自然就吸
-# 收了。配对什么也没有损失。
+# **为什么是一对一对**？转动一个有 $H$ 个数的向量，会不会有更巧妙的办法？没有。沿着合适的坐标轴看，$H$ 维空间的任何旋转都不过是
+# $R$ 个平面各自转动，各有各的角度。而合适的坐标轴不用花任何代价：那只是一次固定的坐标变换，对查询和键都一样，$W_q$ 和 $W_k$ 在训练
+# 时自然就吸收了。两两配对没有任何损失。
 #
-# **为什么要许多频率**？单独一对数就像只有一根指针的钟，会重复。经过 710 个位置，$\omega = 1$ 的指针几乎正好转了 113 圈，误差不到万分
-# 之一弧度：距离 710 看上去就像距离 0。慢的指针不会这么快转回来，却分不清相邻的位置。所以要用快慢不同的许多指针，就像钟表有时针、分针
-# 和秒针。RoPE 让它们的频率在对数尺度上均匀分布：
+# **为什么要许多频率**？单独一对数就像只有一根指针的钟，会重复。经过 710 个位置，$\omega = 1$ 的指针几乎正好转了 113 圈，误差不到万
+# 分之一弧度：距离 710 看上去就像距离 0。较慢的指针不会这么快转回来，却分不清相邻的位置。所以要用快慢不同的许多指针，就像钟表有时
+# 针、分针和秒针。RoPE 让它们的频率在对数尺度上均匀分布：
 #
 # $$\omega_r = \Theta^{-2r/H}, \qquad r = 0, 1, \ldots, R-1 ,$$
 #
@@ -464,32 +467,33 @@ close(np.linalg.matrix_power(rotation, 5), axes @ planes(5) @ axes.T, atol=1e-12
 # %% [markdown] id="circle_text" lang="en"
 # ## RoPE in one picture: arrows that turn
 #
-# Here is all that RoPE does. A token has a query, the vector by which it asks, and a key, the vector by which others find it.
-# Cut the query into pairs of numbers and draw each pair as an arrow. Before the query meets any key, turn every arrow by an
-# angle: the token's position times the speed of that pair. Do the same with the keys. The speeds differ from pair to pair, like the hands of a clock: pair 0 turns by one radian, 57.3
-# degrees, per position, and every later pair is slower.
+# Here is all that RoPE does. A token has a query, the vector by which it asks, and a key, the vector by which others find
+# it. Cut the query into pairs of numbers and draw each pair as an arrow. Before the query meets any key, turn every arrow
+# by an angle: the token's position times the speed of that pair. Do the same with the keys. The speeds differ from pair
+# to pair, like the hands of a clock: pair 0 turns by one radian, 57.3 degrees, per position, and every later pair is
+# slower.
 #
 # The upper row shows one arrow at positions 1, 3 and 5 (the dashed line is position 0), for three of the faster pairs. Pair 0
 # makes nearly a whole turn in six positions; the others lag behind. The last pairs, not shown, barely move in a short text:
 # they measure long distances.
 #
-# The lower row shows why it works. A query (blue) asks a key (orange) that stands two positions before it: at the beginning of
-# the text, a little later, and far into it. Both arrows have turned, but the angle between them is the same, twice 57.3 degrees.
-# How well a query fits a key is their dot product, and that depends on the lengths of the arrows and the angle between them. So
-# the score knows how far apart two tokens are, and nothing else about their places.
-# %% [markdown] id="circle_text" lang="zh" of="d291a574"
+# The lower row shows why it works. A query (blue) asks a key (orange) that stands two positions before it: at the
+# beginning of the text, a little later, and far into it. Both arrows have turned, but the angle between them is the same,
+# twice 57.3 degrees. How well a query fits a key is their dot product, and that depends on the lengths of the arrows and
+# the angle between them. So the score knows how far apart two tokens are, but nothing else about their places.
+# %% [markdown] id="circle_text" lang="zh" of="02f14182"
 # ## 一幅图看懂 RoPE：转动的箭头
 #
-# RoPE 做的事全在这里。token 有一个查询，即它用来提问的向量，还有一个键，即别人找到它所凭的向量。把查询分成一对一对的数，每一对画成一
-# 个箭头。在查询遇到任何键之前，把每个箭头转过一个角度：token 的位置乘以这一对的速度。对键也这样做。各对的速度不同，就像钟表的指针：
-# 第 0 对每个位置转一弧度，即 57.3 度，后面的一对比一对慢。
+# RoPE 做的事全在这里。token 有一个查询，即它用来提问的向量，还有一个键，即别的 token 用来找到它的向量。把查询分成一对一对的数，每一
+# 对画成一个箭头。在查询遇到任何键之前，把每个箭头转过一个角度：token 的位置乘以这一对的速度。对键也这样做。各对的速度不同，就像钟表
+# 的指针：第 0 对每个位置转一弧度，即 57.3 度，后面的数对一对比一对慢。
 #
 # 上排从较快的数对里取三对，画出同一个箭头在位置 1、3、5 上转到哪里（虚线是位置 0）。第 0 对走六个位置就差不多转完一圈，另外两对落在后
 # 面。没有画出的最后几对，在短文本里几乎不动：它们量的是长距离。
 #
-# 下排说明它为什么有效。查询（蓝）问的是它前面第二个位置上的键（橙）：在文本开头，稍后一点，以及很靠后的地方。两个箭头都转了，夹角却总
-# 是一样，是 57.3 度的两倍。查询与键有多匹配，看的是两者的点积，而点积只取决于箭头的长度和夹角。所以分数知道的只是两个 token 相距多
-# 远，与它们各自在哪里无关。
+# 下排说明它为什么有效。查询（蓝）去问它前面第二个位置上的键（橙）：分别在文本开头、稍后一点和很靠后的地方。两个箭头都转了，夹角却总
+# 是一样，是 57.3 度的两倍。查询与键有多匹配，看的是两者的点积，而点积只取决于箭头的长度和夹角。所以分数只知道两个 token 相距多远，
+# 不知道它们各自在哪里。
 # %% id="circle"
 places = [(2, 0), (5, 3), (1002, 1000)]
 show(
@@ -508,20 +512,20 @@ for m, n in places:
     query, key = turn_matrix(m * omega[0]) @ [1, 0], turn_matrix(n * omega[0]) @ [1, 0]
     np.testing.assert_allclose(np.rad2deg(np.arccos(query @ key)), 2 * 57.3, atol=0.05)
 # %% [markdown] id="distance_text" lang="en"
-# ## The score over the distance
+# ## How the score depends on distance
 #
-# What do many frequencies buy? Take a query and a key with the same content, so that before any turn they are equal, and move
-# them apart. At distance 0 every arrow of the query lies on the key's, and the score is as large as it can be. At distance $d$
-# each pair still gives $\cos(d\,\omega_r)$ of its share.
+# What do many frequencies buy? Take a query and a key with the same content, so that they are equal before any turn, and
+# move them apart. At distance 0 every arrow of the query lies on the key's, and the score is as large as it can be. At
+# distance $d$ each pair still gives $\cos(d\,\omega_r)$ of its share.
 #
 # **Left, one pair alone.** Pair 0 tells distances 0, 1 and 2 apart, but it is back after about six positions. A slow pair does
 # not repeat within the picture, but to it all neighbours look alike.
 #
-# **Right, all pairs together.** Only at distance 0 do they all agree, and the score never comes back to that. It falls over
-# thousands of positions, because one pair after the other, from the fastest to the slowest, gets out of step. The second curve
-# is a real key, that of " France": its pairs have unequal strength, so it is less even, but its peak is at 0 too. The
-# same few pairs measure near and far.
-# %% [markdown] id="distance_text" lang="zh" of="09ad9d2e"
+# **Right, all pairs together.** Only at distance 0 do they all agree, and the score never comes back to that. It falls
+# over thousands of positions, because the pairs get out of step one after the other, from the fastest to the slowest. The
+# second curve is a real key, that of " France": its pairs have unequal strength, so it is less even, but its peak is at 0
+# too. The same few pairs measure both near and far.
+# %% [markdown] id="distance_text" lang="zh" of="4e35b4d6"
 # ## 分数随距离的变化
 #
 # 许多频率带来了什么？取内容相同的查询和键，即转动之前两者相等，再让它们逐渐远离。距离为 0 时，查询的每个箭头都与键的重合，分数达到最
@@ -530,9 +534,9 @@ for m, n in places:
 # **左图：单独一对**。第 0 对分得清距离 0、1 和 2，但大约六个位置之后就转回来了。慢的一对在图的范围内不重复，可在它看来，相邻的距离都
 # 差不多。
 #
-# **右图：全部数对合在一起**。只有距离为 0 时它们才全部重合，分数再也回不到那么高。它在几千个位置上逐渐下降，因为从最快到最慢，一对接
-# 一对地错开了。第二条曲线是一个真实的键，即 “ France” 的键：各对的强弱不同，所以没有那么平整，但峰值同样只在 0 处。就靠这同样几对数，
-# 远近都能量。
+# **右图：全部数对合在一起**。只有距离为 0 时它们才全部重合，分数再也回不到那么高。它在几千个位置的范围内逐渐下降，因为数对从最快到
+# 最慢，一对接一对地错开了。第二条曲线是一个真实的键，即“ France”的键：各对的强弱不同，所以曲线没有那么平整，但峰值同样在 0 处。远近
+# 都靠这同样几对数来量。
 # %% id="distance"
 apart = np.arange(8192)
 each_pair = np.cos(apart[:, None] * omega)
@@ -572,12 +576,13 @@ show(
 #
 # $$x'_r = x_r\cos m\omega_r - x_{r+R}\sin m\omega_r, \qquad x'_{r+R} = x_r\sin m\omega_r + x_{r+R}\cos m\omega_r .$$
 #
-# Everything is done element by element: $[T\,R]$ times $[T\,R]$ gives $[T\,R]$. There is no dot product here, and no pair ever
-# touches another pair. The dot product comes later, between the rotated query and the rotated key.
+# Everything happens element by element: $[T\,R]$ times $[T\,R]$ gives $[T\,R]$. There is no dot product here, and no pair
+# ever touches another pair. The dot product comes later, between the rotated query and the rotated key.
 #
-# `jax_llama3.model.rope` does just this: `rope_tables` makes the cosines and sines once per forward pass, and `apply_rope` uses
-# them for the queries and keys of all heads in all layers. The tables have no weights in them. RoPE has nothing to learn.
-# %% [markdown] id="half_split" lang="zh" of="7dc6e40e"
+# `jax_llama3.model.rope` does just this: `rope_tables` makes the cosines and sines once per forward pass, and
+# `apply_rope` uses them for the queries and keys of all heads in all layers. The tables contain no weights: RoPE has
+# nothing to learn.
+# %% [markdown] id="half_split" lang="zh" of="dfe4dd90"
 # ## 现在轮到真正的查询
 #
 # 哪两个数配成一对？任何固定的配法都行，只要查询和键配得一样。`jax_llama3` 把向量的前一半与后一半配对，即 $(x_r, x_{r+R})$，这种排列
@@ -635,8 +640,8 @@ close(trace("all k", all_k, "T K H", T=T, K=K, H=H), seen["layers.0.attn.k"][0],
 # $$z \in \mathbb{C}^{T\times R}, \qquad \text{turns}_{m,r} = e^{\mathrm{i}\,m\,\omega_r} \in \mathbb{C}^{T\times R}, \qquad
 # \text{rotated} = z \odot \text{turns}.$$
 #
-# $\odot$ multiplies **element by element**. Nothing is summed, here as little as above.
-# %% [markdown] id="elementwise" lang="zh" of="84b505f8"
+# $\odot$ multiplies **element by element**. As above, nothing is summed.
+# %% [markdown] id="elementwise" lang="zh" of="0d8d59c1"
 # ## 用复数再算一遍
 #
 # Llama 公开的代码把同一件事写成一次复数乘法。把查询的各对写成 $R$ 个复数，$z_r = x_r + \mathrm{i}\,x_{r+R}$。对 $T$ 个 token 有
@@ -669,9 +674,9 @@ close(to_real(z * turns), q_turned, atol=1e-5)
 # \begin{pmatrix}\cos m\omega_r & -\sin m\omega_r\\ \sin m\omega_r & \cos m\omega_r\end{pmatrix}
 # \begin{pmatrix}x_r\\ x_{r+R}\end{pmatrix}.$$
 #
-# Put together, the little matrices of one position are one large matrix $\mathcal{R}_m$ of $H \times H$ numbers, nearly all of
-# them zero. Nobody builds that matrix to compute with, but it makes proofs short.
-# %% [markdown] id="matrices" lang="zh" of="c994edcd"
+# Put together, the little matrices of one position form one large matrix $\mathcal{R}_m$ of $H \times H$ numbers, nearly
+# all of them zero. Nobody builds that matrix to compute with, but it makes proofs short.
+# %% [markdown] id="matrices" lang="zh" of="9fd0c081"
 # ## 用 2 × 2 矩阵再算一遍
 #
 # 不用复数的话，每个位置上的每一对数都有一个自己的小矩阵：
@@ -680,8 +685,8 @@ close(to_real(z * turns), q_turned, atol=1e-5)
 # \begin{pmatrix}\cos m\omega_r & -\sin m\omega_r\\ \sin m\omega_r & \cos m\omega_r\end{pmatrix}
 # \begin{pmatrix}x_r\\ x_{r+R}\end{pmatrix}.$$
 #
-# 把同一位置的小矩阵拼在一起，就是一个 $H \times H$ 的大矩阵 $\mathcal{R}_m$，其中几乎全是零。没有人真的用它做计算，但用它写证明很简
-# 短。
+# 把同一位置的小矩阵拼在一起，就是一个 $H \times H$ 的大矩阵 $\mathcal{R}_m$，其中几乎全是零。实际计算从不构造这个矩阵，但用它写证明
+# 很简短。
 # %% id="matrices_code"
 cos, sin = jnp.cos(angles), jnp.sin(angles)
 matrices = jnp.stack([jnp.stack([cos, -sin], -1), jnp.stack([sin, cos], -1)], -2)
@@ -707,15 +712,15 @@ close(big @ np.asarray(q[3]), q_turned[3], atol=1e-4)
 # reordering of the $H$ numbers, and a dot product does not change when both vectors are reordered alike. So the rows of the
 # query and key matrices can be reordered once, when a checkpoint is converted (lesson 02), and the scores stay what they were.
 #
-# What must not happen is to rotate vectors in one order that were trained for the other. The shapes fit, no error comes, and
-# the scores are wrong.
-# %% [markdown] id="interleaved" lang="zh" of="35ed76f0"
+# But never rotate vectors in one order if they were trained in the other. The shapes fit, no error is raised, and the
+# scores are wrong.
+# %% [markdown] id="interleaved" lang="zh" of="53843c43"
 # ## 另一种排列：交错
 #
-# Meta 自己的代码让相邻的数配对，即 $(x_{2r}, x_{2r+1})$，叫**交错**排列（interleaved）。两种都对，只差一个固定的重排；而两个向量以同
-# 样的方式重排，点积不变。因此只要在转换检查点时，把查询和键的矩阵按行重排一次（第 02 课），分数就与原来一样。
+# Meta 自己的代码让相邻的数配对，即 $(x_{2r}, x_{2r+1})$，叫**交错**排列（interleaved）。两种都对，只相差一次固定的重排；而两个向量
+# 以同样的方式重排，点积不变。因此只要在转换检查点时，把查询和键的矩阵按行重排一次（第 02 课），分数就与原来一样。
 #
-# 万万不可的是：向量按一种排列训练，却按另一种排列旋转。形状都对得上，不会报错，分数却是错的。
+# 但千万不能把按一种排列训练的向量，按另一种排列旋转。形状都对得上，不会报错，分数却是错的。
 # %% id="interleaved_code"
 
 
@@ -742,18 +747,18 @@ assert jnp.abs(wrong - right).max() > 1
 # %% [markdown] id="proof" lang="en"
 # ## Only the distance counts: the proof for whole vectors
 #
-# The dot product of two vectors is the sum of the dot products of their pairs. For each pair the score contains the positions
-# only through the angle between query and key, and that angle changes by $(m-n)\,\omega_r$. So the whole score depends on
-# $m - n$ alone. The position of each token was put in, absolutely, and only the distance comes out.
+# The dot product of two vectors is the sum of the dot products of their pairs. For each pair the score depends on the
+# positions only through the angle between query and key, and that angle changes by $(m-n)\,\omega_r$. So the whole score
+# depends on $m - n$ alone. We put in the absolute position of each token, and only the distance comes out.
 #
 # Give names to what a pair brings along: $|z_r|$ and $\alpha_r$ are the length and the angle of the query's pair, $|w_r|$ and
 # $\beta_r$ those of the key's. Then the score is a sum of waves over the distance:
 #
 # $$f(q, m)\cdot f(k, n) = \sum_r |z_r||w_r| \cos\big((m-n)\,\omega_r + \alpha_r - \beta_r\big).$$
 #
-# What the two tokens are decides how strong each wave is and where it has its peak. So a head can learn to look, say, one token
-# back: by phases $\alpha_r - \beta_r = -\omega_r$, with which all waves peak together at distance 1. The cell builds such a query
-# by hand.
+# What the two tokens are decides how strong each wave is and where it peaks. So a head can learn to look, for example,
+# one token back: if all phases are $\alpha_r - \beta_r = -\omega_r$, all waves peak together at distance 1. The cell
+# builds such a query by hand.
 #
 # <details><summary>The proof in formulas (may be skipped)</summary>
 #
@@ -771,19 +776,19 @@ assert jnp.abs(wrong - right).max() > 1
 # With $z_r = |z_r| e^{\mathrm{i}\alpha_r}$ and $w_r = |w_r| e^{\mathrm{i}\beta_r}$ the first formula becomes the sum of waves.
 #
 # </details>
-# %% [markdown] id="proof" lang="zh" of="6883579c"
+# %% [markdown] id="proof" lang="zh" of="e1264d59"
 # ## 只看距离：整个向量的证明
 #
 # 两个向量的点积，等于各对数的点积之和。对每一对，分数只通过查询与键的夹角依赖位置，而夹角改变了 $(m-n)\,\omega_r$。所以整个分数只依
 # 赖 $m - n$。放进去的是每个 token 的绝对位置，出来的却只有距离。
 #
-# 给每一对数带来的东西起个名字：$|z_r|$ 和 $\alpha_r$ 是查询那一对的长度和角度，$|w_r|$ 和 $\beta_r$ 是键那一对的。分数就是一组以距离
-# 为自变量的波之和：
+# 给每一对数的长度和角度起个名字：$|z_r|$ 和 $\alpha_r$ 是查询那一对的长度和角度，$|w_r|$ 和 $\beta_r$ 是键那一对的。于是分数是一组
+# 波之和，自变量是距离：
 #
 # $$f(q, m)\cdot f(k, n) = \sum_r |z_r||w_r| \cos\big((m-n)\,\omega_r + \alpha_r - \beta_r\big).$$
 #
-# 每个波有多强、峰在哪里，由两个 token 的内容决定。因此一个头可以学会，比如说，总是看前一个 token：只要相
-# 位 $\alpha_r - \beta_r = -\omega_r$，所有的波就在距离 1 处同时达到峰值。下面的单元格亲手造一个这样的查询。
+# 每个波有多强、峰在哪里，由两个 token 的内容决定。因此一个头可以学会总是看前一个 token：只要相位都是
+# $\alpha_r - \beta_r = -\omega_r$，所有的波就在距离 1 处同时达到峰值。下面的单元格亲手造一个这样的查询。
 #
 # <details><summary>用公式写出的证明（可以跳过）</summary>
 #
@@ -816,16 +821,16 @@ for distance in range(-M + 1, M):
     diagonal = np.diagonal(at_places, -distance)
     assert np.ptp(diagonal) < 1e-3 * np.abs(at_places).max()
 
-# en: The sum of waves gives the same numbers, and for a distance never needs the positions.
-# zh: 波的叠加得到同样的数，而且给定距离后完全用不到位置。
+# en: The sum of waves gives the same numbers, and needs only the distance, not the positions.
+# zh: 波的叠加得到同样的数，而且只需要距离，不需要位置。
 z, w = to_complex(query[None])[0], to_complex(key[None])[0]
 far = places[:, None] - places[None]
 phases = jnp.angle(z) - jnp.angle(w)
 waves = (jnp.abs(z) * jnp.abs(w) * jnp.cos(far[..., None] * omega + phases)).sum(-1)
 close(waves, at_places, atol=1e-3)
 
-# en: A query made for this key that likes it best one position back.
-# zh: 为这个键造一个查询，键在前一个位置时它给的分数最高。
+# en: A query made for this key: its score is highest when the key is one position back.
+# zh: 为这个键造一个查询：键在前一个位置时分数最高。
 one_back = to_real((w * jnp.exp(-1j * omega))[None])
 liking = (rope(one_back, places[-1:]) @ rope(jnp.tile(key, (M, 1)), places).T)[0]
 assert liking.argmax() == M - 2
@@ -840,19 +845,20 @@ assert liking.argmax() == M - 2
 #   the token's rows, and $W_q$ and $W_k$ read the sum.
 # - **Right, added after the projections**: the same kind of vectors, added to $q$ and $k$ themselves.
 #
-# Both sums break the stripes, because of the two middle terms in the first formula of this lesson; in the middle picture they
-# show as bands along rows and columns. Where the sum stands makes no difference to that.
-# %% [markdown] id="toeplitz_text" lang="zh" of="9c9fd79b"
+# Both sums break the stripes, because of the two middle terms in the first formula of this lesson; in the middle picture
+# they show as bands along rows and columns. Adding before or after the projections makes no difference to that.
+# %% [markdown] id="toeplitz_text" lang="zh" of="cc7679ca"
 # ## 证明的样子
 #
 # 取模型中的一个查询和一个键，放到 32 个位置的所有组合上，把分数画成颜色。刚才断言的意思是：每条对角线对应一个距离，上面只有一种颜色。
 # 这样的矩阵叫 **Toeplitz** 矩阵。
 #
 # - **左图，RoPE**：两个向量在投影之后旋转。一道道笔直的斜纹。
-# - **中图，投影之前相加**：把最早的 transformer 用的位置向量（正弦和余弦）加到 token 的行上，$W_q$ 和 $W_k$ 读到的是和。
+# - **中图，投影之前相加**：把最早的 transformer 用的位置向量（正弦和余弦）加到 token 的行上，$W_q$ 和 $W_k$ 读到的是两者之和。
 # - **右图，投影之后相加**：同一类向量，直接加到 $q$ 和 $k$ 上。
 #
-# 两种相加都打乱了斜纹，原因就是本课第一个公式的中间两项；在中图里，它们显现为横向和纵向的条带。加在哪里，在这一点上没有区别。
+# 两种相加都打乱了斜纹，原因就是本课第一个公式的中间两项；在中图里，它们显现为横向和纵向的条带。在投影之前加还是之后加，在这一点上没
+# 有区别。
 # %% id="toeplitz"
 here = loudness * position_vector(places, D)
 loudness_q, loudness_k = (float(jnp.sqrt(jnp.mean(each**2))) for each in (query, key))
@@ -887,8 +893,8 @@ show(
 # %% [markdown] id="attention" lang="zh" of="0ed42f80"
 # ## 第 04 课的注意力头，现在完整了
 #
-# 分数、掩码和 softmax 都照旧，只是先把查询和键旋转一下。现在得到的模式与网络中的一致，头的输出也一致。“词袋”也不复存在：打乱提示之
-# 后，最后一个 token 给同样几个词的权重就变了。
+# 分数、掩码和 softmax 都照旧，只是先把查询和键旋转一下。现在模式与网络中的一致，头的输出也一致。“词袋”也不复存在：打乱提示之后，最
+# 后一个 token 给同样几个词的权重就变了。
 # %% id="attention_code"
 
 
@@ -907,8 +913,8 @@ trace("z", z_head, "T H", T=T, H=H)
 close(pattern, seen["layers.0.attn.pattern"][0, 0], atol=1e-4)
 close(z_head, seen["layers.0.attn.z"][0, :, 0], atol=1e-4)
 
-# en: The last token's weights for the same words, as the prompt is and with "The" and " France" exchanged.
-# zh: 最后一个 token 给同样几个词的权重：原来的提示，以及 “The” 与 “ France” 对调之后。
+# en: The last token's weights for the same words: in the prompt, and with "The" and " France" exchanged.
+# zh: 最后一个 token 给同样几个词的权重：原来的提示，以及“The”与“ France”对调之后。
 of_shuffled, _ = attend(q[shuffled], k[shuffled], v[shuffled], positions)
 by_word = of_shuffled[-1][jnp.argsort(shuffled)]
 for t in range(T):
@@ -918,8 +924,8 @@ assert jnp.abs(by_word - pattern[-1]).max() > (1e-2 if on_default_model() else 1
 # %% [markdown] id="shift" lang="en"
 # ## Move everything by 1000 positions
 #
-# If only distances count, then nothing may change when the same prompt stands at positions 1000, 1001, ... For our head that
-# is one line of code. For the whole network there are two honest ways, neither of which touches the library's code.
+# If only distances count, then nothing should change when the same prompt stands at positions 1000, 1001, ... For our
+# head that is one line of code. For the whole network there are two ways, and neither touches the library's code.
 #
 # **By a tap.** A tap may replace what passes through it. Rotations add up,
 # $\mathcal{R}_{1000}\mathcal{R}_m = \mathcal{R}_{m+1000}$, so a tap that turns every query and key by another 1000
@@ -930,19 +936,19 @@ assert jnp.abs(by_word - pattern[-1]).max() > (1e-2 if on_default_model() else 1
 # position 1000, and `rope_tables` gets exactly that number. But the store is empty: its 1000 keys and values are zeros that
 # stand for no token. A zero key is not invisible. Its score is 0, which the softmax turns into a positive weight. So a tap
 # sets the scores of these places to $-\infty$, as the causal mask does with the future.
-# %% [markdown] id="shift" lang="zh" of="9632dbce"
+# %% [markdown] id="shift" lang="zh" of="f52184ab"
 # ## 全部平移 1000 个位置
 #
-# 既然只看距离，那么同一个提示放到位置 1000、1001、……上，什么都不该变。对我们的头，一行代码就能验证。对整个网络，有两种正当的办法，都
-# 不用改动库的代码。
+# 既然只看距离，那么同一个提示放到位置 1000、1001、……上，什么都不该变。对我们的头，一行代码就能验证。对整个网络有两种办法，都不必改
+# 动库的代码。
 #
 # **用探针**。探针可以替换经过它的数组。旋转可以叠加，$\mathcal{R}_{1000}\mathcal{R}_m = \mathcal{R}_{m+1000}$，所以只要一个探针在每一
 # 层都把查询和键再多转 1000 个位置，整个提示就平移了。如果只转查询，距离就变了，logits 也随之改变。
 #
-# **告诉网络前面已有 1000 个 token。** `forward` 可以接在已存下的键和值之后继续算（第 10 课推导，这里只用它的一个性质）。如果存储声称
-# 已有 1000 个 token，下一个 token 的位置就是 1000，`rope_tables` 得到的正是这个数。但这个存储其实是空的：那 1000 个键和值全是零，并不
-# 代表任何 token。零键并非不可见：它的分数是 0，经过 softmax 会得到正的权重。所以还要用探针把这些位置的分数设为 $-\infty$，就像因果掩
-# 码对待未来那样。
+# **告诉网络前面已有 1000 个 token。** `forward` 可以接在一份存储好的键和值之后继续算（第 10 课推导，这里只用它的一个性质）。如果这
+# 份存储声称已有 1000 个 token，下一个 token 的位置就是 1000，`rope_tables` 得到的正是这个数。但这份存储其实是空的：那 1000 个键和值
+# 全是零，并不代表任何 token。零键并非不可见：它的分数是 0，经过 softmax 会得到正的权重。所以还要用探针把这些位置的分数设为
+# $-\infty$，就像因果掩码对待未来那样。
 # %% id="shift_code"
 shift = 1000
 moved_pattern, moved_head = attend(q, k, v, positions + shift)
@@ -979,28 +985,29 @@ store = store._replace(lengths=jnp.array([shift]))
 by_store, _ = jax_llama3.forward(params, tokens, config, store, tap=hide_empty)
 close(by_store, logits, atol=2e-3)
 
-# en: The network did see other positions: its keys are those of position 1000 and on.
+# en: The network did see other positions: its keys are those of position 1000 onwards.
 # zh: 网络看到的位置确实不同：它的键就是位置 1000 及之后的键。
 close(moved_seen["layers.0.attn.k"][0, :, 0], rope(k, positions + shift), atol=1e-3)
 assert jnp.abs(moved_seen["layers.0.attn.k"] - seen["layers.0.attn.k"]).max() > 0.1
 
-# en: Not hidden, 1000 empty places take part, and the logits are others.
+# en: If they are not hidden, the 1000 empty places take part, and the logits change.
 # zh: 不遮住的话，1000 个空位置也会参与，logits 就变了。
 not_hidden, _ = jax_llama3.forward(params, tokens, config, store, tap=lambda name, array: array)
 assert jnp.abs(not_hidden - logits).max() > 1
 # %% [markdown] id="shift_rounding" lang="en"
-# "Equal" here means to within 0.002, for logits as large as 20 and more. In exact arithmetic the difference would be zero. In
-# float32 the angle of position 1003 is rounded more coarsely than that of position 3, as the section on float32 below shows.
+# "Equal" here means to within 0.002, where the largest logits are above 20. In exact arithmetic the difference would be
+# zero. In float32 the angle of position 1003 is rounded more coarsely than that of position 3, as the section on float32
+# below shows.
 #
-# Do not read more into this than it says. RoPE as a function knows distances only. A model can still find out where a text
+# Do not read more into this than it says. RoPE itself knows only distances. A model can still find out where a text
 # begins, because nothing comes before the first token. And that a prompt may stand anywhere does not mean that distances
 # longer than those of training work well.
-# %% [markdown] id="shift_rounding" lang="zh" of="b0f7b1ff"
-# 这里的“相等”是指相差不超过 0.002，而最大的 logits 在 20 以上。若计算没有舍入，差就是零。在 float32 里，位置 1003 的角度比位置 3 的舍
-# 入得更粗，见下文讲 float32 的一节。
+# %% [markdown] id="shift_rounding" lang="zh" of="e712c873"
+# 这里的“相等”是指相差不超过 0.002，而最大的 logits 在 20 以上。若计算没有舍入，差就是零。在 float32 里，位置 1003 的角度舍入得比位
+# 置 3 的更粗，见下文讲 float32 的一节。
 #
-# 也不要过度解读。作为函数，RoPE 只知道距离；但模型仍能看出文本从哪里开始，因为第一个 token 前面什么也没有。另外，提示可以放在任何位
-# 置，并不等于比训练时更长的距离也能处理得好。
+# 也不要过度解读。RoPE 本身只知道距离，但模型仍能看出文本从哪里开始，因为第一个 token 前面什么也没有。另外，提示可以放在任何位置，并
+# 不等于比训练时更长的距离也能处理得好。
 # %% id="shift_size"
 print(f"largest logit {float(logits.max()):.0f}")
 if on_default_model():
@@ -1011,16 +1018,16 @@ assert spacing[1003] > 100 * spacing[3]
 # %% [markdown] id="values" lang="en"
 # ## Why values are not rotated
 #
-# A query and a key meet in a dot product, and there the absolute positions cancel. Values meet nobody. They are added up,
-# and the sum goes on through one more matrix into the residual stream. If they were rotated, the result for position $m$
-# would be
+# A query and a key meet in a dot product, and there the absolute positions cancel. Values meet no other vector. They are
+# weighted and added up, and the sum goes on through one more matrix into the residual stream. If they were rotated, the
+# result for position $m$ would be
 #
 # $$\sum_n a_{mn}\,\mathcal{R}_n v_n ,$$
 #
 # where $a_{mn}$ are the weights of the pattern. Nothing cancels $\mathcal{R}_n$: the output turns as the text moves, and the
 # same words would mean something else on another page. Left alone, $\sum_n a_{mn} v_n$ contains positions only through
 # $a_{mn}$, and thus only as distances. Position decides *how much* is taken from each token, not *what* is taken.
-# %% [markdown] id="values" lang="zh" of="d255504d"
+# %% [markdown] id="values" lang="zh" of="8737fdac"
 # ## 为什么不旋转值
 #
 # 查询与键在点积里相遇，绝对位置在那里抵消。值却不与任何向量相遇：它们只被加权求和，结果再经过一个矩阵进入残差流。如果把值也旋转，位
@@ -1037,8 +1044,8 @@ change = float(jnp.abs(rotated_here - rotated_there).max())
 print(f"with rotated values, the move changes the output by up to {change:.3f}")
 assert change > 1e-2 > 1e-3 > jnp.abs(moved_head - z_head).max()
 
-# en: The network's own values are those that nobody has turned.
-# zh: 网络自己的值就是没有转过的值。
+# en: The network's own values are not rotated.
+# zh: 网络自己的值没有旋转过。
 close(v, seen["layers.0.attn.v"][0, :, 0], atol=1e-4)
 
 
@@ -1049,20 +1056,21 @@ close(v, seen["layers.0.attn.v"][0, :, 0], atol=1e-4)
 #
 # $$\lambda_r = \frac{2\pi}{\omega_r} = 2\pi\,\Theta^{2r/H} .$$
 #
-# It grows from $2\pi$ positions and stays below $2\pi\Theta$. Compare it with the context, the longest text of training. A pair
-# whose wavelength is longer than that never makes a whole turn: it gives a coarse but unambiguous measure of distance. In the
-# default model this holds for 12 of 32 pairs. A larger base makes all pairs but the first slower, which is why bases have grown
-# with the texts that models are meant to read: 10,000 in the first paper, 500,000 in Llama 3. Here it is 100,000.
-# %% [markdown] id="wavelengths_text" lang="zh" of="5c8a17ce"
+# It grows from $2\pi$ positions and stays below $2\pi\Theta$. Compare it with the context length, that of the longest
+# texts in training. A pair whose wavelength is longer never makes a whole turn within the context: it gives a coarse but
+# unambiguous measure of distance. In the default model this holds for 12 of 32 pairs. A larger base makes all pairs but
+# the first slower, which is why bases have grown with the texts that models are meant to read: 10,000 in the first paper,
+# 500,000 in Llama 3. Here it is 100,000.
+# %% [markdown] id="wavelengths_text" lang="zh" of="152eaca4"
 # ## 波长
 #
 # 一对数走多远才会重复？转完一整圈所需的位置数，叫它的**波长**（wavelength）：
 #
 # $$\lambda_r = \frac{2\pi}{\omega_r} = 2\pi\,\Theta^{2r/H} .$$
 #
-# 它从 $2\pi$ 个位置开始增长，但始终小于 $2\pi\Theta$。再与上下文长度（训练时最长的文本）比较：波长更长的数对，在上下文里转不满一圈，
-# 给出的距离虽粗，却没有歧义。默认模型的 32 对里有 12 对如此。底数越大，除第一对外，其余各对就转得越慢，所以模型要读的文本越来越长，底
-# 数也就越来越大：最早的论文是 10,000，Llama 3 是 500,000。本模型是 100,000。
+# 它从 $2\pi$ 个位置开始增长，但始终小于 $2\pi\Theta$。再与上下文长度（训练时最长文本的长度）比较：波长更长的数对在上下文里转不满一
+# 圈，量出的距离虽粗，却没有歧义。默认模型的 32 对里有 12 对如此。底数越大，除第一对外，其余各对就转得越慢。所以随着模型要读的文本越
+# 来越长，底数也越来越大：最早的论文是 10,000，Llama 3 是 500,000。本模型是 100,000。
 # %% id="wavelengths"
 def variant(head_dim, theta, scaling=None):
     """This model's config with another RoPE: the frequencies depend on nothing else."""
@@ -1098,10 +1106,11 @@ show(
 # %% [markdown] id="scaling_text" lang="en"
 # ## Stretching the context: the scaling of Llama 3.1 and 3.2
 #
-# Llama 3 was trained on texts of up to 8192 tokens. Llama 3.1 reads 131,072. At such distances the slow pairs reach angles that
-# they never had in training, and the answer is to turn them more slowly. But the fast pairs made many turns in the old
-# context, have seen every angle, and tell neighbours apart; they should stay as they are. So the pairs are sorted by the
-# number of turns that they make in the original context $C = 8192$, $\;t_r = C/\lambda_r$:
+# Llama 3 was trained on texts of up to 8192 tokens. Llama 3.1 reads up to 131,072 tokens. At such distances the slow
+# pairs reach angles that they never had in training, and the answer is to turn them more slowly. The fast pairs made many
+# turns in the old context, so they have reached every angle, and they tell neighbours apart; they should stay as they
+# are. So the pairs are sorted by the number of turns that they make in the original context $C = 8192$,
+# $\;t_r = C/\lambda_r$:
 #
 # | region | turns in the original context | wavelength | new frequency |
 # |---|---|---|---|
@@ -1113,11 +1122,11 @@ show(
 #
 # $$(1-s)\,\frac{\omega_r}{F} + s\,\omega_r \quad\text{with}\quad s = \frac{t_r - 1}{4 - 1} .$$
 #
-# The limits 1 and 4 are `low_freq_factor` and `high_freq_factor` in the config. $F$ is `factor` here, not a width: **8** in
-# Llama 3.1 and **32** in Llama 3.2. $s$ runs from 0 to 1 across the middle region, so the formula joins both neighbours without
-# a jump. It is the frequency that is mixed, not the wavelength. The scaling is always on, for short texts too: it changes the
-# frequencies once and for all.
-# %% [markdown] id="scaling_text" lang="zh" of="e3a1de93"
+# The limits 1 and 4 are `low_freq_factor` and `high_freq_factor` in the config. $F$ is `factor` here, not a width: **8**
+# in Llama 3.1 and **32** in Llama 3.2. $s$ runs from 0 to 1 across the middle region, so the formula meets the regions on
+# both sides without a jump. Note that it mixes frequencies, not wavelengths. The scaling is always on, for short texts
+# too: it changes the frequencies once and for all.
+# %% [markdown] id="scaling_text" lang="zh" of="6329aa13"
 # ## 拉长上下文：Llama 3.1 与 3.2 的缩放
 #
 # Llama 3 训练时的文本最长 8192 个 token，Llama 3.1 则能读 131,072 个。在这么长的距离上，慢的数对会转到训练中从未出现过的角度，办法是
@@ -1135,8 +1144,8 @@ show(
 # $$(1-s)\,\frac{\omega_r}{F} + s\,\omega_r, \quad\text{其中}\quad s = \frac{t_r - 1}{4 - 1} .$$
 #
 # 界限 1 和 4 就是配置里的 `low_freq_factor` 和 `high_freq_factor`；这里的 $F$ 是 `factor`，不是宽
-# 度：Llama 3.1 为 **8**，Llama 3.2 为 **32**。$s$ 在中间区从 0 变到 1，所以与两边都衔接得上，没有跳变。注意混合的是频率，不是波长。缩
-# 放始终生效，对短文本也一样：它一次性地改掉了频率。
+# 度：Llama 3.1 为 **8**，Llama 3.2 为 **32**。$s$ 在中间区从 0 变到 1，所以与两边的区都衔接得上，没有跳变。注意混合的是频率，不是波
+# 长。缩放始终生效，对短文本也一样：它一次性地改掉了频率。
 # %% id="scaling_code"
 
 
@@ -1180,14 +1189,14 @@ for turns in (1.0, 4.0):
     near, _ = scale_by_hand([at_limit * (1 - 1e-9), at_limit * (1 + 1e-9)], 8.0)
     np.testing.assert_allclose(near[0], near[1], rtol=1e-6)
 # %% [markdown] id="scaling_picture_text" lang="en"
-# The upper row shows frequencies before and after, the lower row how many times slower each pair has become. In the new context
-# of 131,072 positions, the slowest pairs of Llama 3.1 turn as far as they did in $131072/8 = 16384$ positions before, and those
-# of Llama 3.2 as far as in $131072/32 = 4096$. The former is still beyond 8192, so the formula does not do everything: the
-# model was also trained further, on long texts.
-# %% [markdown] id="scaling_picture_text" lang="zh" of="0d522be8"
-# 上排是缩放前后的频率，下排是各对变慢的倍数。在 131,072 个位置的新上下文里，Llama 3.1 最慢的数对转过的角度，相当于以
-# 前 $131072/8 = 16384$ 个位置转过的角度；Llama 3.2 则相当于以前的 $131072/32 = 4096$ 个。前者仍然超过 8192，可见只靠公式还不够，模型
-# 也在长文本上继续训练过。
+# The upper row shows frequencies before and after, the lower row how many times slower each pair has become. In the new
+# context of 131,072 positions, the slowest pairs of Llama 3.1 turn as far as they did in $131072/8 = 16384$ positions
+# before, and those of Llama 3.2 as far as in $131072/32 = 4096$. The former is still beyond 8192, so the formula does not
+# do everything: the model was also trained further, on long texts.
+# %% [markdown] id="scaling_picture_text" lang="zh" of="8f266b65"
+# 上排是缩放前后的频率，下排是各对变慢的倍数。在 131,072 个位置的新上下文里，Llama 3.1 最慢的数对转过的角度，相当于缩放前
+# $131072/8 = 16384$ 个位置转过的角度；Llama 3.2 则相当于缩放前的 $131072/32 = 4096$ 个。前者仍然超过 8192，可见只靠公式还不够，模型
+# 还在长文本上继续训练过。
 # %% id="scaling_picture"
 for name, (before, after, _) in results.items():
     np.testing.assert_allclose(131072 * after[-1], 131072 / family[name][1] * before[-1])
@@ -1198,10 +1207,11 @@ show(
     zh="Llama 3.1 与 3.2 缩放前后的频率：快区相同，中间区逐渐分开，慢区低了一个倍数；下排的变慢倍数分别从 1 升到 8 和 32。",
 )
 # %% [markdown] id="scaling_silent_text" lang="en"
-# A forgotten or wrong scaling is a silent error. To show it, we give this model a scaling that it was not trained with. On five
-# tokens the logits hardly move, and the top token stays: at such short distances only the fast pairs turn noticeably, and those
-# were kept. So look for such errors at large distances and in all logits, never in one short answer.
-# %% [markdown] id="scaling_silent_text" lang="zh" of="ed3ae223"
+# A forgotten or wrong scaling is a silent error. To show it, we give this model a scaling that it was not trained with.
+# On five tokens the logits hardly move, and the top token stays: at such short distances only the fast pairs turn
+# noticeably, and those were kept. So look for such errors at large distances and in all logits; one short answer will not
+# show them.
+# %% [markdown] id="scaling_silent_text" lang="zh" of="577d4aaf"
 # 漏掉缩放或用错倍数，都不会报错。为了看清这一点，我们给本模型加上一个它训练时没有用过的缩放。在五个 token 上，logits 几乎不动，最可能
 # 的 token 也没变：距离这么短，明显转动的只有快的数对，而它们没有改动。所以查这类错误要看远距离、看全部 logits，绝不能只看一个简短的回
 # 答。
@@ -1214,7 +1224,7 @@ if config.rope_scaling is None:
     assert wrong[0, -1].argmax() == logits[0, -1].argmax()
     assert 2e-3 < change < 0.5
 
-# en: The same two vectors, 5 and 5000 positions apart: only far away does the scaling show.
+# en: The same two vectors, 5 and 5000 positions apart: the scaling shows only far apart.
 # zh: 同样两个向量，相隔 5 个和 5000 个位置：只有离得远时缩放才显出来。
 differences = {}
 for distance in (5, 5000):
@@ -1228,23 +1238,24 @@ assert differences[5000] > 10 * differences[5]
 # %% [markdown] id="precision" lang="en"
 # ## Angles in float32
 #
-# A bfloat16 number has 8 bits of precision, so it cannot count beyond 256 without gaps: **position 257 becomes 256**. The angle
-# of the first pair is then wrong by a whole radian, 57.3 degrees, and token 257 seems to stand on token 256. Of the positions
-# 0 to 8191, only 897 different ones are left. So positions, angles, cosines and sines are float32 even where all weights are
-# bfloat16; `apply_rope` widens the vector, turns it and rounds once, at the end.
+# A bfloat16 number has 8 bits of precision, so it cannot count beyond 256 without gaps: **position 257 becomes 256**. The
+# angle of the first pair is then wrong by a whole radian, 57.3 degrees, and token 257 seems to stand where token 256
+# stands. Of the positions 0 to 8191, only 897 distinct values are left. So positions, angles, cosines and sines are
+# float32 even where all weights are bfloat16; `apply_rope` widens the vector, turns it and rounds once, at the end.
 #
-# float32 is not exact either. It counts without gaps up to $2^{24}$, so positions are safe, but the product $m\,\omega_r$ is
-# rounded: near 100,000, neighbouring numbers are 0.008 apart. That is why two implementations agree at long distances only if
-# they round the frequencies in the same way, and why the move by 1000 was not equal to the last bit.
-# %% [markdown] id="precision" lang="zh" of="07c6d275"
+# float32 is not exact either. It counts without gaps up to $2^{24}$, so positions are safe, but the product $m\,\omega_r$
+# is rounded: near 100,000, neighbouring numbers are about 0.008 apart. That is why two implementations agree at long
+# distances only if they round the frequencies in the same way, and why the logits after the move by 1000 were not equal
+# to the last bit.
+# %% [markdown] id="precision" lang="zh" of="c63e23b8"
 # ## 角度用 float32
 #
-# bfloat16 的精度只有 8 比特，数到 256 以上就会有空缺：**位置 257 变成 256**。于是第一对的角度错了整整一弧度，即 57.3 度，token 257 看
+# bfloat16 的精度只有 8 比特，数到 256 以上就会漏数：**位置 257 变成 256**。于是第一对的角度错了整整一弧度，即 57.3 度，token 257 看
 # 上去就与 token 256 站在同一处。位置 0 到 8191，最后只剩 897 个不同的值。因此即使所有权重都是 bfloat16，位置、角度、余弦和正弦也要
-# 用 float32；`apply_rope` 先把向量加宽，转动之后只在最后舍入一次。
+# 用 float32；`apply_rope` 先把向量转成 float32，旋转之后，只在最后舍入一次。
 #
-# float32 也不是精确的。它能不漏地数到 $2^{24}$，所以位置没有问题；但乘积 $m\,\omega_r$ 会舍入：在 100,000 附近，相邻两个数相
-# 差 0.008。所以在长距离上，两个实现只有以同样的方式舍入频率，结果才会一致；平移 1000 之后没有逐比特相等，原因也在这里。
+# float32 也不是精确的。它能不漏地数到 $2^{24}$，所以位置没有问题；但乘积 $m\,\omega_r$ 会舍入：在 100,000 附近，相邻两个数相差
+# 约 0.008。所以在长距离上，两个实现只有以同样的方式舍入频率，结果才会一致；平移 1000 之后 logits 没有逐比特相等，原因也在这里。
 # %% id="precision_code"
 assert jnp.bfloat16(257) == jnp.bfloat16(256)
 every = jnp.arange(8192)
@@ -1327,9 +1338,9 @@ def positions_off(name, array):
 
 exercise(1, positions_off, check_1)
 # %% [markdown] id="exercise_2_text" lang="en"
-# **2.** Write a function of a query `q` and a key `k`, both of shape $[H]$ and not rotated, and a distance `d` $= m - n$, that
-# gives their score (not divided by $\sqrt H$) without rotating either.
-# %% [markdown] id="exercise_2_text" lang="zh" of="1e600765"
+# **2.** Write a function of a query `q` and a key `k`, both of shape $[H]$ and not rotated, and a distance `d` $= m - n$,
+# that returns their score (not divided by $\sqrt H$) without rotating either of them.
+# %% [markdown] id="exercise_2_text" lang="zh" of="82da53ad"
 # **2.** 写一个函数，参数是形状为 $[H]$ 的查询 `q` 和键 `k`（都未旋转）以及距离 `d` $= m - n$，不旋转任何一个，直接给出两者的分数（不
 # 除以 $\sqrt H$）。
 # %% id="exercise_2"
@@ -1351,7 +1362,7 @@ exercise(2, answer_2, check_2)
 # %% [markdown] id="hint_2" lang="zh" of="2e6fb7ca"
 # <details><summary>线索</summary>
 #
-# 分数是一组以距离为自变量的波之和。用复数 `q[:R] + 1j * q[R:]` 来写，只要一行。
+# 分数是一组波之和，自变量是距离。用复数 `q[:R] + 1j * q[R:]` 来写，只要一行。
 #
 # </details>
 # %% id="solution_2" tags=["solution"]
@@ -1364,9 +1375,9 @@ def from_distance(q, k, d):
 
 exercise(2, from_distance, check_2)
 # %% [markdown] id="exercise_3_text" lang="en"
-# **3.** Values *can* be rotated if one more step repairs the output. Let `out` $[T\,H]$ be `pattern @ rope(v, positions)`. Write
-# a function of `out` and `positions` that makes it depend on distances only.
-# %% [markdown] id="exercise_3_text" lang="zh" of="0d7e060d"
+# **3.** Values *can* be rotated if one more step repairs the output. Let `out` $[T\,H]$ be
+# `pattern @ rope(v, positions)`. Write a function of `out` and `positions` that makes it depend on distances only.
+# %% [markdown] id="exercise_3_text" lang="zh" of="f5f3e375"
 # **3.** 值其实也*可以*旋转，只要再加一步把输出修正回来。设 `out` $[T\,H]$ 为 `pattern @ rope(v, positions)`。写一个
 # 以 `out` 和 `positions` 为参数的函数，使结果只依赖距离。
 # %% id="exercise_3"
@@ -1384,11 +1395,11 @@ exercise(3, answer_3, check_3)
 # %% [markdown] id="hint_3" lang="en"
 # <details><summary>Hint</summary>
 #
-# Row $m$ of `out` is $\sum_n a_{mn}\mathcal{R}_n v_n$. Which rotation, the same for the whole row, turns $\mathcal{R}_n$ into a
-# function of $n - m$?
+# Row $m$ of `out` is $\sum_n a_{mn}\mathcal{R}_n v_n$. Which rotation, the same for the whole row, turns $\mathcal{R}_n$
+# into a function of $n - m$?
 #
 # </details>
-# %% [markdown] id="hint_3" lang="zh" of="891e6685"
+# %% [markdown] id="hint_3" lang="zh" of="d9433901"
 # <details><summary>线索</summary>
 #
 # `out` 的第 $m$ 行是 $\sum_n a_{mn}\mathcal{R}_n v_n$。对整行再做哪一个旋转，能把 $\mathcal{R}_n$ 变成 $n - m$ 的函数？

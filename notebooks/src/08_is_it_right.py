@@ -1,20 +1,21 @@
 # %% [markdown] id="title" lang="en"
 # # 08 · Is it right?
 #
-# *Reading time 22 minutes. Before it: lessons 02 to 07. What it proves: the network agrees with independent programs at every position
-# and in every layer, closely enough to exclude seventeen plausible errors; the right next token excludes only six of them.*
+# *Reading time 22 minutes. Before it: lessons 02 to 07. What it proves: the network agrees with independent programs at
+# every position and in every layer, closely enough to exclude seventeen plausible errors; the right next token excludes
+# only six of them.*
 #
-# The network of lesson 07 says " Paris". Does that show that it is right? The answer is one id out of tens of thousands, and we looked
-# only at the largest logit; all the others could be wrong. And a program with an error in it usually runs. It writes fluent text and is
-# a little worse than it should be. How would we ever notice?
-# %% [markdown] id="title" lang="zh" of="f5bf0497"
+# The network of lesson 07 says " Paris". Does that show that it is right? The answer is one id out of tens of thousands,
+# and we looked only at the largest logit; all the others could be wrong. And a program with an error in it usually runs
+# all the same. It writes fluent text that is only a little worse than it should be. How would we ever notice?
+# %% [markdown] id="title" lang="zh" of="8b114231"
 # # 08 · 它对吗？
 #
 # *阅读时间 22 分钟。前置：第 02 至 07 课。本课证明：网络在每个位置、每一层都与独立的程序一致，精确到足以排除十七种看似合理的错误；
 # 而“下一个 token 正确”只能排除其中六种。*
 #
 # 第 07 课的网络说出了“ Paris”。这说明它是对的吗？答案只是几万个编号中的一个，我们只看了最大的那个 logit，其余的可能全错。而且有错误
-# 的程序往往照样能跑，写出通顺的文字，只是比应有的水平差一点。我们怎么才能发现？
+# 的程序往往照样能跑，写出的文字也通顺，只是比应有的水平差一点。我们怎么才能发现？
 # %% id="setup"
 import contextlib
 import dataclasses
@@ -57,15 +58,14 @@ print("tokens:", *(len(ids[text]) for text in ids))
 
 
 # %% [markdown] id="hand" lang="en"
-# ## The network once more, with handles
+# ## The network once more, in a form that can be broken
 #
-# Here is everything from lessons 03 to 07 in one function, written so that it can be broken. Whatever could be done wrongly is an argument,
-# and its default is the right way. The function also returns the residual stream, from the embedding to the end.
-# %% [markdown] id="hand" lang="zh" of="6f51b162"
-# ## 再写一遍网络，这次装上把手
+# Here is everything from lessons 03 to 07 in one function. Whatever could be done wrongly is an argument, and its default
+# is the right way. The function also returns the residual stream, from the embedding to the end.
+# %% [markdown] id="hand" lang="zh" of="6d929fc6"
+# ## 再写一遍网络，写成可以弄坏的样子
 #
-# 下面这个函数包含第 03 至 07 课的全部内容，而且专门写成可以弄坏的样子：凡是可能做错的地方都是一个参数，默认值就是正确的做法。它还返回从嵌入
-# 到末尾的残差流。
+# 下面这个函数包含第 03 至 07 课的全部内容。凡是可能做错的地方都是一个参数，默认值就是正确的做法。它还返回从嵌入到末尾的残差流。
 # %% id="hand_code"
 def rms_norm(x, weight, eps):
     return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + eps) * weight
@@ -130,11 +130,11 @@ close(logits, library[0], atol=1e-3)
 
 
 # %% [markdown] id="fool" lang="en"
-# Let us break it at once. Take RoPE out: no query and no key is rotated, in any layer, so no token knows how far away the others are. What
-# does this network say after "The capital of France is"?
-# %% [markdown] id="fool" lang="zh" of="8b9baae6"
-# 马上来弄坏它。去掉 RoPE：任何一层的查询和键都不旋转，于是没有哪个 token 知道别的 token 离自己多远。对于 “The capital of France is”，
-# 这样的网络会说什么？
+# Let us break it at once. Take RoPE out: no query and no key is rotated, in any layer, so no token knows how far away the
+# others are. What does this network say after "The capital of France is"?
+# %% [markdown] id="fool" lang="zh" of="0dc6ba68"
+# 现在就来弄坏它。去掉 RoPE：任何一层的查询和键都不旋转，于是没有哪个 token 知道别的 token 离自己多远。对于
+# “The capital of France is”，这样的网络会说什么？
 # %% id="fool_code"
 def next_token(logits):
     return model.tokenizer.decode([int(logits[-1].argmax())])
@@ -151,16 +151,17 @@ expect(next_token(without_rope), next_token(logits))
 # %% [markdown] id="reference" lang="en"
 # ## An independent reference
 #
-# " Paris" again. So the next token is not the test we need; all the logits are. But what shall we compare them with? The library agrees
-# with our function, and that says little: one author wrote both and may have been wrong twice. **Parity** means agreement with a program
-# that shares neither code nor author with ours. Ours is `transformers`, in PyTorch. It gets the same ids (so the tokenizer is not
-# tested here) and the same weights: `to-hf` of lesson 02 writes them into a folder that it can load.
-# %% [markdown] id="reference" lang="zh" of="e61e1280"
+# " Paris" again. So the next token is not the test we need; all the logits are. But what shall we compare them with? The
+# library agrees with our function, and that says little: one author wrote both and may have made the same mistake twice.
+# **Parity** means agreement with a program that shares neither code nor author with ours. Our reference is
+# `transformers`, in PyTorch. It gets the same ids (so the tokenizer is not tested here) and the same weights: `to-hf` of
+# lesson 02 writes them into a folder that it can load.
+# %% [markdown] id="reference" lang="zh" of="e085117c"
 # ## 独立的参考程序
 #
-# 又是“ Paris”。所以需要检验的不是下一个 token，而是所有的 logits。可是拿什么来比？库与我们的函数一致，但这说明不了多少：两者出自同一作者之手，
-# 可能错了两次。**对照**（parity）是指与一个代码和作者都不同的程序一致。这里用的是 PyTorch 写的 `transformers`。给它同样的编号（所以这里不测
-# 分词器）和同样的权重：第 02 课的 `to-hf` 把权重写进它能加载的文件夹。
+# 又是“ Paris”。所以需要检验的不是下一个 token，而是所有的 logits。可是拿什么来比？库与我们的函数一致，但这说明不了多少：两者出自同
+# 一作者之手，同样的错可能犯了两次。**对照**（parity）是指与一个代码和作者都不同的程序一致。我们的参考程序是用 PyTorch 写的
+# `transformers`。给它同样的编号（所以这里不测分词器）和同样的权重：第 02 课的 `to-hf` 把权重写进它能加载的文件夹。
 # %% id="reference_code"
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -192,13 +193,14 @@ close(logits, reference[PROMPT], atol=1e-3)
 
 
 # %% [markdown] id="shared" lang="en"
-# Two programs by different people agree in every logit of the prompt. But look at the way the weights took. Our converter read them from the
-# original file, and our converter wrote them for `transformers`. What if it misread that file? Then both programs would hold the same wrong
-# weights. Would they disagree? Let us try it, with the slip of lesson 02: the rows of q and k in the wrong order.
-# %% [markdown] id="shared" lang="zh" of="8629fbf5"
-# 不同的人写的两个程序，对这个提示的每个 logit 都一致。但看看权重走过的路：我们的转换器把它们从原始文件中读出来，又是我们的转换器为
-# `transformers` 写出去。要是它一开始就读错了呢？那么两个程序拿到的是同样错误的权重。它们会不一致吗？用第 02 课的那个小错误来试：q 和 k 的
-# 行按错误的次序排列。
+# Two programs by different people agree in every logit of the prompt. But look at the route that the weights took. Our
+# converter read them from the original file, and our converter wrote them for `transformers`. What if it misread that
+# file? Then both programs would hold the same wrong weights. Would they disagree? Let us try it, with the slip of lesson
+# 02: the rows of q and k in the wrong order.
+# %% [markdown] id="shared" lang="zh" of="49e605d1"
+# 不同的人写的两个程序，对这个提示的每个 logit 都一致。但看看权重走过的路：把它们从原始文件中读出来的是我们的转换器，为
+# `transformers` 写出去的也是它。要是它一开始就读错了呢？那么两个程序拿到的是同样错误的权重。它们会不一致吗？用第 02 课的那个小错误
+# 来试一试：q 和 k 的行按错误的次序排列。
 # %% id="shared_code"
 def in_metas_order(weight):
     flat = np.asarray(weight).reshape(-1, D)
@@ -227,20 +229,21 @@ del theirs
 # %% [markdown] id="witnesses" lang="en"
 # ## Three witnesses
 #
-# Perfect agreement, on wrong numbers. So parity through our own converter tests the network and says nothing about the converter: a format
-# that we wrote ourselves is no independent evidence. (Nor is lesson 02, where the files were ours too.) We need witnesses from outside.
+# Perfect agreement, on wrong numbers. So parity through our own converter tests the network and says nothing about the
+# converter: a file that we wrote ourselves is no independent evidence. (Nor is lesson 02, where the files were ours too.)
+# We need witnesses from outside.
 #
-# **The names.** `transformers` can build an empty Llama from the config alone. It then says itself which tensors it has and what their
-# shapes are. What `to-hf` wrote must be exactly these. This excludes a tensor that is missing, left over or laid on its side; it cannot see
-# the order of rows.
-# %% [markdown] id="witnesses" lang="zh" of="5680b681"
+# **The names.** `transformers` can build an empty Llama from the config alone. The empty model then tells us which
+# tensors it has and what shapes they have. What `to-hf` wrote must be exactly these. This excludes a tensor that is
+# missing, left over or transposed; it cannot show the order of rows.
+# %% [markdown] id="witnesses" lang="zh" of="dfa56cc7"
 # ## 三个证人
 #
-# 完全一致，却都错了。可见，经过我们自己的转换器所做的对照只检验了网络，对转换器什么也没说：自己写出的格式不是独立的证据。（第 02 课也不是，
-# 那里的文件同样出自我们之手。）需要外来的证人。
+# 完全一致，却都错了。可见，经过我们自己的转换器所做的对照只检验了网络，没有检验转换器：自己写出的文件不是独立的证据。（第 02 课也不
+# 是，那里的文件同样出自我们之手。）我们需要外来的证人。
 #
-# **名字**：`transformers` 只凭 config 就能搭出一个空的 Llama，由它自己说出有哪些张量、各是什么形状。`to-hf` 写出的必须恰好就是这些。这能排除
-# 缺少、多余或转置了的张量，但看不出行的次序。
+# **名字**：`transformers` 只凭 config 就能搭出一个空的 Llama，这个空模型会告诉我们它有哪些张量、各是什么形状。`to-hf` 写出的必须恰
+# 好就是这些。这能排除缺少、多余或转置了的张量，但看不出行的次序。
 # %% id="names_code"
 with torch.device("meta"):
     empty = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_pretrained(work / "hf"))
@@ -255,14 +258,15 @@ for path in (work / "hf").glob("*.safetensors"):
 assert {name: tuple(weight.shape) for name, weight in written.items()} == wanted
 print(f"{len(wanted)} names and shapes are those that transformers wants")
 # %% [markdown] id="foreign" lang="en"
-# **A file that others made.** The weights of the course's model come from a GGUF file that others wrote with tools of their own. The library `gguf`
-# unpacks it without us. Llama's matrices have the same order of rows there as in Meta's format, so what `to-meta` writes into `work/meta`
-# must be the same numbers under other names, every weight to the last bit. The table below only renames. And two settings that
-# no shape can show, $\theta$ and $\varepsilon$, must be those in the file.
-# %% [markdown] id="foreign" lang="zh" of="18f94c02"
-# **别人做的文件**：本课程所用模型的权重来自一个 GGUF 文件，它是别人用别的工具写成的。`gguf` 库不靠我们就能把它解开。Llama 的矩阵在那里与在
-# Meta 格式中行的次序相同，所以 `to-meta` 写进 `work/meta` 的必须是同样的数，只是名字不同，每个权重的每个比特都一样。下面的表只管改名。还有两个
-# 从形状看不出来的设置，$\theta$ 和 $\varepsilon$，也必须与文件里的相同。
+# **A file that others made.** The weights of the course's model come from a GGUF file that others wrote with their own
+# tools. The library `gguf` unpacks it without our help. Llama's matrices have the same order of rows there as in Meta's
+# format, so what `to-meta` writes into `work/meta` must be the same numbers under other names, every weight to the last
+# bit. The table in the cell only renames tensors. And two settings that no shape can show, $\theta$ and $\varepsilon$,
+# must be those in the file.
+# %% [markdown] id="foreign" lang="zh" of="ffce3e8a"
+# **别人做的文件**：本课程所用模型的权重来自一个 GGUF 文件，它是别人用别的工具写成的。`gguf` 库不靠我们就能把它解开。在那个文件
+# 里，Llama 各矩阵的行次序与 Meta 格式相同，所以 `to-meta` 写进 `work/meta` 的必须是同样的数，只是名字不同，每个权重都逐比特相同。代
+# 码里的表只管改名。还有两个从形状看不出来的设置，$\theta$ 和 $\varepsilon$，也必须与文件里的相同。
 # %% id="foreign_code"
 METAS_NAMES = {
     "blk": "layers",
@@ -303,12 +307,12 @@ else:
     eps = foreign.fields["llama.attention.layer_norm_rms_epsilon"].contents()
     assert (theta, eps) == (np.float32(config.rope_theta), np.float32(config.norm_eps))
 # %% [markdown] id="meta" lang="en"
-# **The authors' own program.** Meta has published the network as they wrote it, with RoPE in complex numbers. Its class must accept every tensor
-# in `work/meta`, none missing and none left over, and compute our logits from them. (This is skipped where the packages
-# `llama-models` and `fairscale` are not installed.)
-# %% [markdown] id="meta" lang="zh" of="c77501bf"
-# **作者自己的程序**：Meta 公布了他们写的网络，其中 RoPE 用复数来算。它的类必须接受 `work/meta` 里的每一个张量，不多也不少，并由此算出与我们相同
-# 的 logits。（没有安装 `llama-models` 和 `fairscale` 时跳过。）
+# **The authors' own program.** Meta has published its own code for the network, with RoPE in complex numbers. Its class
+# must accept every tensor in `work/meta`, none missing and none left over, and compute our logits from them. (This is
+# skipped where the packages `llama-models` and `fairscale` are not installed.)
+# %% [markdown] id="meta" lang="zh" of="2c4d3bfa"
+# **作者自己的程序**：Meta 公布了自己的网络代码，其中 RoPE 用复数来算。它的类必须接受 `work/meta` 里的每一个张量，不多也不少，并由此
+# 算出与我们相同的 logits。（没有安装 `llama-models` 和 `fairscale` 时跳过。）
 # %% id="meta_code"
 if original is None or not (find_spec("llama_models") and find_spec("fairscale")):
     print("Meta's own program is not installed here: skipped")
@@ -334,12 +338,13 @@ else:
 # %% [markdown] id="parity" lang="en"
 # ## Every logit at every position
 #
-# Now the network itself, in full. The logits at position $t$ depend only on tokens $0 \dots t$. So one run on a text tests as many prompts
-# as the text has tokens, each with all $V$ logits. There is no reason to look only at the last position, or only at the largest logit.
+# Now the network itself, in full. The logits at position $t$ depend only on tokens $0 \dots t$. So one run on a text
+# tests as many prompts as the text has tokens, each with all $V$ logits. There is no reason to look only at the last
+# position, or only at the largest logit.
 #
-# We ask that no logit differs by more than $10^{-3}$. Where this **tolerance** comes from is the subject of the next sections. The text
-# mixes languages, digits and code on purpose: what a test does not exercise, it does not test.
-# %% [markdown] id="parity" lang="zh" of="6b5ddd34"
+# We ask that no logit differs by more than $10^{-3}$. Where this **tolerance** comes from is the subject of the next
+# sections. The text mixes languages, digits and code on purpose: what a test does not exercise, it does not test.
+# %% [markdown] id="parity" lang="zh" of="4c17055c"
 # ## 每个位置上的每个 logit
 #
 # 现在完整地检验网络本身。位置 $t$ 的 logits 只取决于第 $0 \dots t$ 个 token。所以在一段文本上运行一次，就测试了与 token 数一样多的提示，每个
@@ -366,23 +371,24 @@ for text in ids:
 largest = float(np.abs(reference[TEXT]).max())
 print(f"the largest logit is about {largest:.0f}")
 # %% [markdown] id="noise" lang="en"
-# ## Why not zero, and why not more
+# ## Why the tolerance is not zero, and not larger
 #
-# Why do two correct programs differ at all? Because the sum of float32 numbers depends on the order in which they are added, and every library has
-# an order of its own. Each sum is rounded to 24 bits. Around the largest logit, neighbouring float32 numbers are about $4 \cdot 10^{-6}$
-# apart, and thousands of roundings pass through all the layers to the logits. On this model they add up to about $10^{-4}$: more than ten times
-# the gap between neighbours, less than a third of our tolerance.
+# Why do two correct programs differ at all? Because the sum of float32 numbers depends on the order in which they are
+# added, and every library has an order of its own. Each sum is rounded to 24 bits. Around the largest logit, neighbouring
+# float32 numbers are about $4 \cdot 10^{-6}$ apart, and thousands of roundings are passed on through all the layers to
+# the logits. On this model they add up to about $10^{-4}$: more than ten times the gap between neighbours, less than a
+# third of our tolerance.
 #
-# So the tolerance has to lie above the noise. And it has to lie below the effect of the smallest error. How large is that? There is only one way
-# to find out: make errors.
-# %% [markdown] id="noise" lang="zh" of="3914b695"
-# ## 为什么不是零，又为什么不能再大
+# So the tolerance has to lie above the noise. And it has to lie below the effect of the mildest error. How large is that?
+# There is only one way to find out: make errors.
+# %% [markdown] id="noise" lang="zh" of="781ed384"
+# ## 容差为什么不是零，又为什么不能再大
 #
-# 两个正确的程序为什么会有差别？因为 float32 数的和取决于相加的次序，而每个库都有自己的次序。每个和都舍入到 24 比特。在最大的 logit 附近，相邻的
-# float32 数相差约 $4 \cdot 10^{-6}$，成千上万次舍入穿过所有层到达 logits。在这个模型上，它们累积到约 $10^{-4}$：是相邻两数之差的十倍以上，
-# 不到容差的三分之一。
+# 两个正确的程序为什么会有差别？因为 float32 数的和取决于相加的次序，而每个库都有自己的次序。每个和都舍入到 24 比特。在最大的
+# logit 附近，相邻的 float32 数相差约 $4 \cdot 10^{-6}$，成千上万次舍入的误差穿过所有层，传到 logits。在这个模型上，它们累积到约
+# $10^{-4}$：是相邻两数之差的十倍以上，不到容差的三分之一。
 #
-# 所以容差必须高于噪声，还必须低于最小的错误造成的影响。那又是多大？只有一个办法知道：动手制造错误。
+# 所以容差必须高于噪声，还必须低于影响最小的那个错误。那又是多大？要知道只有一个办法：动手制造错误。
 # %% id="noise_code"
 a, b = np.float32(1e8), np.float32(1)
 assert (b + a) - a == 0
@@ -399,26 +405,28 @@ if on_default_model():
 # %% [markdown] id="mutations" lang="en"
 # ## A table of mutations
 #
-# A **mutation** is a deliberate error, one at a time: the angle base of another model, a mask that lets one token too many through, heads
-# that read the wrong key head, rows of q and k in Meta's order. All of them run without complaint. For each we note
+# A **mutation** is a deliberate error, one at a time: the RoPE base of another model, a mask that lets one token too many
+# through, query heads that read the wrong key/value head, rows of q and k in Meta's order. All of them run without
+# complaint. For each we note
 #
 # - the next token of our prompt, and whether it is still the right one;
-# - at how many positions of the longer text the top token is the reference's;
-# - the largest difference of a logit in that text, at any position and at position 0.
+# - at how many positions of the longer text the top token agrees with the reference;
+# - the largest difference in a logit of that text, at any position and at position 0.
 #
-# The first two rows should pass. The second shifts all positions by 1000, and lesson 05 proved that this changes nothing. It is a different
-# program for the same function; a test that rejected it would be too strict.
-# %% [markdown] id="mutations" lang="zh" of="289d7fce"
+# The first two rows should pass. The second shifts all positions by 1000, which changes nothing, as lesson 05 proved. It
+# is another way to compute the same function; a test that rejected it would be too strict.
+# %% [markdown] id="mutations" lang="zh" of="103a9869"
 # ## 变异表
 #
-# **变异**（mutation）是故意制造的错误，一次一个：用别的模型的角度底数，掩码多放行一个 token，查询头读错了键的头，q 和 k 的行按 Meta 的次序
-# 排列。它们全都照样运行，毫无怨言。对每一个我们记下：
+# **变异**（mutation）是故意制造的错误，一次一个：RoPE 用了别的模型的底数，掩码多放行一个 token，查询头读错了键值头，q 和 k 的行按
+# Meta 的次序排列。它们全都照样运行，不报任何错。每一个变异都记下：
 #
 # - 提示的下一个 token，以及它是否仍然正确；
 # - 在较长文本的多少个位置上，第一名的 token 与参考程序相同；
 # - 该文本中 logit 的最大差：所有位置上的，以及位置 0 上的。
 #
-# 前两行应当通过。第二行把所有位置平移 1000，第 05 课证明了这不改变任何结果。它是同一个函数的另一种程序；连它都判为不合格的测试就太严了。
+# 前两行应当通过。第二行把所有位置平移 1000，第 05 课证明了这不改变任何结果。它是同一个函数的另一种算法；如果测试连它都判为不合格，
+# 就太严了。
 # %% id="mutations_code"
 def eps_outside(x, weight, eps):
     return x / (jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True)) + eps) * weight
@@ -466,18 +474,19 @@ for name, options in (RIGHT | MUTATIONS).items():
     kept = "right" if rows[name][0] else "WRONG"
     print(f"{name:<22}{next_token(short)!r:<12}{kept:<8}{same:<11.0%}{cells[0]:>8}{cells[1]:>9}")
 # %% [markdown] id="table" lang="en"
-# Which column catches the errors? The next token passes eleven of the seventeen. The top token at all positions does better, but it still passes both kinds
-# of wrong $\varepsilon$. The logits catch every error, and they let both right programs pass.
+# Which column catches the errors? The next token lets eleven of the seventeen pass. The top token at all positions does
+# better, but it still lets both kinds of wrong $\varepsilon$ pass. The logits catch every error, and they let both right
+# programs pass.
 #
-# The last column is a warning of another kind. At position 0 there is one token: its angles are zero, and the only key gets weight one, whatever
-# its score. Nothing that is wrong with RoPE, with scaling or with the order of q and k can show there. A test on one token has no power, and a
-# test on a few has little.
-# %% [markdown] id="table" lang="zh" of="a6b7621b"
-# 哪一列抓得住错误？只看下一个 token，十七个错误有十一个能过关。看所有位置的第一名要好些，但两种错误的 $\varepsilon$ 仍能过关。logits 抓住了每
-# 一个错误，又让两个正确的程序通过。
+# The last column is a warning of another kind. At position 0 there is one token: its angles are zero, and the only key
+# gets weight one, whatever its score. Nothing that is wrong with RoPE, with the scaling of scores or with the order of q
+# and k can show there. So a test on one token is blind to all of these, and a test on a few tokens sees little of them.
+# %% [markdown] id="table" lang="zh" of="1d358e49"
+# 哪一列抓得住错误？只看下一个 token，十七个错误有十一个能过关。看所有位置上的第一名要好些，但两种错误的 $\varepsilon$ 仍能过
+# 关。logits 抓住了每一个错误，又让两个正确的程序通过。
 #
-# 最后一列是另一种警告。位置 0 只有一个 token：角度为零，唯一的键不管分数多少，权重都是 1。RoPE、缩放、q 和 k 的次序无论错成什么样，在那里都
-# 显不出来。只测一个 token，测试毫无分辨力；只测几个，分辨力也很弱。
+# 最后一列是另一种警告。位置 0 只有一个 token：角度为零，唯一的键不管分数多少，权重都是 1。RoPE、分数的缩放、q 和 k 的次序无论错成什
+# 么样，在那里都显不出来。所以只测一个 token，这些错误一个也发现不了；只测几个，也很难发现。
 # %% id="table_code"
 assert len(MUTATIONS) == 17 - (K in (1, N))
 assert all(rows[name][2] <= TOLERANCE for name in RIGHT)
@@ -511,29 +520,30 @@ show(
     zh="对数刻度的横向条形图：每个变异都远在容差右侧；多数条形为橙色，即下一个 token 仍然正确。",
 )
 # %% [markdown] id="token" lang="en"
-# ## The right token proves nothing
+# ## The right token proves little
 #
-# There is a well-known prompt for Llama 3: "the answer to the ultimate question of life, the universe, and everything is ". If the program
-# says "42", it is taken to be right. Is it? Take the crudest error there is, attention without a mask, where every token sees its future.
-# In the table it spoils most positions.
+# There is a well-known prompt for Llama 3: "the answer to the ultimate question of life, the universe, and everything is
+# ". If a program says "42", it is taken to be right. Is it? Take the crudest error there is, attention without a mask,
+# where every token sees its future. In the table, it changes the top token at most positions.
 #
-# On the real Llama-3-8B somebody has made this experiment and published both lists, the ten likeliest next tokens with the mask and without it
-# (see the sources). Without the mask the program still says "42", and eight of the ten tokens are the same. Our small model does not know the
-# joke, but here too the answer survives.
+# Somebody has run this experiment on the real Llama-3-8B and published both lists, the ten likeliest next tokens with the
+# mask and without it (see the sources). Without the mask the program still says "42", and eight of the ten tokens are the
+# same. Our small model does not know the joke, but here too the answer survives.
 #
-# How can that be? The last position has no future to look into: the mask hides nothing from it. Only what the earlier positions hand over is
-# spoilt, and often enough of it is left. So neither a "42" nor a " Paris" tells a right program from a wrong one. The table above does.
-# %% [markdown] id="token" lang="zh" of="aed8a4d7"
-# ## 正确的 token 证明不了什么
+# How can that be? The last position has no future to look into: the mask hides nothing from it. Only what the earlier
+# positions hand over is spoilt, and often enough of it is left. So neither "42" nor " Paris" tells a right program from a
+# wrong one. The logits do.
+# %% [markdown] id="token" lang="zh" of="6dce6a2e"
+# ## 正确的 token 证明不了多少
 #
-# Llama 3 有一个有名的提示：“the answer to the ultimate question of life, the universe, and everything is ”。程序说出“42”，就算是对的。真是这样吗？
-# 取最粗暴的错误：没有掩码的注意力，每个 token 都看得到自己的未来。在上面的表里，它毁掉了多数位置。
+# Llama 3 有一个有名的提示：“the answer to the ultimate question of life, the universe, and everything is ”。程序说出“42”，就算是对
+# 的。真是这样吗？取最粗暴的错误：没有掩码的注意力，每个 token 都看得到自己的未来。在上面的表里，它改变了多数位置上的第一名。
 #
 # 有人在真正的 Llama-3-8B 上做过这个实验，并公布了有掩码和没有掩码时最可能的十个 token（见来源）。没有掩码，程序说的仍是“42”，而且十个 token 里有
 # 八个相同。我们的小模型不懂这个典故，但它的答案同样没有变。
 #
-# 怎么会这样？最后一个位置没有未来可看，掩码对它什么也不遮。被破坏的只是前面各位置交给它的内容，而剩下的往往已经够用。所以无论“42”还是“ Paris”，
-# 都不能把正确的程序与错误的程序区分开。上面的表能。
+# 怎么会这样？最后一个位置没有未来可看，掩码对它什么也不遮。被破坏的只是前面各位置交给它的内容，而剩下的往往已经够用。所以无论“42”还
+# 是“ Paris”，都不能把正确的程序与错误的程序区分开。logits 能。
 # %% id="token_code"
 PUBLISHED_8B = {
     "with mask": "42 6 43 41 4 1 45 3 2 46".split(),
@@ -559,16 +569,17 @@ assert rows["no mask"][1] < 0.5 or not on_default_model()
 
 
 # %% [markdown] id="layers" lang="en"
-# ## Where does it begin?
+# ## Where does the error begin?
 #
-# When parity fails, the next question is where. Compare the residual stream layer by layer: divide each difference by the length of the
-# reference's vector, and take the worst position. A right program stays at the level of rounding from beginning to end. An error in every layer
-# shows after the first one. An error in one layer shows exactly there: as an example we put the q and k of a single layer into the wrong order.
-# %% [markdown] id="layers" lang="zh" of="9dda9e8f"
-# ## 从哪里开始错的？
+# When parity fails, the next question is where. Compare the residual stream layer by layer: divide each difference by the
+# length of the reference's vector, and take the worst position. A right program stays at the level of rounding from
+# beginning to end. An error in every layer shows after the first one. An error in one layer shows exactly there: as an
+# example, we put the rows of q and k of a single layer into the wrong order.
+# %% [markdown] id="layers" lang="zh" of="95e43341"
+# ## 错误从哪里开始？
 #
-# 对照不通过时，下一个问题是错在哪里。逐层比较残差流：每个差除以参考向量的长度，取最差的位置。正确的程序从头到尾都停留在舍入的水平。每层都有的
-# 错误在第一层之后就显现出来。只在某一层的错误恰好从那一层起显现：作为例子，我们只把一层的 q 和 k 换成错误的次序。
+# 对照不通过时，下一个问题是错在哪里。逐层比较残差流：每个差除以参考向量的长度，取最差的位置。正确的程序从头到尾都停留在舍入的水平。
+# 每层都有的错误在第一层之后就显现出来。只在某一层的错误恰好从那一层起显现：作为例子，我们只把一层的 q 和 k 的行换成错误的次序。
 # %% id="layers_code"
 def by_layer(stream, text=TEXT):
     errors = []
@@ -604,22 +615,24 @@ show(
 # %% [markdown] id="precision" lang="en"
 # ## Test in float32, even if you run in bfloat16
 #
-# In bfloat16 each number is rounded to 8 bits, and the noise is thousands of times larger. Then the tolerance has to be larger too, and errors slip
-# under it. Below, the library itself runs in bfloat16 and is compared with the same reference. Next to it, a wrong $\varepsilon$ is invisible,
-# and on the short prompt a wrong $\theta$ stands out no more than the rounding does.
+# In bfloat16 each number is rounded to 8 bits, and the noise is thousands of times larger. Then the tolerance has to be
+# larger too, and errors slip under it. Below, the library itself runs in bfloat16, and we compare it with the same
+# reference. Beside that noise, a wrong $\varepsilon$ is invisible, and on the short prompt a wrong $\theta$ hardly stands
+# out from the rounding.
 #
-# So parity is a matter of float32: the same code and the same weights, only wider. What bfloat16 costs is another question, with another
-# measure: how far the distribution of the next token moves away from that of float32, the Kullback-Leibler divergence, in nats, averaged over the positions:
+# So parity is tested in float32: the same code and the same weights, only wider. What bfloat16 costs is another question,
+# with another measure, the Kullback-Leibler divergence. It says how far the distribution of the next token moves away
+# from that of float32, in nats, averaged over the positions:
 #
 # $$\mathrm{KL} = \sum_v p_v \,(\log p_v - \log \tilde p_v).$$
-# %% [markdown] id="precision" lang="zh" of="2abffe6b"
+# %% [markdown] id="precision" lang="zh" of="0627c879"
 # ## 即使用 bfloat16 运行，也要用 float32 测试
 #
-# bfloat16 把每个数舍入到 8 比特，噪声大了几千倍。于是容差也得放大，错误便从下面溜过去。下面让本库自己用 bfloat16 运行，与同一个参考比较：在它
-# 旁边，错误的 $\varepsilon$ 完全看不见；在短提示上，错误的 $\theta$ 也不比舍入更显眼。
+# bfloat16 把每个数舍入到 8 比特，噪声大了几千倍。于是容差也得放大，错误便从下面溜过去。下面让本库自己用 bfloat16 运行，与同一个参考
+# 程序比较：在这样的噪声旁边，错误的 $\varepsilon$ 完全看不见；在短提示上，错误的 $\theta$ 也很难与舍入区分。
 #
-# 所以对照是 float32 的事：同样的代码，同样的权重，只是更宽。bfloat16 的代价是另一个问题，用另一种量来衡量：下一个 token 的分布离 float32 的
-# 分布有多远，即 Kullback-Leibler 散度，单位是奈特，对各位置取平均：
+# 所以对照要用 float32 来做：同样的代码，同样的权重，只是更宽。bfloat16 的代价是另一个问题，用另一个量来衡量，即 Kullback-Leibler 散
+# 度：它说明下一个 token 的分布偏离 float32 的分布有多远，以奈特计，对各位置取平均：
 #
 # $$\mathrm{KL} = \sum_v p_v \,(\log p_v - \log \tilde p_v).$$
 # %% id="precision_code" tags=["measured"]
@@ -654,28 +667,29 @@ assert effects["right, bfloat16", TEXT] > TOLERANCE
 #
 # What remains is a recipe that works for any network.
 #
-# 1. Compare with a program that is not yours, on weights that did not pass through your hands alone.
+# 1. Compare with a program that is not yours, on weights that did not come only through your own converter.
 # 2. Compare all the logits at all positions, in float32.
-# 3. Choose a tolerance between the measured noise and the smallest mutation.
-# 4. Use a text that is long and varied enough to exercise every part. (Scaled RoPE, for example, shows only faintly in short texts.)
-# 5. Prove by deliberate errors that the test can fail.
+# 3. Choose a tolerance between the measured noise and the effect of the mildest mutation.
+# 4. Use a text that is long and varied enough to exercise every part. (The scaling of RoPE, for example, shows only
+#    faintly in short texts.)
+# 5. Prove with deliberate errors that the test can fail.
 #
 # This project's own tests are checked in the same way, with more than a hundred mutations.
-# %% [markdown] id="summary" lang="zh" of="f76c1b42"
+# %% [markdown] id="summary" lang="zh" of="1f4ad0e0"
 # ## 一份配方
 #
 # 最后剩下一份适用于任何网络的配方。
 #
-# 1. 与不是自己写的程序比较，所用的权重不能只经过自己的手。
+# 1. 与不是自己写的程序比较，所用的权重不能只经过自己的转换器。
 # 2. 比较所有位置上的所有 logits，用 float32。
-# 3. 容差取在实测噪声与最小的变异之间。
-# 4. 文本要足够长、足够多样，用到每一个部分。（例如缩放的 RoPE 在短文本里只露出一点。）
-# 5. 用故意制造的错误证明这个测试会失败。
+# 3. 容差取在实测噪声与影响最小的变异之间。
+# 4. 文本要足够长、足够多样，用到每一个部分。（例如 RoPE 的缩放，在短文本里几乎显不出来。）
+# 5. 用故意制造的错误证明这个测试能够失败。
 #
-# 本项目自己的测试也是这样检验的，变异有一百多个。
+# 本项目自己的测试也是这样检验的，用了一百多个变异。
 # %% id="summary_code"
-# en: The list of these mutations stands beside the course where the whole project is at hand.
-# zh: 如果手边有整个项目，这些变异的清单就在课程旁边。
+# en: The list of these mutations, if the whole project is at hand.
+# zh: 这些变异的清单；手边有整个项目时才有。
 listed = Path("../../tests/mutations.txt")
 if listed.is_file():
     assert listed.read_text().count("\n  test_") > 100
@@ -684,13 +698,14 @@ if listed.is_file():
 #
 # Put your answer in place of `None` and run the cell. A hint and a solution are folded away below each exercise.
 #
-# **1.** Give a changed tree of weights with which the top token stays the same at *every* position of *every* text, and yet parity fails.
-# %% [markdown] id="exercises" lang="zh" of="6391fa75"
+# **1.** Give a changed pytree of weights with which the top token stays the same at *every* position of *every* text, and
+# yet parity fails.
+# %% [markdown] id="exercises" lang="zh" of="1cbffbca"
 # ## 练习
 #
 # 用你的答案替换 `None`，然后运行。每题下面折叠着一条线索和一个解答。
 #
-# **1.** 给出一棵改动过的权重树：在*任何*文本的*每个*位置上第一名的 token 都不变，而对照不通过。
+# **1.** 给出一个改动过的权重 pytree：在*任何*文本的*每个*位置上第一名的 token 都不变，而对照不通过。
 # %% id="exercise_1"
 answer_1 = None
 
@@ -706,10 +721,11 @@ exercise(1, answer_1, check_1)
 # %% [markdown] id="hint_1" lang="en"
 # <details><summary>Hint</summary>
 #
-# Which change of a whole row of logits keeps its largest entry where it is? And which one of the network's weights acts on all logits alike?
+# Which change of a whole row of logits keeps its largest entry where it is? And which of the network's weights acts on
+# all logits alike?
 #
 # </details>
-# %% [markdown] id="hint_1" lang="zh" of="07f7f431"
+# %% [markdown] id="hint_1" lang="zh" of="da68913d"
 # <details><summary>线索</summary>
 #
 # 对一整行 logits 做什么改动，最大的那个元素仍在原处？网络中哪一个权重对所有 logits 的作用都一样？
@@ -720,10 +736,10 @@ exercise(1, answer_1, check_1)
 # zh: 最后一个归一化的权重乘以一个正数：所有 logits 按同样的倍数放大。
 exercise(1, params._replace(norm=1.05 * params.norm), check_1)
 # %% [markdown] id="exercise_2_text" lang="en"
-# **2.** Invent an eighteenth mutation, one that has nothing to do with $\varepsilon$: give the options of `network` as a dictionary. The top
-# token must stay right at every position of both texts, and parity must fail. Guess first how large an error may be that
-# nobody would notice from the tokens.
-# %% [markdown] id="exercise_2_text" lang="zh" of="2243ad6a"
+# **2.** Invent an eighteenth mutation, one that has nothing to do with $\varepsilon$: give the options of `network` as a
+# dictionary. The top token must stay right at every position of both texts, and parity must fail. Guess first: how large
+# can an error be that does not show in the tokens?
+# %% [markdown] id="exercise_2_text" lang="zh" of="a2da23b8"
 # **2.** 再想出第十八个与 $\varepsilon$ 无关的变异，以字典的形式给出 `network` 的选项：两段文本的每个位置上第一名的 token 都保持正确，而对照
 # 不通过。先猜一猜：只看 token 就发现不了的错误可以有多大？
 # %% id="exercise_2"
@@ -794,11 +810,12 @@ scratch.cleanup()
 # - DeMillo, Lipton and Sayward, *Hints on Test Data Selection*, IEEE Computer 11, 1978: mutations as a measure of tests
 # - Hugging Face, *transformers*, [github.com/huggingface/transformers](https://github.com/huggingface/transformers)
 # - Meta, *llama-models*, [github.com/meta-llama/llama-models](https://github.com/meta-llama/llama-models)
-# - Zhang, *Deepdive-llama3-from-scratch*, 2025, [github.com/therealoliver/Deepdive-llama3-from-scratch](https://github.com/therealoliver/Deepdive-llama3-from-scratch): the
-#   ten likeliest tokens of Llama-3-8B with the mask and without it
+# - Zhang, *Deepdive-llama3-from-scratch*, 2025,
+#   [github.com/therealoliver/Deepdive-llama3-from-scratch](https://github.com/therealoliver/Deepdive-llama3-from-scratch):
+#   the ten likeliest tokens of Llama-3-8B with the mask and without it
 #
 # Next: lesson 09 changes the network on purpose once more, this time to learn from it.
-# %% [markdown] id="sources" lang="zh" of="e40f413f"
+# %% [markdown] id="sources" lang="zh" of="2547e347"
 # ## 来源
 #
 # - Goldberg，*What Every Computer Scientist Should Know About Floating-Point Arithmetic*，ACM Computing Surveys 23，1991

@@ -1,27 +1,28 @@
 # %% [markdown] id="title" lang="en"
 # # 09 · Experiments: top-k, other positions, no mask, logit lens, sinks
 #
-# *Reading time 25 minutes. Before it: lessons 03 to 07 (for the two sections of the one-hour route, 07 is enough). What it proves: one small
-# function, the tap, is enough to read, replace and switch off parts of the network, and to see what some of these parts do.*
+# *Reading time 25 minutes. Before it: lessons 03 to 07 (for the two sections of the one-hour route, 07 is enough). What
+# it proves: one small function, the tap, is enough to read, replace and switch off parts of the network, and to see what
+# some of these parts do.*
 #
-# The network is complete (lesson 07) and right (lesson 08). Now we can ask it things. Which other words came close? What does it say at the
-# other positions? Does it need the mask? When does it know the answer, and which part carries the answer there? Each question is an experiment:
-# run, change one thing, run again, compare.
-# %% [markdown] id="title" lang="zh" of="80ee5657"
+# The network is complete (lesson 07) and right (lesson 08). Now we can ask it questions. Which other words came close?
+# What does it say at the other positions? Does it need the mask? When does it know the answer, and which part does that
+# depend on? Each question is an experiment: run, change one thing, run again, compare.
+# %% [markdown] id="title" lang="zh" of="7eaa62f4"
 # # 09 · 实验：top-k、其他位置、去掉掩码、logit 透镜、注意力汇聚
 #
 # *阅读时间 25 分钟。前置：第 03 至 07 课（只读一小时路线中的两节，有第 07 课就够）。本课证明：只靠探针这一个小函数，就能读取、替换、关闭网络的各个
 # 部分，并看出其中一些部分在做什么。*
 #
-# 网络已经完整（第 07 课），而且正确（第 08 课）。现在可以向它提问了：还有哪些词差一点就胜出？它在其他位置说了什么？没有掩码行不行？它什么时候知道
-# 答案，又是哪个部分把答案带过去的？每个问题都是一次实验：运行一次，改动一处，再运行一次，然后比较。
+# 网络已经完整（第 07 课），而且正确（第 08 课）。现在可以向它提问了：还有哪些词差一点就胜出？它在其他位置说了什么？没有掩码行不行？它什么时候知道答案，这又取决于哪个部分？每个问题都是一次实验：运行一次，改动一处，再运行一次，然后比较。
 # %% [markdown] id="tool" lang="en"
-# Our tool is the tap (lesson 03). The network calls this function with every intermediate result and its name, such as `layers.3.resid_post`, and
-# goes on with whatever comes back. Return the array as it is, and you have read it. Return another one, and you have changed the network. `run` gives
-# the logits of a prompt and all its intermediate results by name, and makes one change on the way if we ask for one.
-# %% [markdown] id="tool" lang="zh" of="073e6ccb"
-# 我们的工具是探针（第 03 课）。网络每算出一个中间结果，就用它和它的名字（例如 `layers.3.resid_post`）调用这个函数，然后用返回的东西继续算下去。
-# 原样返回数组，就是读取；返回另一个数组，就改动了网络。`run` 给出一个提示的 logits 和所有带名字的中间结果；如果需要，途中做一处改动。
+# Our tool is the tap (lesson 03). The network calls this function with every intermediate result and its name, such as
+# `layers.3.resid_post`, and continues with whatever it returns. Return the array as it is, and you have only read it.
+# Return another one, and you have changed the network. `run` gives the logits of a prompt and all its intermediate
+# results by name. If we pass it a change, it applies that on the way.
+# %% [markdown] id="tool" lang="zh" of="11258189"
+# 我们的工具是探针（第 03 课）。网络每算出一个中间结果，就用它和它的名字（例如 `layers.3.resid_post`）调用这个函数，然后用返回值继续算下去。
+# 原样返回数组，就是读取；返回另一个数组，就改动了网络。`run` 返回一个提示的 logits，以及按名字存放的所有中间结果；如果传入一个改动，它就在途中照做。
 # %% id="setup"
 import jax
 import jax.numpy as jnp
@@ -69,25 +70,26 @@ logits, seen = run(ids)
 trace("logits", logits, "T V", T=T, V=V)
 answer = int(logits[-1].argmax())
 print(f"{len(seen)} intermediate results; the answer is {word(answer)!r}")
-# en: `expect` asserts what is known of the course's own model; another model may differ.
-# zh: `expect` 断言的是课程所用模型的已知结果；换一个模型可以不同。
+# en: `expect` asserts what is known about the course's own model; another model may differ.
+# zh: `expect` 断言的是课程所用模型的已知结果；换一个模型，结果可以不同。
 expect(word(answer), " Paris")
 # %% [markdown] id="top" lang="en"
-# ## The ten best, at every position
+# ## The ten best tokens at every position
 #
-# Which other words came close? The **top-k** are the $k$ ids with the largest logits. Their probabilities say how sure the model is. Two things
-# are easily done wrong:
+# Which other words came close? The **top-k** are the $k$ ids with the largest logits. Their probabilities say how sure
+# the model is. Two things are easy to get wrong:
 #
 # - Probabilities come from the softmax over **all** $V$ logits. A softmax over the ten alone would make them add up to one.
-# - To find ten of $V$ numbers, nobody has to sort $V$ numbers. A partial selection, `numpy.argpartition`, puts the $k$ largest
-#   on one side in one pass, and only these are sorted. `jax.lax.top_k` does both, for every row at once.
-# %% [markdown] id="top" lang="zh" of="d4066d39"
+# - To find the ten largest of $V$ numbers, you need not sort all $V$. A partial selection, `numpy.argpartition`, moves
+#   the $k$ largest to one side in no particular order; then only these are sorted. `jax.lax.top_k` does both steps, for
+#   every row at once.
+# %% [markdown] id="top" lang="zh" of="f9fa16d6"
 # ## 每个位置上的前十名
 #
 # 还有哪些词差一点就胜出？**top-k** 指 logit 最大的 $k$ 个编号，它们的概率说明模型有多大把握。有两点容易做错：
 #
 # - 概率来自对**全部** $V$ 个 logits 的 softmax。若只对这十个做 softmax，它们的和就成了 1。
-# - 要从 $V$ 个数里找出十个，不必给 $V$ 个数排序。部分选择 `numpy.argpartition` 一遍就把最大的 $k$ 个分到一边，只有这几个需要排序。`jax.lax.top_k`
+# - 要从 $V$ 个数里找出十个，不必给 $V$ 个数排序。部分选择 `numpy.argpartition` 只把最大的 $k$ 个分到一边，不管它们的次序，然后只给这几个排序。`jax.lax.top_k`
 #   两步都做，而且一次处理所有行。
 # %% id="top_code"
 probabilities = jax.nn.softmax(logits, axis=-1)
@@ -108,7 +110,7 @@ for position in range(T):
     np.testing.assert_array_equal(by_hand, top[position])
 
 assert (values.sum(-1) < 1).all()
-# en: The sort of everything, done once, gives the same ten.
+# en: A full sort, done only here, gives the same ten.
 # zh: 完整排序只做这一次，得到同样的十个。
 np.testing.assert_array_equal(np.argsort(-np.asarray(probabilities[-1]))[:10], top[-1])
 
@@ -121,23 +123,25 @@ if on_default_model():
     assert abs(values[-1, 0] - 0.773) < 1e-3
     assert values[2, 0] < 0.2
 # %% [markdown] id="positions" lang="en"
-# Every position has made a prediction, and most of them make sense for the text up to there. All come from one pass; only the last one tells us something
-# that is not in the prompt yet. The model is sure in some places and not at all in others: after "The capital of" any country may follow.
+# Every position makes a prediction, and most predictions make sense for the text up to that point. All of them come from
+# one pass; only the last one tells us something that is not in the prompt yet. The model is sure in some places and not
+# at all in others: after "The capital of" any country may follow.
 #
 # ## Ties
 #
-# An order of ten means something only if the ten numbers differ. In float32 they nearly always do. In bfloat16 (lesson 02), neighbouring numbers
-# between 16 and 32 are an eighth apart, and logits are of that size, so some of the ten fall on the same number. Which of those comes
-# first is a rule of the program and no opinion of the model: `top_k` puts the smaller id first. So when you compare two programs in bfloat16, compare their ten best
-# as a **set**, and do even that only if the tenth and the eleventh differ.
-# %% [markdown] id="positions" lang="zh" of="0204dee3"
-# 每个位置都做了预测，而且对到那里为止的文本来说大多说得通。它们来自同一次计算；只有最后一个告诉我们提示里还没有的东西。模型在有些地方很有把握，
-# 在另一些地方毫无把握：“The capital of” 之后可以是任何一个国家。
+# A ranking of ten means something only if the ten numbers differ. In float32 they nearly always do. In bfloat16 (lesson
+# 02), neighbouring numbers between 16 and 32 are an eighth apart, and logits are of that size, so some of the ten fall on
+# the same number. Which of those comes first is decided by a rule of the program, not by the model: `top_k` puts the
+# smaller id first. So when you compare two programs in bfloat16, compare their ten best as a **set**, and do even that
+# only if the tenth and the eleventh differ.
+# %% [markdown] id="positions" lang="zh" of="c9bf5e41"
+# 每个位置都做了一次预测；就到该处为止的文本而言，这些预测大多说得通。它们来自同一次计算，但只有最后一个告诉我们提示里还没有的东西。模型在有些地方很有把握，
+# 在另一些地方毫无把握：“The capital of”之后可以是任何一个国家。
 #
 # ## 并列
 #
 # 十个数互不相同，名次才有意义。用 float32 几乎总是如此。用 bfloat16（第 02 课）时，16 到 32 之间相邻的数相差八分之一，而 logits 正是这个量级，所以
-# 十个里会有几个落在同一个数上。其中谁排在前面是程序的规则，不是模型的意见：`top_k` 把较小的编号放在前面。所以用 bfloat16 比较两个程序时，应把前十名
+# 十个里会有几个落在同一个数上。其中谁排在前面由程序的规则决定，不是模型的意见：`top_k` 把较小的编号放在前面。所以用 bfloat16 比较两个程序时，应把前十名
 # 当作**集合**来比，而且只有第十名与第十一名不同时才能这样比。
 # %% id="ties_code"
 assert jnp.bfloat16(16) + jnp.bfloat16(0.125) > jnp.bfloat16(16)
@@ -159,20 +163,19 @@ if on_default_model():
 # %% [markdown] id="no_mask" lang="en"
 # ## Without the mask
 #
-# What if every position could look at all the others, later ones included? One might hope to tap the scores and put the hidden ones back.
-# That cannot work: the scores that a tap sees are already masked, and minus infinity has forgotten what it was. But the queries, keys and values
-# pass through the tap too. From them we can compute attention anew, by hand, with any mask we like, and hand in our result in place of the
-# library's `z`.
+# What if every position could look at all the others, later ones included? You might hope to restore the masked scores in
+# the tap. That cannot work: the scores that a tap sees are already masked, and minus infinity does not tell what it
+# replaced. But the queries, keys and values pass through the tap too. From them we can recompute attention by hand, with
+# any mask we like, and return our result in place of the library's `z`.
 #
-# First a control. With the causal mask our attention must give the library's logits at every position. Only then does its answer without the
-# mask mean anything.
-# %% [markdown] id="no_mask" lang="zh" of="3f3f54b7"
+# First a control. With the causal mask our attention must give the library's logits at every position. Only then does its
+# answer without the mask mean anything.
+# %% [markdown] id="no_mask" lang="zh" of="f44892d3"
 # ## 去掉掩码
 #
-# 如果每个位置都能看到所有位置，包括后面的，会怎样？有人会想：在探针里把被遮住的分数放回去。这行不通：探针看到的分数已经过掩码，负无穷不再记得
-# 原来的值。但查询、键和值也经过探针。由它们可以亲手重算注意力，掩码想用什么就用什么，再交出我们的结果，代替库里的 `z`。
+# 如果每个位置都能看到所有位置，包括后面的，会怎样？也许你想在探针里把被遮住的分数放回去。这行不通：探针看到的分数已经遮过，从负无穷看不出原来的值。但查询、键和值也经过探针。有了它们，就可以亲手重算注意力，掩码任选，再用我们的结果代替本库的 `z`。
 #
-# 先做一次对照。用因果掩码时，我们的注意力必须在每个位置得到与库相同的 logits。只有这样，去掉掩码的结果才有意义。
+# 先做一次对照。用因果掩码时，我们的注意力必须在每个位置得到与本库相同的 logits。只有这样，去掉掩码的结果才有意义。
 # %% id="no_mask_code"
 hidden = np.triu(np.ones((T, T), bool), k=1)
 assert jnp.isneginf(seen["layers.0.attn.scores"][:, hidden]).all()
@@ -215,14 +218,12 @@ if on_default_model():
     assert int(unmasked[-1].argmax()) != answer
     assert without < 0.01
 # %% [markdown] id="no_mask_why" lang="en"
-# Why does the answer change? The last position sees all the others with or without the mask, so in layer 0 its attention is the same. But the
-# rows that it looks at are not: the earlier positions have looked ahead, their rows have become others, and from layer 1 on the last position
-# reads those. On another prompt the likeliest token may well survive (lesson 08 shows two). But a network that was trained with the mask is another function without it,
-# whatever its favourite word.
-# %% [markdown] id="no_mask_why" lang="zh" of="5426b9fe"
-# 答案为什么变了？有没有掩码，最后一个位置都能看到所有位置，所以在第 0 层它的注意力没有变。但它所看的行变了：前面的位置往后看过，它们的行成了别的
-# 样子，从第 1 层起，最后一个位置读到的就是这些行。换一个提示，最可能的 token 也许不变（第 08 课有两个例子）。但带着掩码训练出来的网络，去掉掩码就是
-# 另一个函数了，不管它最偏爱哪个词。
+# Why does the answer change? The last position sees all the others with or without the mask, so in layer 0 its attention
+# is the same. But the earlier positions have now looked ahead. Their rows leave layer 0 changed, and from layer 1 on the
+# last position reads those. On other prompts the likeliest token may well survive (lesson 08 shows two). Still, a network
+# that was trained with the mask is a different function without it, whichever token comes first.
+# %% [markdown] id="no_mask_why" lang="zh" of="fb8e85af"
+# 答案为什么变了？有没有掩码，最后一个位置都能看到所有位置，所以在第 0 层它的注意力没有变。但前面的位置往后看过，它们的行离开第 0 层时已经变了；从第 1 层起，最后一个位置读到的就是这些行。换一个提示，最可能的 token 也许不变（第 08 课有两个例子）。但带着掩码训练出来的网络，去掉掩码就是另一个函数了，不管排在第一的是哪个 token。
 # %% id="no_mask_why_code"
 close(unmasked_seen["layers.0.attn.z"][-1], seen["layers.0.attn.z"][-1], atol=1e-4)
 first_row = unmasked_seen["layers.0.attn.z"][0] - seen["layers.0.attn.z"][0]
@@ -236,22 +237,24 @@ assert jnp.abs(last_row).max() > 1e-2
 #
 # *This section needs only the set-up cell.*
 #
-# When does the network know its answer? Each token's row goes through the layers on a line of additions
-# (lesson 07): a layer reads the row and adds something to it. After the last layer, the final norm and the output matrix turn the row into logits.
+# When does the network know its answer? Each token's row passes through the layers along the residual stream (lesson 07):
+# a layer reads the row and adds something to it. After the last layer, the final norm and the output matrix turn the row
+# into logits.
 #
-# Nothing keeps us from giving these two an *earlier* row, the one after layer 3, say. What comes out is called a **logit lens**: what the
-# network would say if it stopped there. Take it as a way of reading rather than a fact, for the early layers were never trained to be read like this. After
-# the last layer it must be the true logits, and that is our check.
-# %% [markdown] id="lens" lang="zh" of="28d0c25a"
+# Nothing stops us from giving these two an *earlier* row, for example the one after layer 3. This is called the
+# **logit lens**: it shows what the network would say if it stopped there. Take it as a way of reading rather than a fact:
+# the early layers were never trained to be read like this. After the last layer it must give the true logits, and that is
+# our check.
+# %% [markdown] id="lens" lang="zh" of="ba6b58f0"
 # ## logit 透镜
 #
 # *这一节只需要最前面的准备单元格。*
 #
-# 网络什么时候知道答案？每个 token 的行沿着一条做加法的线穿过各层（第 07 课）：每一层读这一行，再往上面加些东西。
+# 网络什么时候知道答案？每个 token 的行沿残差流穿过各层（第 07 课）：每一层读这一行，再往上面加些东西。
 # 最后一层之后，最后的归一化和输出矩阵把这一行变成 logits。
 #
-# 没有什么妨碍我们把*更早*的行交给这两步，比如第 3 层之后的行。得到的东西叫做 **logit 透镜**（logit lens）：假如网络在那里停下，它会说什么。
-# 应当把它看作一种读法，而不是事实，因为训练从未要求前面的层能这样读。而在最后一层之后，它必须等于真正的 logits，这正是我们的检查。
+# 我们同样可以把*更早*的行交给这两步，比如第 3 层之后的行。这叫做 **logit 透镜**（logit lens）：它显示假如网络在那里停下，会说什么。
+# 它只是一种读法，不是事实：训练从未要求前面的层能这样读。但在最后一层之后，它必须给出真正的 logits，这正是我们的检查。
 # %% id="lens_code"
 def lens(row):
     output = params.embedding if params.output is None else params.output
@@ -280,28 +283,28 @@ if on_default_model():
 # %% id="lens_picture"
 show(
     figures.lens(lens_words, lens_certain, places, [word(token) for token in ids], word(answer)),
-    en="Logit lens: the likeliest token after each layer at each position, with its probability. On the right the place of the final "
+    en="Logit lens: the likeliest token after each layer at each position, with its probability. On the right, the place of the final "
     "answer at the last position, which is far down for three quarters of the layers and then rises to first.",
     zh="logit 透镜：每层之后、每个位置上最可能的 token 及其概率；右侧是最终答案在最后一个位置的名次，前四分之三的层里都很靠后，之后升到第一。",
 )
 # %% [markdown] id="lens_read" lang="en"
-# Read a column from bottom to top (␣ is a space). After " capital" the network settles on " of" at layer 18 and stays with it: that is ordinary
-# grammar. After " is" it is another story. " Paris" is somewhere beyond place 1,000 until layer 22, enters the first thousand at layer 23, and wins
-# only in the very last layer. Something happens at layer 23. What it is, we find out below.
-# %% [markdown] id="lens_read" lang="zh" of="b7d9a9f0"
-# 每一列从下往上读（␣ 表示空格）。在 “ capital” 之后，网络从第 18 层起认定 “ of”，不再改变：这只是普通的语法。在 “ is” 之后就不同了。直到第 22 层，
-# “ Paris” 都排在 1000 名以外，第 23 层进入前一千名，到最后一层才胜出。第 23 层发生了什么？下文会找出来。
+# Read a column from bottom to top (␣ is a space). After " capital" the network has settled on " of" by layer 18 and stays
+# with it: that is ordinary grammar. After " is" the story is different. " Paris" stands somewhere beyond place 1,000 up
+# to layer 22, enters the first thousand at layer 23, and wins only after the very last layer. Something happens in layer
+# 23; we find out below what it is.
+# %% [markdown] id="lens_read" lang="zh" of="59809f5c"
+# 每一列从下往上读（␣ 表示空格）。在“ capital”之后，网络至迟从第 18 层起认定“ of”，不再改变：这只是普通的语法。在“ is”之后就不同了。直到第 22 层，“ Paris”都排在 1000 名以外，第 23 层进入前一千名，到最后一层之后才胜出。第 23 层里发生了什么？下文会找出来。
 # %% [markdown] id="sink" lang="en"
 # ## Attention sinks
 #
-# A softmax has to give away all of its weight, even when a head finds nothing that it wants. Where does the weight go then? We take a longer
-# sentence and measure, for each head, how much of the weight goes to the first token, averaged over the later positions. If it were spread evenly, a
-# query at position $t$ would give the first token $1/(t+1)$.
-# %% [markdown] id="sink" lang="zh" of="cbb16114"
+# A softmax has to give away all of its weight, even when a head finds nothing it is looking for. Where does the weight go
+# then? We take a longer sentence and measure, for each head, how much of the weight goes to the first token, averaged
+# over the later positions. If the weight were spread evenly, a query at position $t$ would give the first token
+# $1/(t+1)$.
+# %% [markdown] id="sink" lang="zh" of="df1420a4"
 # ## 注意力汇聚
 #
-# softmax 必须把全部权重分出去，哪怕这个头没找到想要的东西。那么权重去了哪里？我们取一个较长的句子，对每个头测量有多少权重给了第一个 token，对其后的
-# 各个位置取平均。如果平均分配，位置 $t$ 上的查询只会给第一个 token $1/(t+1)$。
+# softmax 必须把全部权重分出去，哪怕这个头没找到想要的东西。那么权重去了哪里？我们取一个较长的句子，测量每个头把多少权重给了第一个 token，并对其后各个位置取平均。如果平均分配，位置 $t$ 上的查询只会给第一个 token $1/(t+1)$。
 # %% id="sink_code"
 sentence = encode(
     "In the morning the sun rises in the east, and in the evening it sets in the west."
@@ -333,19 +336,19 @@ show(
     zh="左：每层每个头给第一个 token 的权重，许多格子颜色很深。右：最强的那个头的模式，第一列很深，其余几乎全白。",
 )
 # %% [markdown] id="sink_why" lang="en"
-# A position that draws weight without a reason in its text is an **attention sink**. Is it the word "In" that draws the weight, or the place?
-# We put ten other words in front, from " river" to a line break: the weight on the first token hardly changes. And when " river" stands *before*
-# "In", then "In" has lost the first place, and its weight with it.
+# A position that draws weight without a reason in its text is an **attention sink**. Is it the word "In" that draws the
+# weight, or its place? We replace it by ten other tokens in turn, such as " river", a question mark and a line break: the
+# weight on the first token hardly changes. And when " river" stands *before* "In", then "In" loses the first place, and
+# its weight with it.
 #
-# Two more measurements show how a sink works. The values at the first token are short vectors, so a head that looks there adds little: it is a way of doing
-# nothing. And how do the heads find it? Remember the huge first row of lesson 07. In the middle of the network it points in one and the same direction, whatever the word is. The norm takes away
-# its size and leaves this direction, by which every head can recognise it.
-# %% [markdown] id="sink_why" lang="zh" of="74bbe11b"
-# 文本上没有理由、却吸走权重的位置，叫做**注意力汇聚**点（attention sink）。吸走权重的是 “In” 这个词，还是它所在的位置？我们换十个别的词放在最前面，
-# 从 “ river” 到换行符：第一个 token 得到的权重几乎不变。而把 “ river” 放在 “In” *之前*，“In” 失去了首位，也就失去了权重。
+# Two more measurements show how a sink works. The values at the first token are short vectors, so a head that looks there
+# adds little: looking there is a way of doing nothing. And how do the heads find the sink? Remember the huge first row of
+# lesson 07. In the middle of the network it points in the same direction, whatever the word is. The norm takes away its
+# size and leaves this direction, by which every head can recognise it.
+# %% [markdown] id="sink_why" lang="zh" of="cf6b0aa1"
+# 文本上没有理由、却吸走权重的位置，叫做**注意力汇聚**点（attention sink）。吸走权重的是“In”这个词，还是它所在的位置？我们把它依次换成另外十个 token，例如“ river”、问号和换行符：第一个 token 得到的权重几乎不变。而让“ river”排在“In”*之前*，“In”就失去了首位，也失去了权重。
 #
-# 再做两次测量，就能看出汇聚点怎样起作用。第一个 token 的值是很短的向量，所以看着那里的头加进来的东西很少：这是“什么都不做”的一种方式。那么各个头怎样
-# 找到它？还记得第 07 课里巨大的第一行吧。在网络中部，不管那是什么词，它总指向同一个方向。归一化去掉它的大小，留下这个方向，每个头都能凭它认出这一行。
+# 再做两次测量，就能看出汇聚点怎样起作用。第一个 token 的值是很短的向量，所以看向那里的头几乎不加进什么东西：看向那里，就是“什么都不做”的一种方式。那么各个头怎样找到汇聚点？还记得第 07 课里巨大的第一行吧。在网络中部，不管那是什么词，它总指向同一个方向。归一化去掉它的大小，留下这个方向，每个头都能凭它认出这一行。
 # %% id="sink_why_code"
 WORDS = (" river", " seven", " purple", " because", " Tokyo", " def", "?", "\n", " quickly", " not")
 
@@ -394,18 +397,19 @@ show(
 #
 # *This section needs only the set-up cell.*
 #
-# Reading shows what is there, but not what is used. To learn that, one must change something. Take
-# two prompts that differ in one word, France and Japan; their answers are Paris and Tokyo. Run the Japan prompt and keep all its rows. Then run the
-# France prompt and, after **one** layer and at **one** position, put the Japan run's row in place of its own. This is **patching**.
+# Reading shows what is there, but not what is used. To learn that, we must change something. Take two prompts that differ
+# in one word, France and Japan; their answers are Paris and Tokyo. Run the Japan prompt and keep all its rows. Then run
+# the France prompt and, after **one** layer and at **one** position, put the Japan run's row in place of its own. This is
+# **patching**.
 #
-# If the answer turns to Tokyo, then the country was, at that layer, in that row. We measure Tokyo's *lead*: its logit minus the logit of Paris.
-# Below zero the answer leans to Paris, above zero to Tokyo, and zero is a tie.
-# %% [markdown] id="patching" lang="zh" of="ae4161a1"
-# ## 打补丁：“France” 在哪里？
+# If the answer turns to Tokyo, then at that layer the country was in that row. We measure Tokyo's *lead*: its logit minus
+# the logit of Paris. Below zero the answer leans towards Paris, above zero towards Tokyo, and zero is a tie.
+# %% [markdown] id="patching" lang="zh" of="50dfe39f"
+# ## 打补丁：“France”在哪里？
 #
 # *这一节只需要最前面的准备单元格。*
 #
-# 读取只能说明那里有什么，不能说明用到了什么。要知道后者，就得改动它。取两个只差一个词的提示：France 和 Japan，答案
+# 读取只能说明那里有什么，不能说明用到了什么。要知道后者，就得动手改。取两个只差一个词的提示：France 和 Japan，答案
 # 分别是 Paris 和 Tokyo。先运行 Japan 的提示，留下它的所有行。再运行 France 的提示，在**某一层**之后、**某一个位置**，用 Japan 的那一行换掉
 # 自己的行。这就是**打补丁**（patching）。
 #
@@ -443,19 +447,19 @@ for position in (country, T - 1):
     once = float(lead(patched_once(2, position)[-1]))
     print(f"  row of {word(ids[position])!r} replaced after layer 2: {once:.1f}")
 # %% [markdown] id="compiled" lang="en"
-# All layers times all positions make many runs, so we compile them. `jax.jit(f)` runs the Python code of `f` once, records what it does to its arguments,
-# and compiles that record; later calls with the same shapes run only the compiled program (lesson 11). A tap is an ordinary function inside the
-# network, so it is compiled with it. The list `traced` grows whenever the Python code runs, that is, once per compilation.
+# A run for every layer and every position: these are many runs, so we compile. At its first call, `jax.jit(f)` runs the
+# Python code of `f` once, records what it does to its arguments, and compiles that record. Later calls with the same
+# shapes run only the compiled program (lesson 11). A tap is an ordinary function inside the network, so it is compiled
+# along with it. The list `traced` grows whenever the Python code runs, that is, once per compilation.
 #
-# Three details make this cheap. The layer to patch is an argument, a number that the compiled program receives, so **one** compilation serves all layers. The weights
-# are an argument too: if the function took them from outside, they would be compiled in as constants. And all positions go in as one batch,
-# in which row $t$ gets its patch at position $t$.
-# %% [markdown] id="compiled" lang="zh" of="87546dc3"
-# 所有层乘以所有位置，要运行很多次，所以把它编译。`jax.jit(f)` 把 `f` 的 Python 代码运行一遍，记下它对参数做的事，再把记录编译成程序；之后形状相同的
-# 调用只运行编译好的程序（第 11 课）。探针是网络内部的普通函数，所以一起被编译。每当 Python 代码运行，列表 `traced` 就增长一项，也就是每编译一次增长一项。
+# Three details make this cheap. The layer to patch is an argument, a number that the compiled program receives, so
+# **one** compilation serves all layers. The weights are an argument too: if the function took them from outside, they
+# would be compiled in as constants. And all positions go in as one batch, in which row $t$ gets its patch at position
+# $t$.
+# %% [markdown] id="compiled" lang="zh" of="d8c8864e"
+# 每一层、每个位置都要运行一次，次数很多，所以先编译。第一次调用时，`jax.jit(f)` 把 `f` 的 Python 代码运行一遍，记下它对参数做的事，再把记录编译成程序；之后形状相同的调用只运行编译好的程序（第 11 课）。探针是网络内部的普通函数，所以也一起编译。Python 代码每运行一遍，列表 `traced` 就多一项，也就是每编译一次多一项。
 #
-# 三个细节让它很便宜。要打补丁的层是一个参数，是编译后的程序收到的一个数，所以**一次**编译就够所有层使用。权重也是参数：若函数从外面取用它们，它们就会
-# 被当作常量编译进去。所有位置组成一批送入，其中第 $t$ 行在位置 $t$ 打补丁。
+# 三个细节让它开销很小。要打补丁的层是一个参数，即编译后的程序收到的一个数，所以只需编译**一次**，所有层都能用。权重也作为参数传入：若函数直接取用外面的权重，它们就会作为常量编译进程序。所有位置组成一批送入，其中第 $t$ 行在位置 $t$ 打补丁。
 # %% id="compiled_code"
 traced = []
 
@@ -485,7 +489,7 @@ trace("patches", patches, "L T V", L=L, T=T, V=V)
 leads = np.asarray(lead(patches))
 assert len(traced) == 1
 
-# en: Compiled equals not compiled; its own rows change nothing; before the country both runs are equal.
+# en: Compiled and uncompiled agree; a run's own rows change nothing; before the country both runs are equal.
 # zh: 编译与不编译结果相同；补上自己的行等于没有改动；国家之前的位置上两次运行本来就相同。
 close(patches[2, country], patched_once(2, country)[-1], atol=1e-3)
 close(patched(params, streams(seen), 2), jnp.tile(logits[-1], (T, 1)), atol=1e-3)
@@ -520,19 +524,19 @@ show(
 # %% [markdown] id="ablation" lang="en"
 # ## Switching heads off
 #
-# The picture has one sharp edge. Within the single layer 23, the country moves from its own row to the last one. Only attention moves anything between
-# rows, so some head of that layer must do it. Which one? We switch off one head after the other by setting its `z` to zero. To switch a
-# part off and see what is lost is an **ablation**. The tap multiplies `z` by a factor for each head, 1 or 0. A batch of $N$
-# rows does one layer: row $n$ loses head $n$.
-# %% [markdown] id="ablation" lang="zh" of="fd10eae1"
+# The picture has one sharp edge. Within the single layer 23, the country moves from its own row to the last one. Only
+# attention moves anything between rows, so some head of that layer must do it. Which one? We switch off one head after
+# another by setting its `z` to zero. Switching a part off to see what is lost is called an **ablation**. The tap
+# multiplies `z` by a factor for each head, 1 or 0. A batch of $N$ rows covers one layer: row $n$ loses head $n$.
+# %% [markdown] id="ablation" lang="zh" of="5cbb2dba"
 # ## 关掉注意力头
 #
 # 图中有一条清晰的分界：就在第 23 层这一层之内，国家的信息从自己的行移到了最后一行。只有注意力能在行之间搬运内容，所以一定是该层的某个头所为。是哪一个？
-# 我们逐个关掉，把它的 `z` 变成零。关掉一个部分，看失去了什么，这叫**消融**（ablation）。探针给 `z` 乘上每个头各自的系数，1 或 0。一批 $N$ 行正好
+# 我们逐个关掉，办法是把它的 `z` 设为零。关掉一个部分，看失去了什么，这叫**消融**（ablation）。探针给 `z` 乘上每个头各自的系数，1 或 0。一批 $N$ 行正好
 # 做完一层：第 $n$ 行失去第 $n$ 个头。
 # %% id="ablation_code"
 def with_factors(params, factors):
-    # en: The answer's log-probability for each row of factors, [B L N]: one for each head, and 1 leaves it alone.
+    # en: The answer's log-probability for each row of factors, [B L N]: one for each head, where 1 changes nothing.
     # zh: 对每一行系数 [B L N] 求答案的对数概率：每个头一个系数，1 表示不动它。
     def tap(name, array):
         if not name.endswith("attn.z"):
@@ -574,16 +578,17 @@ show(
     zh="关掉各层各头之后答案概率的变化：几乎全白，靠后的一层有一个加框的深色格，最前面几层也有几个深色格。",
 )
 # %% [markdown] id="ablation_limits" lang="en"
-# Patching and ablation agree, although neither knew of the other: layer 23, and one head in it, which looks from the last token at " France". It is also the
-# layer at which the answer began to rise in the logit lens.
+# Patching and ablation are independent, and they agree: it is layer 23, and one head in it, which looks from the last
+# token at " France". It is also the layer at which the answer began to rise in the logit lens.
 #
-# But mind what an ablation says. That the answer *needs* a head does not mean that the head *holds* the answer. Layer 0 has a head whose
-# loss costs nearly as much, and patching shows that in that layer the last row does not know the country yet. Nor is a head useless because its loss does
-# no harm: another head may stand in for it. And zero is an input that the later layers never met in training.
-# %% [markdown] id="ablation_limits" lang="zh" of="f2d301d8"
-# 打补丁与消融彼此独立，结论却一致：第 23 层，其中的一个头，它从最后一个 token 看向 “ France”。在 logit 透镜里，答案也正是从这一层开始上升的。
+# But be careful what you conclude from an ablation. That the answer *needs* a head does not mean that the head *holds*
+# the answer. Layer 0 has a head whose loss costs nearly as much, and patching shows that in that layer the last row does
+# not know the country yet. Nor is a head useless because its loss does no harm: another head may stand in for it. And
+# zero is an input that the later layers never met in training.
+# %% [markdown] id="ablation_limits" lang="zh" of="920cad5f"
+# 打补丁与消融彼此独立，结论却一致：是第 23 层，是其中的一个头，它从最后一个 token 看向“ France”。在 logit 透镜里，答案也正是从这一层开始上升的。
 #
-# 但要看清消融说明了什么。答案*离不开*某个头，不等于答案*就在*这个头里。第 0 层有一个头，关掉它损失几乎一样大，而打补丁表明，在那一层最后一行还没有
+# 但从消融下结论要小心。答案*离不开*某个头，不等于答案*就在*这个头里。第 0 层有一个头，关掉它损失几乎一样大，而打补丁表明，在那一层最后一行还没有
 # 读到国家的信息。反过来，关掉某个头没有损失，也不等于它没用：也许有别的头接手。再者，零是后面的层在训练中从未见过的输入。
 # %% id="ablation_limits_code"
 if on_default_model():
@@ -591,20 +596,20 @@ if on_default_model():
     assert abs(way[0, -1]) < 0.1
     assert looks_at[country] > 0.8
 # %% [markdown] id="gradient" lang="en"
-# ## A tap under a gradient
+# ## A gradient through the tap
 #
-# An ablation of every head costs a run for each. Could a gradient ask all of them at once? In the network as it is, all the factors $s$ of the
-# ablation are 1; we differentiate the log-probability of the answer by each of them. `jax.grad(f)` is a function that returns the
-# derivative of the single result of `f` by every number in its first argument: it applies the chain rule to the recorded operations, and
-# it goes through the tap as through any function. We check one of the numbers by a difference quotient:
+# Ablating every head costs one run per head. Could a gradient ask all of them at once? In the network as it is, all the
+# factors $s$ of the ablation are 1. We differentiate the log-probability of the answer with respect to each of them.
+# `jax.grad(f)` is a function that returns the derivative of the result of `f`, a single number, with respect to every
+# number in its first argument. It applies the chain rule to the recorded operations, and it goes through the tap as
+# through any function. We check one of the derivatives with a difference quotient:
 #
 # $$\frac{\partial f}{\partial s} \approx \frac{f(1 + \delta) - f(1 - \delta)}{2\delta} .$$
-# %% [markdown] id="gradient" lang="zh" of="6a42ee80"
-# ## 对探针求梯度
+# %% [markdown] id="gradient" lang="zh" of="f7af94ab"
+# ## 穿过探针求梯度
 #
 # 逐个消融，每个头都要运行一次。能不能用梯度一次问遍所有的头？在原来的网络里，消融所用的系数 $s$ 都等于 1；我们把答案的对数概率对每个系数求导。
-# `jax.grad(f)` 是一个函数，返回 `f` 的（单个）结果对第一个参数里每个数的导数，办法是对记录下来的运算用链式法则；它穿过探针，就像穿过任何函数。
-# 我们用差商检查其中一个数：
+# `jax.grad(f)` 是一个函数，返回 `f` 的结果（一个数）对第一个参数里每个数的导数。它对记录下来的运算使用链式法则；探针与其他函数一样，也在其中。我们用差商检查其中一个导数：
 #
 # $$\frac{\partial f}{\partial s} \approx \frac{f(1 + \delta) - f(1 - \delta)}{2\delta} .$$
 # %% id="gradient_code"
@@ -625,20 +630,20 @@ if on_default_model():
     assert lost < -1
     assert abs(slope) < 0.2
 # %% [markdown] id="gradient_end" lang="en"
-# The gradient is right, and yet it says almost nothing about the head that the answer depends on most. It is the slope at $s = 1$. An ablation
-# walks all the way to $s = 0$, and the curve between is not straight. Near $s = 1$, a little less of this head does no harm. A gradient answers
-# the question "what if slightly less?", an ablation "what if not at all?".
-# %% [markdown] id="gradient_end" lang="zh" of="a2d96342"
+# The gradient is right, and yet it says almost nothing about the head that the answer depends on most. It is the slope at
+# $s = 1$. An ablation goes all the way to $s = 0$, and the curve in between is not straight. Near $s = 1$, a little less
+# of this head does no harm. A gradient answers the question "what if slightly less?", an ablation "what if not at all?".
+# %% [markdown] id="gradient_end" lang="zh" of="258d4f0a"
 # 梯度没有算错，但对答案最依赖的那个头，它几乎什么也没说。梯度是 $s = 1$ 处的斜率；消融则一路走到 $s = 0$，而中间的曲线并不是直的。在 $s = 1$
-# 附近，这个头弱一点并无妨害。梯度回答的是“稍微少一点会怎样”，消融回答的是“完全没有会怎样”。
+# 附近，这个头弱一点并无大碍。梯度回答的是“稍微少一点会怎样”，消融回答的是“完全没有会怎样”。
 # %% [markdown] id="exercises" lang="en"
 # ## Exercises
 #
 # Put your answer in place of `None` and run the cell. A hint and a solution are folded away below each exercise.
 #
-# **1.** Where is the model really sure? Find a text of at most eight tokens after which one token has a probability above 0.95. Predict first what
-# will do it: a fact, a fixed phrase, or a pattern.
-# %% [markdown] id="exercises" lang="zh" of="8aaa4f22"
+# **1.** Where is the model really sure? Find a text of at most eight tokens after which one token has a probability above
+# 0.95. Predict first what will do it: a fact, a fixed phrase, or a pattern.
+# %% [markdown] id="exercises" lang="zh" of="73ec5897"
 # ## 练习
 #
 # 用你的答案替换 `None`，然后运行。每题下面折叠着一条线索和一个解答。
@@ -660,10 +665,10 @@ exercise(1, answer_1, check_1)
 # %% [markdown] id="hint_1" lang="en"
 # <details><summary>Hint</summary>
 #
-# Lists that everybody knows by heart, and have been written down thousands of times.
+# Lists that everybody knows by heart and that have been written down thousands of times.
 #
 # </details>
-# %% [markdown] id="hint_1" lang="zh" of="81999c7c"
+# %% [markdown] id="hint_1" lang="zh" of="8a9b53ff"
 # <details><summary>线索</summary>
 #
 # 人人都能背、被写过成千上万遍的那种列举。
@@ -672,9 +677,9 @@ exercise(1, answer_1, check_1)
 # %% id="solution_1" tags=["solution"]
 exercise(1, "Monday, Tuesday, Wednesday,", check_1)
 # %% [markdown] id="exercise_2_text" lang="en"
-# **2.** Write a change `(name, array) -> array` that switches off the whole attention of layer 1, all heads, and leaves the rest as it is. Is the
-# answer still " Paris"?
-# %% [markdown] id="exercise_2_text" lang="zh" of="67868826"
+# **2.** Write a change `(name, array) -> array` that switches off the whole attention of layer 1, all heads, and leaves
+# the rest as it is. Is the answer still " Paris"?
+# %% [markdown] id="exercise_2_text" lang="zh" of="e2ecc4b1"
 # **2.** 写一个改动 `(name, array) -> array`，关掉第 1 层的整个注意力（所有头），其余保持不变。答案还是“ Paris”吗？
 # %% id="exercise_2"
 answer_2 = None
@@ -757,12 +762,15 @@ exercise(
 # - nostalgebraist, *interpreting GPT: the logit lens*, 2020
 # - Xiao and others, *Efficient Streaming Language Models with Attention Sinks*, 2023,
 #   [arXiv:2309.17453](https://arxiv.org/abs/2309.17453)
-# - Sun and others, *Massive Activations in Large Language Models*, 2024, [arXiv:2402.17762](https://arxiv.org/abs/2402.17762)
-# - Meng and others, *Locating and Editing Factual Associations in GPT*, 2022, [arXiv:2202.05262](https://arxiv.org/abs/2202.05262)
-# - Michel, Levy and Neubig, *Are Sixteen Heads Really Better than One?*, 2019, [arXiv:1905.10650](https://arxiv.org/abs/1905.10650)
+# - Sun and others, *Massive Activations in Large Language Models*, 2024,
+#   [arXiv:2402.17762](https://arxiv.org/abs/2402.17762)
+# - Meng and others, *Locating and Editing Factual Associations in GPT*, 2022,
+#   [arXiv:2202.05262](https://arxiv.org/abs/2202.05262)
+# - Michel, Levy and Neubig, *Are Sixteen Heads Really Better than One?*, 2019,
+#   [arXiv:1905.10650](https://arxiv.org/abs/1905.10650)
 #
-# Next: lesson 10 lets the model go on writing, and asks which part of its work need not be done twice.
-# %% [markdown] id="sources" lang="zh" of="01f24838"
+# Next: lesson 10 lets the model go on writing and asks which part of its work need not be done twice.
+# %% [markdown] id="sources" lang="zh" of="4bbd8f9d"
 # ## 来源
 #
 # - nostalgebraist，*interpreting GPT: the logit lens*，2020

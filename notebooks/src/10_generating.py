@@ -18,7 +18,7 @@
 #
 # 网络走一遍，只给出下一个 token。一句话又是怎么写出来的？把这个 token 接到提示后面，再问一次，如此反复。这种用法叫**自回归**（autoregressive）：模型的输出成为它下一次输入的一部分。
 #
-# 这看起来很浪费，因为每一遍都要把整段文本重新算过。其中有多少计算真是新的？我们先用朴素的办法生成，数一数计算量；再弄清自上一遍以来哪些东西不可能变，把它们留下来。它的效果你在每次聊天时都见过：第一个词要等一会儿，后面的词便源源不断。读完本课，你就知道为什么。
+# 这看起来很浪费，因为每一遍都要把整段文本重新算过。其中有多少计算真正是新的？我们先用朴素的办法生成，数一数计算量；再弄清自上一遍以来哪些东西不可能变，把它们留下来。它的效果你在每次聊天时都见过：第一个词要等一会儿，后面的词便源源不断。读完本课，你就知道为什么。
 # %% id="setup"
 import jax
 import jax.numpy as jnp
@@ -119,12 +119,12 @@ def run(ids):
 # Now the loop. We take the likeliest token (greedy, lesson 00), five times. Each round sends one row per token of the text
 # through all layers, and then we look at a single row of logits, the last.
 #
-# `jax_llama3` checks us: one pass of its `forward` over the whole text must have our logits at every step. `expect` checks a
+# `jax_llama3` checks us: one pass of its `forward` over the whole text must give our logits at every step. `expect` checks a
 # value that is known for the course's own model; if you run the lesson on another model, it checks nothing.
-# %% [markdown] id="loop" lang="zh" of="cefd4d7b"
+# %% [markdown] id="loop" lang="zh" of="758c956d"
 # 然后是循环。每次取概率最大的 token（贪心，第 00 课），共五次。每一轮里，文本有多少个 token，就有多少行走过所有的层，而我们只看 logits 的最后一行。
 #
-# 我们用 `jax_llama3` 来核对：它的 `forward` 对整段文本只走一遍，必须与我们每一步的 logits 都一致。`expect` 用来检查本课程自带模型上的已知结果；换了别的模型，它就什么也不查。
+# 我们用 `jax_llama3` 来核对：它的 `forward` 对整段文本只走一遍，得到的 logits 必须与我们每一步的都一致。`expect` 检查的是本课程所用模型的已知结果；换了别的模型，它就什么也不查。
 # %% id="loop_code"
 STEPS = 5
 ids, plain, rows_plain = list(prompt), [], 0
@@ -153,23 +153,24 @@ assert jnp.argmax(whole[0, P0 - 1 :], axis=-1).tolist() == ids[P0:]
 # %% [markdown] id="unchanged" lang="en"
 # ## Why old keys and values never change
 #
-# Append one more token to the text. Which of the old rows change? None. The argument is short and climbs from layer to layer:
+# Append one more token to the text. Which of the old rows change? None. The argument is short and climbs from layer to
+# layer:
 #
 # 1. The embedding at position $t$ depends only on the id at $t$.
 # 2. Suppose that row $t$ of a layer's input depends only on the ids $0 \dots t$. The norm, the projections and the rotation
 #    use that row alone. (The rotation also uses its position $t$, which is counted from the front and does not move.) So
 #    $q_t$, $k_t$ and $v_t$ depend only on the ids $0 \dots t$.
-# 3. The causal mask lets row $t$ read only $k_0 \dots k_t$ and $v_0 \dots v_t$, which depend only on the ids $0 \dots t$. The
-#    feed-forward network uses the row alone. So row $t$ of the layer's output depends only on the ids $0 \dots t$, and the
-#    argument starts again in the next layer.
+# 3. The causal mask lets row $t$ read only $k_0 \dots k_t$ and $v_0 \dots v_t$, which depend only on the ids $0 \dots t$.
+#    The feed-forward network uses the row alone. So row $t$ of the layer's output depends only on the ids $0 \dots t$,
+#    and the argument starts again in the next layer.
 #
-# Everything hangs on the mask. Without it, row 0 would read the newest token, and from layer 1 on every key would change with
-# every token. Nothing could be kept.
+# Everything depends on the mask. Without it, row 0 would read the newest token, and from layer 1 on every key would
+# change with every token. Nothing could be kept.
 #
-# We test it twice. First we change the last token and leave the length alone: all old keys and values must be the same *bit for
-# bit*. Then we make the text longer: now the numbers agree up to rounding, because a product of another shape may add its
-# terms in another order.
-# %% [markdown] id="unchanged" lang="zh" of="d96607b9"
+# We test it twice. First we change the last token and leave the length alone: all old keys and values must be the same
+# *bit for bit*. Then we make the text longer: now the numbers agree up to rounding, because a product of another shape
+# may add its terms in another order.
+# %% [markdown] id="unchanged" lang="zh" of="2fc943b7"
 # ## 旧的键和值为什么不变
 #
 # 在文本后面再接一个 token，旧的行里有哪些会变？一行也不变。论证很短，逐层往上走：
@@ -178,9 +179,9 @@ assert jnp.argmax(whole[0, P0 - 1 :], axis=-1).tolist() == ids[P0:]
 # 2. 假设某层输入的第 $t$ 行只取决于编号 $0 \dots t$。归一化、投影和旋转只用到这一行。（旋转还用到它的位置 $t$；位置从头数起，不会移动。）所以 $q_t$、$k_t$、$v_t$ 只取决于编号 $0 \dots t$。
 # 3. 因果掩码只许第 $t$ 行读取 $k_0 \dots k_t$ 和 $v_0 \dots v_t$，它们都只取决于编号 $0 \dots t$。前馈网络也只用到这一行。所以该层输出的第 $t$ 行只取决于编号 $0 \dots t$，到下一层又可以从头论证。
 #
-# 一切都靠掩码。没有它，第 0 行就会读到最新的 token；从第 1 层起，每来一个 token，所有的键都会改变，什么也留不住。
+# 一切都取决于掩码。没有它，第 0 行就会读到最新的 token；从第 1 层起，每来一个 token，所有的键都会改变，什么也留不住。
 #
-# 我们检验两次。先只改最后一个 token，长度不变：所有旧的键和值必须*逐位*相同。再把文本加长：这时数值在舍入误差内相同，因为形状不同的矩阵乘积，各项相加的次序可能不同。
+# 我们检验两次。先只改最后一个 token，长度不变：所有旧的键和值必须*逐比特*相同。再把文本加长：这时数值只在舍入误差内相同，因为形状不同的矩阵乘积，各项相加的次序可能不同。
 # %% id="unchanged_code"
 _, one_end = run([*ids[:P0], ids[0]])
 _, other_end = run([*ids[:P0], ids[1]])
@@ -198,8 +199,8 @@ for place, name in enumerate(("k", "v")):
     close(longer, jnp.stack([each[place] for each in of_prompt]), atol=1e-3)
 # %% [markdown] id="no_mask" lang="en"
 # And without the mask? We run the first two layers with every position allowed to see every other, and change the last token
-# again. The keys of layer 0 still stay, because they come straight from the embedding. The keys of layer 1 do not.
-# %% [markdown] id="no_mask" lang="zh" of="e2e80f0f"
+# again. The keys of layer 0 still stay the same, because they come straight from the embedding. The keys of layer 1 do not.
+# %% [markdown] id="no_mask" lang="zh" of="de3908ad"
 # 没有掩码又会怎样？让每个位置都能看到所有位置，运行网络的前两层，再改最后一个 token。第 0 层的键仍然不变，因为它们直接来自嵌入；第 1 层的键就变了。
 # %% id="no_mask_code"
 
@@ -228,45 +229,45 @@ print(f"without a mask, old keys of layer 1 move by up to {moved:.3f}")
 # A language model writes one token at a time. It reads the text so far and proposes the next token; we append that token to
 # the text and start over. Does the model have to read everything again?
 #
-# Inside the network each token has its row of numbers, and each layer turns every row into a new one. Nearly all of this is
-# done to each row by itself. There is one exception, attention, where a row looks at other rows (the maps of lesson 04). It
-# compares its *query* with the *key* of every token up to its own, which gives weights, and takes the weighted sum of their
-# *values*. For the new token, at position $t$, one head computes
+# Inside the network each token has its row of numbers, and each layer turns every row into a new one. Nearly all of this
+# work treats each row by itself. There is one exception, attention, where a row looks at other rows (the maps of lesson
+# 04). It compares its *query* with the *key* of every token up to and including its own. This gives weights, with which
+# it takes the weighted sum of their *values*. For the new token, at position $t$, one head computes
 #
 # $$z_t = \sum_{s \le t} \mathrm{softmax}_s\!\left(\frac{q_t \cdot k_s}{\sqrt H}\right) v_s .$$
 #
-# Look at what stands in there, and at what does not:
+# Look at what the formula contains, and at what it does not:
 #
 # - the query $q_t$ of the new token, but **no old query**: each of those served its own row, and that row is finished;
 # - the keys $k_s$ and the values $v_s$ of all tokens. The old ones are the same as last time: no token sees a later one, so
 #   nothing that comes later can change an old token's rows.
 #
-# So in each layer we keep the key and the value of every token, and nothing else. This store is the **KV cache**. With it, a
-# new token costs *one* row through the network instead of a row for every token of the text. That row computes its own query,
-# key and value, adds the key and the value to the store, and reads all others from it. It is no approximation: the result is
-# the same.
+# So in each layer we keep the key and the value of every token, and nothing else. This store is the **KV cache**. With
+# it, a new token sends *one* row through the network instead of a row for every token of the text. That row computes its
+# own query, key and value, adds the key and the value to the store, and reads all others from it. This is not an
+# approximation: the result is the same.
 #
 # The cell below checks both halves of the claim on real queries, keys and values. Ruin all old queries, and the new row
 # stays the same bit for bit. Ruin one old key or one old value, and it changes.
-# %% [markdown] id="needed" lang="zh" of="6f1c5699"
+# %% [markdown] id="needed" lang="zh" of="d6cb05d8"
 # ## 新 token 需要什么
 #
 # *（这一节可以单独阅读。）*
 #
 # 语言模型一次写一个 token。它读完到此为止的文本，提出下一个 token；我们把这个 token 接到文本后面，再从头来过。模型一定要把全部文本重读一遍吗？
 #
-# 在网络内部，每个 token 都有自己的一行数，每一层把每一行变成新的一行。几乎所有计算都是逐行进行的，互不相干。只有一个例外：注意力。在那里，一行会去看别的行（第 04 课的那些图）：它用自己的*查询*与到自己为止每个 token 的*键*相比，得到权重，再对它们的*值*加权求和。新 token 在位置 $t$，一个头计算的是
+# 在网络内部，每个 token 都有自己的一行数，每一层都把各行变成新的一行。几乎所有计算都逐行进行，各行互不相干。只有一个例外：注意力。在那里，一行会去看别的行（第 04 课的那些图）：它用自己的*查询*与到自己为止每个 token 的*键*相比，得到权重，再对它们的*值*加权求和。对位置 $t$ 上的新 token，一个头计算的是
 #
 # $$z_t = \sum_{s \le t} \mathrm{softmax}_s\!\left(\frac{q_t \cdot k_s}{\sqrt H}\right) v_s .$$
 #
 # 看看式中有什么，又没有什么：
 #
 # - 有新 token 的查询 $q_t$，但**没有旧的查询**：旧的查询只为各自的那一行服务，而那一行已经算完；
-# - 有所有 token 的键 $k_s$ 和值 $v_s$。旧的那些与上次相同：谁也看不到后面的 token，所以后来的东西改变不了旧 token 的任何一行。
+# - 有所有 token 的键 $k_s$ 和值 $v_s$。旧的那些与上次相同：任何 token 都看不到后面的 token，所以后来的内容改变不了旧 token 的任何一行。
 #
-# 所以每一层只需保留每个 token 的键和值，别的都不用。这份存储就是 **KV 缓存**（KV cache）。有了它，一个新 token 只需让*一行*走过网络，而不是文本里有多少 token 就走多少行。这一行算出自己的查询、键和值，把键和值存进去，其余的都从存储里读。这不是近似：结果完全一样。
+# 所以每一层只需保留每个 token 的键和值，别的都不必留。这份存储就是 **KV 缓存**（KV cache）。有了它，一个新 token 只需让*一行*走过网络，而不是文本里有多少 token 就走多少行。这一行算出自己的查询、键和值，把键和值存进去，其余的都从存储里读。这不是近似：结果完全一样。
 #
-# 下面的单元格用真实的查询、键和值检验这两点：毁掉所有旧的查询，新的一行逐位不变；毁掉一个旧的键或值，它就变了。
+# 下面的单元格用真实的查询、键和值检验这两点：毁掉所有旧的查询，新的一行逐比特不变；毁掉一个旧的键或值，它就变了。
 # %% id="needed_code"
 positions = jnp.arange(P0 + 1)
 layer = params.layers[0]
@@ -297,8 +298,8 @@ show(
 #
 # 1. **Take the new rows only**: $x$ is $[T, D]$, not $[P+T, D]$.
 # 2. **Project** them after the norm: $q$ is $[T, N, H]$; $k$ and $v$ are $[T, K, H]$.
-# 3. **Rotate** $q$ and $k$ at the positions $P, P+1, \dots, P+T-1$. The first new position is $P$, not $P + 1$: we count from
-#    0, so $P$ tokens occupy $0 \dots P-1$, and $P$ is the next free place.
+# 3. **Rotate** $q$ and $k$ at the positions $P, P+1, \dots, P+T-1$. The first new position is $P$, not $P + 1$: we count
+#    from 0, so $P$ tokens occupy $0 \dots P-1$, and $P$ is the next free place.
 # 4. **Append** along the axis of positions: all keys together are now $[P+T, K, H]$, and so are the values. The old ones are
 #    not touched.
 # 5. **Score** the *new queries* against *all keys*: $[N, T, P+T]$. (Not the new keys against all keys, and not all queries
@@ -310,10 +311,10 @@ show(
 # At first the cache is empty: $P = 0$, and $T$ is the length of the prompt. This pass is called **prefill**. In the passes
 # after it, $T$ is usually 1. They all take the same seven steps.
 #
-# Many texts write $N$ for the number of old tokens and $M$ for the new ones, and call the mask $(M, N+M)$. Here $N$ is already
-# the number of query heads, so our letters are $P$ and $T$; the same mask is $(T, P+T)$.
-# %% [markdown] id="steps" lang="zh" of="63f48758"
-# ## 同样的事，分成七步，写出形状
+# Many texts write $N$ for the number of old tokens and $M$ for the new ones, and give the mask the shape $(M, N+M)$. Here
+# $N$ is already the number of query heads, so our letters are $P$ and $T$, and the same mask is $(T, P+T)$.
+# %% [markdown] id="steps" lang="zh" of="70292256"
+# ## 同样的计算，分成七步，写出形状
 #
 # 设缓存里已有 $P$ 个 token，位置为 $0 \dots P-1$；新来 $T$ 个 token。先嵌入新的编号，然后每一层这样做：
 #
@@ -327,7 +328,7 @@ show(
 #
 # 一开始缓存是空的：$P = 0$，$T$ 是提示的长度。这一遍叫**预填充**（prefill）。之后各遍通常 $T = 1$。每一遍都是同样的七步。
 #
-# 许多资料用 $N$ 表示旧 token 数、$M$ 表示新 token 数，把掩码写成 $(M, N+M)$。这里 $N$ 已经是查询头数，所以我们用 $P$ 和 $T$；同一个掩码写作 $(T, P+T)$。
+# 许多资料用 $N$ 表示旧 token 数、$M$ 表示新 token 数，把掩码的形状写成 $(M, N+M)$。这里 $N$ 已经是查询头数，所以我们用 $P$ 和 $T$；同一个掩码写作 $(T, P+T)$。
 # %% id="mask_code"
 
 
@@ -347,7 +348,7 @@ assert np.asarray(cache_mask(1, 4)).all()
 # zh: 它就是方形掩码的下面几行，即新查询的那些行。
 assert (example == np.tril(np.ones((7, 7), bool))[4:]).all()
 
-# en: `where` selects: a score comes through untouched, or minus infinity stands in its place.
+# en: `where` selects: a score passes through untouched, or minus infinity takes its place.
 # zh: `where` 做的是选择：分数要么原样通过，要么被换成负无穷。
 some_scores = np.random.default_rng(0).normal(size=(3, 7)).astype(np.float32)
 selected = np.asarray(jnp.where(example, some_scores, -jnp.inf))
@@ -359,17 +360,17 @@ assert np.isneginf(selected[~example]).all()
 assert (some_scores + np.where(example, 0, -np.inf) == selected).all()
 print(example.astype(int))
 # %% [markdown] id="mask_text" lang="en"
-# The mask consists of booleans. They *select*, and nothing is added to the scores: where the mask is `True` the score
-# passes through, where it is `False` minus infinity takes its place. (Some programs add a mask of 0 and $-\infty$ instead. The
-# result is the same, as the cell above checks.)
+# The mask consists of booleans. They *select*, and nothing is added to the scores: where the mask is `True`, the score
+# passes through; where it is `False`, minus infinity takes its place. (Some programs add a mask of 0 and $-\infty$
+# instead. The result is the same, as the cell above checks.)
 #
-# The picture shows the case $P = 4$, $T = 3$, with $s_{ij}$ for the score of query $i$ and key $j$. The left part, $(T, P)$, is
-# all allowed: every old key comes before every new query. The right part, $(T, T)$, is the triangle of lesson 04. For a single
-# new token the mask is one row of `True` and could be left out. For several new tokens it could not.
-# %% [markdown] id="mask_text" lang="zh" of="9c9439e7"
+# The picture shows the case $P = 4$, $T = 3$, with $s_{ij}$ for the score of query $i$ and key $j$. The left part,
+# $(T, P)$, is all allowed: every old key comes before every new query. The right part, $(T, T)$, is the triangle of
+# lesson 04. For a single new token the mask is one row of `True` and could be left out. For several new tokens it cannot.
+# %% [markdown] id="mask_text" lang="zh" of="05fb0e53"
 # 掩码由布尔值组成。它们做的是*选择*，并没有给分数加上什么：掩码为 `True` 处分数原样通过，为 `False` 处换成负无穷。（有的程序改为加上一个由 0 和 $-\infty$ 组成的掩码，结果相同，上面的单元格已经检验过。）
 #
-# 下图是 $P = 4$、$T = 3$ 的情形，$s_{ij}$ 表示查询 $i$ 与键 $j$ 的分数。左边的 $(T, P)$ 全部允许：每个旧键都在每个新查询之前。右边的 $(T, T)$ 就是第 04 课的三角形。只有一个新 token 时，掩码只有一行，全是 `True`，可以省去；有几个新 token 时就不能省。
+# 下图是 $P = 4$、$T = 3$ 的情形，$s_{ij}$ 表示查询 $i$ 与键 $j$ 的分数。左边的 $(T, P)$ 这一块全部放行：每个旧键都在每个新查询之前。右边的 $(T, T)$ 就是第 04 课的三角形。只有一个新 token 时，掩码只有一行，全是 `True`，可以省去；有几个新 token 时就不能省。
 # %% id="mask_picture"
 show(
     figures.mask(example, old=4),
@@ -382,12 +383,11 @@ show(
 # ## By hand, with concatenation
 #
 # `step` is `run` rewritten in the seven steps. Only three things have changed: where the positions begin, one concatenation
-# each for keys and values, and the mask. `positions` and `mask` may also be given from outside, so that we can try wrong ones
-# later.
-# %% [markdown] id="by_hand" lang="zh" of="afd4fc5d"
+# each for keys and values, and the mask. `positions` and `mask` can also be passed in, so that we can try wrong ones later.
+# %% [markdown] id="by_hand" lang="zh" of="075b2102"
 # ## 亲手实现：用拼接
 #
-# `step` 就是按七步改写的 `run`。改动只有三处：位置的起点，键和值各一次拼接，还有掩码。`positions` 和 `mask` 也可以从外面给出，便于稍后试试错误的写法。
+# `step` 就是按七步改写的 `run`。改动只有三处：位置的起点，键和值各一次拼接，还有掩码。`positions` 和 `mask` 也可以从外面传入，便于稍后试试错误的写法。
 # %% id="by_hand_code"
 empty = [(jnp.zeros((0, K, H)), jnp.zeros((0, K, H)))] * L
 
@@ -422,7 +422,7 @@ prefilled = cache
 # Now one token at a time. At every step the logits must be those of the plain loop: all $V$ numbers, not only the largest.
 # And what was in the cache must still be there, bit for bit. It is copied into a longer array and never computed again.
 # %% [markdown] id="every_step" lang="zh" of="ab954832"
-# 然后一次一个 token。每一步的 logits 都必须与朴素循环的一致：不只是最大的那个，而是全部 $V$ 个数。缓存里原有的内容必须逐位不变：它们只是被抄进更长的数组，从不重算。
+# 然后一次一个 token。每一步的 logits 都必须与朴素循环的一致：不只是最大的那个，而是全部 $V$ 个数。缓存里原有的内容必须逐比特不变：它们只是复制到更长的数组里，从不重算。
 # %% id="every_step_code"
 logits, cache = step(prompt, empty)
 cached_ids, rows_cached = list(prompt), [len(prompt)]
@@ -444,9 +444,9 @@ assert cached_ids == ids
 trace("k, layer 0", cache[0][0], "S K H", S=P0 + STEPS - 1, K=K, H=H)
 print(f"rows through the network: {sum(rows_cached)} with the cache, {rows_plain} without")
 # %% [markdown] id="scores" lang="en"
-# Step 5 once more, in numbers. For the whole text, the library's scores are a square, $[N, S, S]$. In the last cached step
-# there is one row of scores per head: the new query times all keys. It must be the last row of that square.
-# %% [markdown] id="scores" lang="zh" of="2596a484"
+# Step 5 once more, in numbers. For the whole text, the library's scores are a square, $[N, S, S]$. In the last step with
+# the cache, each head has one row of scores: the new query times all keys. It must be the last row of that square.
+# %% [markdown] id="scores" lang="zh" of="a50ff86e"
 # 再用数字看一遍第 5 步。本库对整段文本算出的分数是方阵 $[N, S, S]$。带缓存的最后一步，每个头只有一行分数：新的查询乘以所有的键。它必须正是那个方阵的最后一行。
 # %% id="scores_code"
 S = P0 + STEPS - 1
@@ -472,15 +472,15 @@ show(
     zh="两个网格，纵轴为轮次，横轴为位置。没有缓存时每轮都要计算所有位置；有缓存时，第一轮计算提示，之后每轮只计算一个位置。",
 )
 # %% [markdown] id="several" lang="en"
-# ## Going on with several tokens at once
+# ## Appending several tokens at once
 #
-# Nothing in the seven steps says $T = 1$. A user who types another sentence adds many tokens at once, after $P$ old ones. Now
-# the mask is needed, because the new tokens must not see one another's future. We continue from the cache of the prompt and
-# compare every new position with a run over the whole text.
-# %% [markdown] id="several" lang="zh" of="e3baa75a"
+# Nothing in the seven steps says $T = 1$. A user who types another sentence adds many tokens at once, after $P$ old ones.
+# Now the mask is needed, because no new token may see those that come after it. We continue from the cache of the prompt
+# and compare every new position with a run over the whole text.
+# %% [markdown] id="several" lang="zh" of="39273c12"
 # ## 一次接上好几个 token
 #
-# 七步里没有一处要求 $T = 1$。用户再输入一句话，就是在 $P$ 个旧 token 之后一次加入许多 token。这时就需要掩码：新 token 之间不能偷看后面的内容。我们从提示的缓存继续，把每个新位置与对整段文本重算的结果比较。
+# 七步里没有一处要求 $T = 1$。用户再输入一句话，就是在 $P$ 个旧 token 之后一次加入许多 token。这时就需要掩码：每个新 token 都不能看到它后面的新 token。我们从提示的缓存继续，把每个新位置的结果与整段文本重算的结果比较。
 # %% id="several_code"
 # en: `start=False`: this text continues another.
 # zh: `start=False`：这段文本接在另一段之后。
@@ -499,22 +499,22 @@ for (old_k, old_v), (k, v) in zip(prefilled, longer, strict=True):
 print("next:", repr(word(jnp.argmax(logits[-1]))))
 expect(word(jnp.argmax(logits[-1])), " Rome")
 # %% [markdown] id="wrong" lang="en"
-# ## What goes wrong when a step is wrong
+# ## Three mistakes that raise no error
 #
-# Three mistakes run without any error message:
+# What happens when a step is wrong? These three mistakes run without any error message:
 #
 # - positions that start at $P + 1$: the new tokens stand one place too far from the old ones;
 # - no mask among the new tokens: all but the last may look ahead;
 # - new queries against the *new* keys only: the old text is forgotten.
 #
-# Would you notice from the answer? On the course's model all three still say Rome. So we measure each of them by the largest
-# difference in the logits of the new tokens.
-# %% [markdown] id="wrong" lang="zh" of="94846f98"
-# ## 某一步出错会怎样
+# Would you notice from the answer? On the course's model, all three still say Rome. So we measure each mistake by the
+# largest difference in the logits of the new tokens.
+# %% [markdown] id="wrong" lang="zh" of="a30a78f5"
+# ## 三种不报错的错误
 #
-# 有三种错误不会引发任何报错：
+# 某一步做错了会怎样？下面三种错误不会引发任何报错：
 #
-# - 位置从 $P + 1$ 开始：新 token 与旧 token 之间远了一格；
+# - 位置从 $P + 1$ 开始：新 token 与旧 token 的距离多了一格；
 # - 新 token 之间没有掩码：除最后一个外，都能看到后面；
 # - 新查询只与*新*键相乘：旧的文本全被忘掉。
 #
@@ -536,16 +536,16 @@ for name, options in wrong.items():
 # %% [markdown] id="library" lang="en"
 # ## The library
 #
-# `jax_llama3.forward` does the same when it is given a cache. `init_cache` makes one with a fixed number of slots, here 32 for
-# one text, and `lengths` says how many of them are filled. Why does it have empty slots at all, instead of growing? That is
-# the subject of lesson 11.
+# `jax_llama3.forward` does the same when it is given a cache. `init_cache` makes one with a fixed number of slots, here
+# 32 for one text, and `lengths` says how many of them are filled. Why does it have empty slots at all, instead of
+# growing? That is the subject of lesson 11.
 #
-# We put *our* keys and values of the prompt into *its* slots and let `forward` append the new tokens. Its logits must be
-# ours, and so must everything in its slots afterwards.
-# %% [markdown] id="library" lang="zh" of="e0c507b5"
+# We put *our* keys and values of the prompt into *its* slots and let `forward` append the new tokens. Its logits must
+# equal ours, and so must everything in its slots afterwards.
+# %% [markdown] id="library" lang="zh" of="d5932bbc"
 # ## 本库的实现
 #
-# 给 `jax_llama3.forward` 一个缓存，它做的是同样的事。`init_cache` 建立一个槽数固定的缓存，这里只有一段文本，32 个槽；`lengths` 说明其中已填了多少。它为什么留有空槽，而不是逐步变长？这是第 11 课的内容。
+# 给 `jax_llama3.forward` 一个缓存，它做的是同样的事。`init_cache` 建立一个槽数固定的缓存，这里只有一段文本，32 个槽；`lengths` 说明其中已填了多少。它为什么要留空槽，而不是逐步变长？这是第 11 课的内容。
 #
 # 我们把*自己*算出的提示的键和值放进*它*的槽里，再让 `forward` 追加新 token。它的 logits 必须与我们的一致，之后槽里的全部内容也必须一致。
 # %% id="library_code"
@@ -565,17 +565,17 @@ close(jnp.stack(theirs.v)[:, 0, : P0 + T], jnp.stack([v for _, v in longer]), at
 # %% [markdown] id="first_token" lang="en"
 # ## Why the first token takes longer
 #
-# Back to the chat: a wait, then a stream. The wait has a name, **time to first token**, and now we can say what happens in it.
-# Count the rows of each round:
+# Back to the chat: a wait, then a stream. The wait has a name, **time to first token**, and now we can say what happens
+# in it. Count the rows of each round:
 #
 # - The first token needs the prefill: all $T$ rows of the prompt go through all layers. A longer prompt means a longer wait.
 # - Every token after it needs a single row.
 #
-# So the first token takes longer, but not $T$ times as long. To compute a row, every weight of the network has to be brought
-# from memory. Prefill brings each weight once and uses it for all $T$ rows. A round with one row brings just as many weights
-# and uses each of them once, so most of its time is spent on bringing them. Reading a prompt is therefore cheap per token, and
-# writing is expensive. Lesson 11 measures both, and lesson 14 works out how fast each of them can be.
-# %% [markdown] id="first_token" lang="zh" of="f613a223"
+# So the first token takes longer, but not $T$ times as long. To compute a row, every weight of the network has to be
+# fetched from memory. Prefill fetches each weight once and uses it for all $T$ rows. A round with one row fetches just as
+# many weights and uses each of them once, so most of its time goes into fetching them. Reading a prompt is therefore
+# cheap per token, and writing is expensive. Lesson 11 measures both, and lesson 14 works out how fast each can be.
+# %% [markdown] id="first_token" lang="zh" of="c0df971a"
 # ## 为什么第一个 token 要等得更久
 #
 # 回到聊天：先等一会儿，然后源源不断。这段等待有个名字，叫**首 token 延迟**（time to first token），现在可以说清这段时间里发生了什么。数一数每一轮的行数：
@@ -583,15 +583,15 @@ close(jnp.stack(theirs.v)[:, 0, : P0 + T], jnp.stack([v for _, v in longer]), at
 # - 第一个 token 需要预填充：提示的全部 $T$ 行都要走过所有的层。提示越长，等得越久。
 # - 之后的每个 token 只需一行。
 #
-# 所以第一个 token 更费时间，但不是 $T$ 倍。要计算一行，就得把网络的每个权重都从内存里取来。预填充把每个权重取来一次，供全部 $T$ 行使用。只有一行的那些轮要取同样多的权重，每个却只用一次，所以时间大多花在搬运上。因此平均到每个 token，读提示很便宜，写回答很贵。第 11 课实测这两种速度，第 14 课再算出它们各自最快能有多快。
+# 所以第一个 token 更费时间，但不是 $T$ 倍。要计算一行，就得把网络的每个权重都从内存里取来。预填充把每个权重取来一次，供全部 $T$ 行使用。后面每轮只有一行，要取的权重同样多，每个却只用一次，所以时间大多花在搬运上。因此平均到每个 token，读提示很便宜，写回答很贵。第 11 课实测这两种速度，第 14 课再算出它们各自最快能有多快。
 # %% id="first_token_code"
 assert rows_cached == [P0] + [1] * (STEPS - 1)
 print("rows for each new token:", rows_cached)
 # %% [markdown] id="trade" lang="en"
 # ## The trade: memory for work
 #
-# What does the cache save, and what does it cost? To generate $n$ tokens from a prompt of $T$, the rows that go through the
-# network are, without a cache and with one,
+# What does the cache save, and what does it cost? To generate $n$ tokens from a prompt of $T$, the number of rows that go
+# through the network is, without a cache and with one,
 #
 # $$\sum_{i=0}^{n-1}(T+i) = nT + \frac{n(n-1)}2 \quad\text{and}\quad T + n - 1 .$$
 #
@@ -602,9 +602,9 @@ print("rows for each new token:", rows_cached)
 # It is $K$ and not $N$: this is where grouped-query attention (lesson 06) pays off, by a factor of $N/K$. The memory grows
 # with the text, and every text that is being continued needs its own.
 #
-# One thing the cache does not save: each new query still meets *all* keys. Attention's work for one token grows with the
-# text, while all other work for it stays the same.
-# %% [markdown] id="trade" lang="zh" of="6fa06f6a"
+# There is one thing that the cache does not save: each new query still meets *all* keys. The work of attention for one
+# token grows with the text, while all other work for that token stays the same.
+# %% [markdown] id="trade" lang="zh" of="c6c9a8d5"
 # ## 交换：用内存换计算
 #
 # 缓存省下什么，又要付出什么？从长度为 $T$ 的提示生成 $n$ 个 token，要走过网络的行数在无缓存和有缓存时分别是
@@ -615,9 +615,9 @@ print("rows for each new token:", rows_cached)
 #
 # $$\text{每个 token 的字节数} = 2 \cdot L \cdot K \cdot H \cdot \text{每个数的字节数}.$$
 #
-# 公式里是 $K$ 而不是 $N$：分组查询注意力（第 06 课）的好处就在这里，缓存只有原来的 $K/N$。这份内存随文本变长而增加，而且每段正在续写的文本都要自己的一份。
+# 公式里是 $K$ 而不是 $N$：分组查询注意力（第 06 课）的好处就在这里，缓存只有原来的 $K/N$。这份内存随文本变长而增加，而且每段正在续写的文本都需要自己的一份。
 #
-# 有一样东西缓存省不掉：每个新查询仍要与*所有*的键相乘。一个 token 的注意力计算量随文本变长而增加，其余的计算量则不变。
+# 有一样计算缓存省不掉：每个新查询仍要与*所有*的键相乘。一个 token 的注意力计算量随文本变长而增加，其余的计算量则不变。
 # %% id="trade_code"
 assert rows_plain == STEPS * P0 + STEPS * (STEPS - 1) // 2
 assert sum(rows_cached) == P0 + STEPS - 1
@@ -648,15 +648,16 @@ print(f"Llama-3-8B, bfloat16: {large:,} bytes per token, {large * 8192 / 2**30:.
 # Put your answer in place of `None` and run the cell. Each exercise is followed by a hint and a solution, both folded.
 #
 # **1. Forget one token.** The cache holds the 16 tokens of "Once upon a time there was a little girl who lived in a small
-# village near". Now the network reads " the", but in all layers the mask hides one of the 16, which is as good as deleting it
-# from the cache. With nothing hidden it goes on with " sea". Which token does it miss most? Guess its place, from 0 to 15, before
-# you measure. The check tries all of them and prints the next token and the largest change of any logit.
-# %% [markdown] id="exercises" lang="zh" of="c758bc72"
+# village near". Now the network reads " the", but in every layer the mask hides one of the 16, which has the same effect
+# as deleting it from the cache. With nothing hidden, the network goes on with " sea". Which token does it miss most?
+# Guess its place, from 0 to 15, before you measure. The check tries all of them and prints the next token and the largest
+# change of any logit.
+# %% [markdown] id="exercises" lang="zh" of="2c400b18"
 # ## 练习
 #
 # 用你的答案替换 `None`，然后运行。每题后面有一条线索和一个解答，都是折叠的。
 #
-# **1. 忘掉一个 token。** 缓存里有 “Once upon a time there was a little girl who lived in a small village near” 的 16 个 token。现在网络读入 “ the”，但掩码在所有层里都把这 16 个中的一个遮住，这就等于把它从缓存里删去。什么都不遮时，它接着说 “ sea”。少了哪个 token，影响最大？先猜出它的序号（0 至 15），再测。检查会把每个都试一遍，并打印下一个 token 和 logits 的最大变化。
+# **1. 忘掉一个 token。** 缓存里有“Once upon a time there was a little girl who lived in a small village near”的 16 个 token。现在网络读入“ the”，但掩码在所有层里都把这 16 个中的一个遮住，这就等于把它从缓存里删去。什么都不遮时，网络接着说“ sea”。少了哪个 token，影响最大？先猜出它的位置（0 至 15），再测。检查会把每个都试一遍，并打印下一个 token 和 logits 的最大变化。
 # %% id="exercise_1"
 answer_1 = None
 
@@ -693,14 +694,15 @@ exercise(1, answer_1, check_1)
 # </details>
 # %% id="solution_1" tags=["solution"]
 # en: "Once", though it has nothing to do with the sea: many heads rest on the first token (lesson 09).
-# zh: 是 “Once”，尽管它与海毫无关系：许多头的注意力都停在第一个 token 上（第 09 课）。
+# zh: 是“Once”，尽管它与海毫无关系：许多头的注意力都停在第一个 token 上（第 09 课）。
 if on_default_model():
     exercise(1, 0, check_1)
 # %% [markdown] id="exercise_2_text" lang="en"
-# **2. Take back.** The last tokens of a text are to be taken back. Write `cut(cache, length)` for our list of pairs: the cache as
-# it was when it held `length` tokens. Then say which section of this lesson allows it.
-# %% [markdown] id="exercise_2_text" lang="zh" of="53fc8a28"
-# **2. 撤回。** 要撤回文本末尾的若干 token。为我们这个由二元组组成的列表写出 `cut(cache, length)`：返回缓存在只有 `length` 个 token 时的样子。再说说，本课的哪一节允许这样做？
+# **2. Take back.** Suppose we want to take back the last tokens of a text. Write `cut(cache, length)` for our list of
+# pairs: it returns the cache as it was when it held `length` tokens. Which section of this lesson says that this is
+# allowed?
+# %% [markdown] id="exercise_2_text" lang="zh" of="019b51a9"
+# **2. 撤回。** 要撤回文本末尾的若干 token。我们的缓存是由二元组组成的列表，为它写出 `cut(cache, length)`：返回缓存在只有 `length` 个 token 时的样子。本课的哪一节说明可以这样做？
 # %% id="exercise_2"
 answer_2 = None
 
@@ -729,12 +731,12 @@ exercise(2, answer_2, check_2)
 # %% id="solution_2" tags=["solution"]
 exercise(2, lambda cache, length: [(k[:length], v[:length]) for k, v in cache], check_2)
 # %% [markdown] id="exercise_3_text" lang="en"
-# **3. Change its mind.** The cache is all that the network knows of the text before the new token. So let us forge it. Take the cache
-# of "The capital of France", and at the place of " France" put what the cache of "The capital of Italy" has there: (a) keys and
-# values, (b) the keys alone, (c) the values alone. Which of the three turn the answer to " is" from Paris to Rome? Predict, then
-# give the set of their letters, such as `{"a", "b"}`.
-# %% [markdown] id="exercise_3_text" lang="zh" of="0e1a85fa"
-# **3. 让它改口。** 网络对新 token 之前的文本所知道的一切，都在缓存里。那就来伪造它：取 “The capital of France” 的缓存，在 “ France” 那一格放进 “The capital of Italy” 的缓存在同一格的内容：(a) 键和值，(b) 只有键，(c) 只有值。哪几种会让 “ is” 之后的回答从 Paris 变成 Rome？先预测，再给出字母的集合，例如 `{"a", "b"}`。
+# **3. Change its mind.** The cache is all that the network knows of the text before the new token. So let us forge it.
+# Take the cache of "The capital of France", and in the place of " France" put what the cache of "The capital of Italy"
+# has there: (a) keys and values, (b) the keys alone, (c) the values alone. Which of the three turn the answer after " is"
+# from Paris to Rome? Predict, then give the set of their letters, such as `{"a", "b"}`.
+# %% [markdown] id="exercise_3_text" lang="zh" of="f030bb0a"
+# **3. 让它改口。** 网络对新 token 之前的文本所知道的一切，都在缓存里。那就来伪造它：取“The capital of France”的缓存，把“ France”那一格换成“The capital of Italy”的缓存里同一格的内容：(a) 键和值，(b) 只有键，(c) 只有值。哪几种会让“ is”之后的回答从 Paris 变成 Rome？先预测，再给出字母的集合，例如 `{"a", "b"}`。
 # %% id="exercise_3"
 answer_3 = None
 
@@ -763,11 +765,11 @@ exercise(3, answer_3, check_3)
 # %% [markdown] id="hint_3" lang="en"
 # <details><summary>Hint</summary>
 #
-# Keys decide *where* attention looks, values decide *what* it brings from there. Should the network look at a different place
-# because the country is a different one?
+# Keys decide *where* attention looks; values decide *what* it brings back from there. Should the network look at a
+# different place because the country is a different one?
 #
 # </details>
-# %% [markdown] id="hint_3" lang="zh" of="66534e5f"
+# %% [markdown] id="hint_3" lang="zh" of="eec441a9"
 # <details><summary>线索</summary>
 #
 # 键决定注意力*往哪里*看，值决定它从那里带回*什么*。换了一个国家，网络该去看的位置会跟着变吗？
@@ -784,9 +786,9 @@ if on_default_model():
 #   [arXiv:1911.02150](https://arxiv.org/abs/1911.02150): why one row at a time is slow
 # - Pope et al., *Efficiently Scaling Transformer Inference*, 2022, [arXiv:2211.05102](https://arxiv.org/abs/2211.05102)
 #
-# Next: lesson 11 gives the cache a fixed size. Then two compiled programs serve the whole text: one for the prompt, and one for
-# every token after it.
-# %% [markdown] id="sources" lang="zh" of="1d2d9f3a"
+# Next: lesson 11 gives the cache a fixed size. Then two compiled programs serve the whole text: one for the prompt, and
+# one for every token after it.
+# %% [markdown] id="sources" lang="zh" of="9837d482"
 # ## 来源
 #
 # - Vaswani 等，*Attention Is All You Need*，2017，[arXiv:1706.03762](https://arxiv.org/abs/1706.03762)

@@ -1,23 +1,24 @@
 # %% [markdown] id="title" lang="en"
 # # 11 · A KV cache under jit
 #
-# *Reading time 22 minutes. Before it: lesson 10. What it proves: a cache that grows needs a new program for every token; one of
-# fixed size needs two in all, one for the prompt and one for every token after it; and where a fixed size can silently go wrong.*
+# *Reading time 22 minutes. Before it: lesson 10. What it proves: a cache that grows needs a new program for every token;
+# one of fixed size needs two in all, one for the prompt and one for every token after it; and where a fixed size can
+# silently go wrong.*
 #
 # The cache of lesson 10 cut 35 rows down to 9, yet each token still took a while. Why? Python handed many small
-# operations to the machine one by one. A compiled program does them all in one go. So let us compile the whole step, and
-# meet a surprise: a program is compiled for fixed shapes, and our cache changes its shape at every token.
+# operations to the machine one by one. A compiled program does them all in one go. So let us compile the whole step. This
+# brings a surprise: a program is compiled for fixed shapes, and our cache changes its shape at every token.
 #
-# This lesson gives the cache a shape that stays, counts what is compiled, and shows what you can do with such a cache, such as
-# reading a beginning once and continuing it in several ways.
-# %% [markdown] id="title" lang="zh" of="43c7a778"
+# This lesson gives the cache a shape that stays, counts what is compiled, and shows what you can do with such a cache,
+# such as reading a beginning once and continuing it in several ways.
+# %% [markdown] id="title" lang="zh" of="868c4e45"
 # # 11 · jit 下的 KV 缓存
 #
 # *阅读时间 22 分钟。前置：第 10 课。本课证明：会变长的缓存每来一个 token 就要一个新程序；固定大小的缓存总共只要两个，一个用于提示，一个用于之后的每个 token；以及固定大小在哪里会悄悄出错。*
 #
-# 第 10 课的缓存把 35 行减到 9 行，可是每个 token 仍然要等一会儿。为什么？因为 Python 把许多小运算逐个交给机器。编译好的程序则一口气把它们做完。那就把整个一步编译起来吧。这时会遇到一件意外的事：程序是为固定的形状编译的，而我们的缓存每来一个 token 就改变一次形状。
+# 第 10 课的缓存把 35 行减到 9 行，可是每个 token 仍然要等一会儿。为什么？因为 Python 把许多小运算逐个交给机器。编译好的程序则一口气把它们做完。那就把整个一步编译成程序。这时会遇到一个意外：程序是为固定的形状编译的，而我们的缓存每来一个 token 就改变一次形状。
 #
-# 本课给缓存一个不变的形状，数一数编译了多少次，再看看这样的缓存有什么用处，例如把一段开头只读一次，然后分成几种续写。
+# 本课给缓存一个不变的形状，数一数编译了多少次，再看看这样的缓存有什么用处，例如一段开头只读一次，就能分成几种续写。
 # %% id="setup"
 import dataclasses
 import itertools
@@ -39,7 +40,7 @@ model = load_model()
 config, params = model.config, model.params
 V, N, K, H = config.vocab_size, config.n_heads, config.n_kv_heads, config.head_dim
 
-# en: All layers work alike, so two are enough for what is made by hand: they compile faster.
+# en: All layers work alike, so two are enough for the part made by hand, and they compile faster.
 # zh: 各层的做法相同，亲手实现的部分用两层就够，编译也更快。
 L = 2
 small_config = dataclasses.replace(config, n_layers=L)
@@ -53,23 +54,23 @@ P0 = len(prompt)
 # first call. That call goes like this:
 #
 # 1. JAX runs the Python code of `f` once, but not on numbers. Each argument is replaced by a stand-in that knows only its
-#    shape and its dtype, and whatever is done to the stand-ins is written down. This is **tracing**.
+#    shape and its dtype, and every operation on the stand-ins is recorded. This is **tracing**.
 # 2. The list of operations is compiled into one program, for exactly these shapes.
 # 3. The program runs on the numbers.
 #
 # Every later call with the same shapes and dtypes goes straight to 3, and the Python code is not run again. A call with
-# *another* shape or dtype goes through all three. We can watch this: whatever Python does on the side, such as appending to a
+# *another* shape or dtype goes through all three. We can watch this: any side effect in Python, such as appending to a
 # list, happens only in step 1.
-# %% [markdown] id="jit" lang="zh" of="fe498b42"
+# %% [markdown] id="jit" lang="zh" of="33f8e4b9"
 # ## jit 做什么
 #
 # `jax.jit(f)` 返回 `f` 的编译版本。**jit** 是 just in time（即时）的缩写，因为编译发生在第一次调用时。第一次调用分三步：
 #
-# 1. JAX 把 `f` 的 Python 代码运行一遍，但不是对数值运行。每个参数都换成一个替身，只知道自己的形状和数据类型；对替身做的每个运算都被记录下来。这叫**追踪**（tracing）。
+# 1. JAX 把 `f` 的 Python 代码运行一遍，但不是对数值运行。每个参数都换成一个替身，只知道自己的形状和数据类型；对替身做的每个运算都记录下来。这叫**追踪**（tracing）。
 # 2. 把这串运算编译成一个程序，只适用于这些形状。
 # 3. 用真正的数值运行这个程序。
 #
-# 之后形状和数据类型都相同的调用直接进入第 3 步，Python 代码不再运行。形状或数据类型*不同*的调用则三步都要走。这可以看得到：Python 顺手做的事，例如往列表里追加一项，只在第 1 步发生。
+# 之后形状和数据类型都相同的调用直接进入第 3 步，Python 代码不再运行。形状或数据类型*不同*的调用则三步都要走。这一点看得见：Python 代码的副作用，例如往列表里追加一项，只在第 1 步发生。
 # %% id="jit_code"
 traced = []
 
@@ -95,11 +96,11 @@ with count_compilations() as new_dtype:
     compiled_mean(np.ones(5, np.int32))
 assert (old_shape.count, new_shape.count, new_dtype.count) == (0, 1, 1)
 # %% [markdown] id="static" lang="en"
-# A shape that is known when the program is compiled is a **static shape**, and a compiled program has no others. The *values*
-# are not known then. So Python's `if` on a value cannot work, and no result can have a length that depends on a value. JAX
-# refuses both at once.
-# %% [markdown] id="static" lang="zh" of="06484ef3"
-# 编译时就已知的形状叫**静态形状**（static shape），编译后的程序里只有这一种。*数值*在那时是未知的，所以不能用 Python 的 `if` 去判断一个值，也不能有长度取决于数值的结果。这两种写法 JAX 都会立即拒绝。
+# A shape that is known when the program is compiled is a **static shape**, and a compiled program has no others. The
+# *values* are not known then. So Python's `if` on a value cannot work, and no result can have a length that depends on a
+# value. JAX refuses both straight away.
+# %% [markdown] id="static" lang="zh" of="d2129777"
+# 编译时就已知的形状叫**静态形状**（static shape），编译后的程序里只有这一种形状。*数值*在编译时还不知道，所以不能用 Python 的 `if` 去判断一个值，也不能有长度取决于数值的结果。这两种写法 JAX 都会立即拒绝。
 # %% id="static_code"
 refusals = {
     "if on a value": (lambda x: x if x[0] > 0 else -x, jax.errors.TracerBoolConversionError),
@@ -114,20 +115,20 @@ for name, (function, expected) in refusals.items():
 # %% [markdown] id="network" lang="en"
 # ## One network, two ways to append
 #
-# The network is that of lesson 10, for a text of $T$ new ids, with one thing left open: `append(slots, new, length)` puts the
-# new keys or values after the `length` that are there already. The new positions are `length`, `length + 1`, ..., and the mask
-# compares them with the place of each key. There are two ways to append:
+# The network is that of lesson 10, for a text of $T$ new ids, with one thing left open: `append(slots, new, length)` puts
+# the new keys or values after the `length` that are there already. The new positions are `length`, `length + 1`, ..., and
+# the mask compares them with the place of each key. There are two ways to append:
 #
-# - **grow**: concatenate. The result is $[P+T, K, H]$, one longer at each token.
-# - **write**: the array has room for $S$ tokens from the start. $S$ is its **capacity**. `lax.dynamic_update_slice` returns it
-#   with the new rows at the given place. The result is $[S, K, H]$, always.
+# - **grow**: concatenate. The result is $[P+T, K, H]$, longer by one with each token.
+# - **write**: the array has room for $S$ tokens from the start. $S$ is its **capacity**. `lax.dynamic_update_slice`
+#   returns it with the new rows at the given place. The result is always $[S, K, H]$.
 #
 # What about the empty slots after the filled ones? A slot's place is its position, so an empty slot comes after every query,
-# and the causal mask hides it. Nothing has to be added.
-# %% [markdown] id="network" lang="zh" of="d5417199"
+# and the causal mask hides it. Nothing else is needed.
+# %% [markdown] id="network" lang="zh" of="50a682d5"
 # ## 一个网络，两种追加方式
 #
-# 网络就是第 10 课的那个，处理一段文本的 $T$ 个新编号，只留一处没有定：`append(slots, new, length)` 把新的键或值放到已有的 `length` 个之后。新 token 的位置是 `length`、`length + 1`……，掩码把它们与每个键所在的位置比较。追加有两种方式：
+# 网络就是第 10 课的那个，处理一段文本的 $T$ 个新编号，只有一处尚未确定：`append(slots, new, length)` 把新的键或值放到已有的 `length` 个之后。新 token 的位置是 `length`、`length + 1`……，掩码把它们与每个键所在的位置比较。追加有两种方式：
 #
 # - **grow**：拼接。结果是 $[P+T, K, H]$，每来一个 token 就长一格。
 # - **write**：数组一开始就留出 $S$ 个 token 的空间，$S$ 就是它的**容量**（capacity）。`lax.dynamic_update_slice` 返回在指定位置写入新行后的数组，结果始终是 $[S, K, H]$。
@@ -192,14 +193,14 @@ def empty(slots):
 
 
 # %% [markdown] id="count" lang="en"
-# ## Counted: a program per token, or two in all
+# ## The count: a program per token, or two in all
 #
 # We jit both, let each generate six tokens, and count. `length` is an argument like the others: its value may change without
 # another compilation, since only shapes and dtypes count. (NumPy picks the next token; it compiles nothing.)
-# %% [markdown] id="count" lang="zh" of="049128e3"
+# %% [markdown] id="count" lang="zh" of="5bab5649"
 # ## 数一数：每个 token 一个程序，还是总共两个
 #
-# 两种方式都用 jit，各生成六个 token，并统计编译次数。`length` 和别的参数一样传入：它的值变了不会引起重新编译，起作用的只有形状和数据类型。（下一个 token 用 NumPy 来选，它什么也不编译。）
+# 两种方式都用 jit 编译，各生成六个 token，并统计编译次数。`length` 和别的参数一样传入：它的值变了不会引起重新编译，起作用的只有形状和数据类型。（下一个 token 用 NumPy 来选，它什么也不编译。）
 # %% id="count_code"
 STEPS = 6
 S = P0 + STEPS + 5
@@ -238,15 +239,15 @@ with count_compilations() as one_more_token:
     fixed(small, np.array(prompt[3:4], np.int32), short_cache, at)
 assert (other_prompt.count, one_more_token.count) == (1, 0)
 # %% [markdown] id="same" lang="en"
-# Growing compiles at every token, for ever. The fixed cache needs two programs in all, however long the text gets: one for the
-# shape of the prompt, and one for the shape of a single token. (A prompt of another length brings one more program. The
-# library keeps their number small too, as we shall see below.)
+# The growing cache compiles at every token, without end. The fixed cache needs two programs in all, however long the text
+# gets: one for the shape of the prompt, and one for the shape of a single token. (A prompt of another length brings one
+# more program. The library keeps their number small too, as we shall see below.)
 #
-# And the results? They must be the same in both ways, and equal to those of the library's `forward` over the whole text
-# without any cache. What lies in the empty slots must not matter either, as long as it is finite: its weight after the softmax
-# is exactly zero. But zero times NaN is NaN, so a NaN in an empty slot would spoil everything.
-# %% [markdown] id="same" lang="zh" of="c7962b51"
-# 变长的方式永远是每个 token 编译一次。固定的缓存不论文本多长，总共只要两个程序：一个针对提示的形状，一个针对单个 token 的形状。（另一种长度的提示要再加一个程序；本库也有办法让它们保持很少，见后文。）
+# And the results? They must be the same both ways, and equal to those of the library's `forward` over the whole text
+# without any cache. What lies in the empty slots must not matter either, as long as it is finite: its weight after the
+# softmax is exactly zero. But zero times NaN is NaN, so a NaN in an empty slot would spoil everything.
+# %% [markdown] id="same" lang="zh" of="63c475a4"
+# 变长的缓存每来一个 token 就编译一次，没有尽头。固定大小的缓存不论文本多长，总共只要两个程序：一个针对提示的形状，一个针对单个 token 的形状。（另一种长度的提示要再加一个程序；本库也有办法让这类程序保持很少，见后文。）
 #
 # 结果呢？两种方式必须相同，也必须与本库的 `forward` 不用缓存、对整段文本计算的结果相同。空槽里有什么也不应有影响，只要是有限的数：经过 softmax 之后它的权重恰好为零。但零乘以 NaN 还是 NaN，所以空槽里若有一个 NaN，就会毁掉一切。
 # %% id="same_code"
@@ -258,7 +259,7 @@ whole, _ = jax_llama3.forward(small, np.array([fixed_ids[:-1]]), small_config)
 close(fixed_logits, whole[0, P0 - 1 :], atol=1e-3)
 
 # en: All positions of the prompt too, and again with rubbish in the empty slots: equal bit for bit.
-# zh: 提示的所有位置也要一致；再在空槽里放上无用的数，结果逐位相同。
+# zh: 提示的所有位置也要一致；再在空槽里放上无用的数，结果逐比特相同。
 first, _ = fixed(small, np.array(prompt, np.int32), empty(S), np.int32(0))
 close(first, whole[0, :P0], atol=1e-3)
 rubbish = [(k + 100.0, v - 1000.0) for k, v in empty(S)]
@@ -268,10 +269,10 @@ spoilt = [(k, v + jnp.nan) for k, v in empty(S)]
 again, _ = fixed(small, np.array(prompt, np.int32), spoilt, np.int32(0))
 assert jnp.isnan(again).all()
 # %% [markdown] id="time_text" lang="en"
-# What does a compilation cost? Measured: four further tokens in each way. The numbers depend on the machine and on what else
-# it is doing, but the difference between the two is almost all compiling.
-# %% [markdown] id="time_text" lang="zh" of="0f1e6e57"
-# 编译的代价有多大？实测：两种方式各再生成四个 token。数值取决于机器和它当时的负载，但两者之差几乎全是编译。
+# What does a compilation cost? We measure four more tokens each way. The numbers depend on the machine and on what else
+# it is doing, but the difference between the two ways is almost entirely compiling.
+# %% [markdown] id="time_text" lang="zh" of="79d249ad"
+# 编译的代价有多大？我们来实测：两种方式各再生成四个 token。数值取决于机器和它当时的负载，但两者之差几乎全是编译。
 # %% id="time_code" tags=["measured"]
 for name, step, cache in (("grow", growing, grown_cache), ("write", fixed, fixed_cache)):
     with count_compilations() as compiled:
@@ -286,9 +287,9 @@ for name, step, cache in (("grow", growing, grown_cache), ("write", fixed, fixed
         f"of which {compiled.seconds / 4 * 1000:.0f} ms compiling"
     )
 # %% [markdown] id="drawing_text" lang="en"
-# Both ways in a drawing. On the left there is a new array in every round, and a new program for its shape. On the right one
-# array fills up. The price on the right is room that is held before it is needed.
-# %% [markdown] id="drawing_text" lang="zh" of="07201b1f"
+# Here is a drawing of both ways. On the left, every round makes a new array and needs a new program for its shape. On the
+# right, one array fills up. Its price is room that is reserved before it is needed.
+# %% [markdown] id="drawing_text" lang="zh" of="e5e2d036"
 # 把两种方式画出来。左边每一轮都是一个新数组，还要为它的形状编译一个新程序；右边是同一个数组逐渐填满。右边的代价是提前占用的空间。
 # %% id="drawing"
 show(
@@ -298,21 +299,21 @@ show(
     zh="左：五行方格，每行比上一行长一格，对应程序 1 到 5。右：五行等长的方格，每行多填一格；第一行用程序 1，其余都用程序 2。",
 )
 # %% [markdown] id="donation" lang="en"
-# ## Donation
+# ## Donation: writing in place
 #
-# A jitted function never changes its arguments. So `fixed` returns *another* array of $S$ slots, and to write one slot it first
-# copies all the others, at every token. If the caller promises never to use the old array again, the program may write into
-# it instead. This promise is called **donation**: `donate_argnames="cache"`.
+# A jitted function never changes its arguments. So `fixed` returns *another* array of $S$ slots, and at every token it
+# copies all the other slots just to write one. If the caller promises never to use the old array again, the program may
+# write into it instead. This promise is called **donation**: `donate_argnames="cache"`.
 #
-# How do we know that it works? Three things can be seen. The memory address of the cache is the same before and after. The
-# old array is deleted, and whoever touches it gets an error. And the compiler's own account says that the results lie in the
-# memory of the arguments.
-# %% [markdown] id="donation" lang="zh" of="c9a07628"
-# ## 捐赠
+# How do we know that it works? There are three signs. The memory address of the cache is the same before and after. The
+# old array is deleted, and using it raises an error. And the compiler itself reports that the results lie in the memory
+# of the arguments.
+# %% [markdown] id="donation" lang="zh" of="b3818c85"
+# ## 捐赠：就地写入
 #
-# 经 jit 编译的函数从不改变它的参数。所以 `fixed` 返回的是*另一个*有 $S$ 个槽的数组：为了写一个槽，每个 token 都要把其余的槽全部复制一遍。如果调用者保证不再使用旧数组，程序就可以直接写在里面。这种保证叫**捐赠**（donation）：`donate_argnames="cache"`。
+# 经 jit 编译的函数从不改变它的参数。所以 `fixed` 返回的是*另一个*有 $S$ 个槽的数组：为了写一个槽，每来一个 token 都要把其余的槽全部复制一遍。如果调用者保证不再使用旧数组，程序就可以直接写在里面。这种保证叫**捐赠**（donation）：`donate_argnames="cache"`。
 #
-# 怎么知道它真的有效？可以看到三点。缓存的内存地址前后相同；旧数组已被删除，谁再碰它就会报错；编译器自己的统计也表明，结果就放在参数的内存里。
+# 怎么知道它真的有效？有三点可以验证：缓存的内存地址前后相同；旧数组已经删除，再用它就会报错；编译器自己的报告也表明，结果就放在参数的内存里。
 # %% id="donation_code"
 
 
@@ -354,13 +355,13 @@ for name, function in (("kept", fixed), ("donated", donating)):
     print(f"{name:<8} results in the arguments' memory: {memory.alias_size_in_bytes:,} bytes")
     assert memory.alias_size_in_bytes == (cache_bytes if name == "donated" else 0)
 # %% [markdown] id="clamp" lang="en"
-# ## The silent clamp
+# ## When the cache is full: the silent clamp
 #
 # What happens when the cache is full? You might expect an error. But `dynamic_update_slice` promises that its slice lies
-# inside the array: a start that is too large is moved back until the slice fits. Nothing is said. The newest key is written
-# over the one before it.
-# %% [markdown] id="clamp" lang="zh" of="8f4ea359"
-# ## 悄悄的钳制（clamp）
+# inside the array: a start that is too large is moved back until the slice fits. There is no warning. The newest key is
+# written over the one before it.
+# %% [markdown] id="clamp" lang="zh" of="da5e152c"
+# ## 缓存满了：悄悄的钳制（clamp）
 #
 # 缓存满了会怎样？你也许以为会报错。但 `dynamic_update_slice` 保证写入的一段总在数组之内：起点太大，就往回移到放得下为止，什么提示也没有。于是最新的键盖住了它前面的那个。
 # %% id="clamp_code"
@@ -379,11 +380,11 @@ wrong_by = float(jnp.abs(bad_logits - kept_logits).max())
 print(f"the logits look healthy and are off by up to {wrong_by:.1f}")
 assert wrong_by > 0.1
 # %% [markdown] id="refuse" lang="en"
-# `jax_llama3` refuses in Python, before anything compiled runs: `prefill`, `decode` and `forward` compare `lengths` with the
-# capacity and raise a `ValueError`. Inside a caller's own jit the lengths have no values yet, so nothing can be raised. There a token
-# without a slot gets NaN logits, which nobody can mistake for an answer.
-# %% [markdown] id="refuse" lang="zh" of="6c52c02a"
-# `jax_llama3` 在 Python 一侧就会拒绝，不等编译后的程序运行：`prefill`、`decode` 和 `forward` 把 `lengths` 与容量比较，不够就抛出 `ValueError`。而在调用者自己的 jit 里，长度还没有值，无法报错；此时没有槽可放的 token 得到的 logits 是 NaN，谁也不会把它误当成答案。
+# `jax_llama3` refuses a full cache in Python, before anything compiled runs: `prefill`, `decode` and `forward` compare
+# `lengths` with the capacity and raise a `ValueError`. Inside a caller's own jit the lengths have no values yet, so
+# nothing can be raised. There a token without a slot gets NaN logits, which nobody can mistake for an answer.
+# %% [markdown] id="refuse" lang="zh" of="cf04d4b8"
+# 缓存放不下时，`jax_llama3` 在 Python 一侧就会拒绝，不等编译后的程序运行：`prefill`、`decode` 和 `forward` 把 `lengths` 与容量比较，不够就抛出 `ValueError`。而在调用者自己的 jit 里，长度还没有值，无法报错；此时没有槽可放的 token 得到的 logits 是 NaN，谁也不会把它误当成答案。
 # %% id="refuse_code"
 full = jax_llama3.init_cache(small_config, 1, P0, "float32")
 _, full = jax_llama3.prefill(small, np.array([prompt]), np.array([P0]), full, small_config)
@@ -405,20 +406,21 @@ assert jnp.isnan(inside(small, one[None], full)).all()
 # %% [markdown] id="library" lang="en"
 # ## The library: prefill, decode, buckets
 #
-# One program for every length of prompt would still be too many. So `prefill` lengthens the ids on the right to the next power
-# of two, at least 16. This is the **bucket** of the prompt's length, and all lengths in a bucket share their programs.
-# (`prefill` has three: what comes before the layers; one layer, which is run for all layers in turn; and what comes after.)
-# `lengths` says how many of the ids are real. The others get keys and values too, in slots after the real ones. But the
-# cache's own `lengths` does not count them, no query sees them, and the next tokens are written over them.
+# One program for every length of prompt would still be too many. So `prefill` lengthens the ids on the right to the next
+# power of two, at least 16. This is the **bucket** of the prompt's length, and all lengths in a bucket share their
+# programs. (`prefill` has three: one for what comes before the layers; one for a single layer, run for all layers in
+# turn; and one for what comes after.) `lengths` says how many of the ids are real. The others get keys and values too, in
+# slots after the real ones. But the cache's own `lengths` does not count them, no query of a real token sees them, and
+# the next tokens are written over them.
 #
-# `decode` always takes one id per row, so it has one shape and one program. Both donate the cache: go on with the one that
-# comes back.
-# %% [markdown] id="library" lang="zh" of="ea329f36"
+# `decode` always takes one id per row, so it has one shape and one program. Both donate the cache, so go on with the one
+# that they return.
+# %% [markdown] id="library" lang="zh" of="339af075"
 # ## 本库：prefill、decode 与桶
 #
-# 每种提示长度一个程序，还是太多。所以 `prefill` 在右边把编号补到下一个 2 的幂，至少 16：这就是该长度的**桶**（bucket），同一个桶里的各种长度共用同样的程序。（`prefill` 有三个程序：各层之前的部分，一个供所有层轮流使用的层，各层之后的部分。）`lengths` 说明其中有多少个编号是真的。补上的那些也会得到键和值，放在真的之后的槽里；但缓存自己的 `lengths` 不计入它们，没有查询看得到它们，后面的 token 会把它们覆盖掉。
+# 每种提示长度一个程序，还是太多。所以 `prefill` 在右边把编号补到下一个 2 的幂，至少 16：这就是该长度的**桶**（bucket），同一个桶里的各种长度共用同样的程序。（`prefill` 有三个程序：各层之前的部分，一个供所有层轮流使用的层，各层之后的部分。）`lengths` 说明其中有多少个编号是真的。补上的那些也会得到键和值，放在真的之后的槽里；但缓存自己的 `lengths` 不计入它们，真正的 token 的查询都看不到它们，后面的 token 会把它们覆盖掉。
 #
-# `decode` 每行总是一个编号，所以只有一种形状、一个程序。两者都捐赠缓存：请接着用返回的那一个。
+# `decode` 每行总是一个编号，所以只有一种形状、一个程序。两者都会捐赠缓存，所以之后要用返回的那一个。
 # %% id="library_code"
 assert [bucket(n) for n in (1, 5, 16, 17, 32, 33)] == [16, 16, 16, 32, 32, 64]
 
@@ -461,12 +463,12 @@ assert theirs.k[0].unsafe_buffer_pointer() == place
 # %% [markdown] id="first_token" lang="en"
 # ## The first token, and the ones after it, measured
 #
-# Now we can measure what lesson 10 claimed about the time to first token. First the work, as XLA counts it: a program for 64
-# rows does about 64 times the operations of a program for one row. Both read the very same weights.
-# %% [markdown] id="first_token" lang="zh" of="85a4aa66"
+# Now we can measure what lesson 10 claimed about the time to first token. First the work, as XLA counts it: a program for
+# 64 rows does about 64 times as many operations as a program for one row. Both read the very same weights.
+# %% [markdown] id="first_token" lang="zh" of="f60109c4"
 # ## 实测：第一个 token 与之后的 token
 #
-# 现在可以实测第 10 课关于首 token 延迟的说法。先看 XLA 统计的运算量：64 行的程序，运算量约为一行的程序的 64 倍，读取的权重却是同一份。
+# 现在可以实测第 10 课关于首 token 延迟的说法。先看 XLA 统计的运算量：处理 64 行的程序，运算量约为处理一行的程序的 64 倍，读取的权重却是同一份。
 # %% id="first_token_code"
 operations = {}
 for rows in (1, 64):
@@ -490,13 +492,13 @@ def read(text_ids, cache):
 
 
 # %% [markdown] id="first_token_text" lang="en"
-# Then the time, with all layers of the model. (We take the fastest of several runs, so compiling is not counted. In a new process
-# the first answer waits for that as well.)
+# Then the time, with all layers of the model. (We take the fastest of several runs, so compiling is not counted. In a new
+# process the first answer waits for that as well.)
 #
 # - A longer prompt takes longer. This is the wait before the first token.
-# - But *per token*, reading is far cheaper than writing. `prefill` brings each weight from memory once for all its rows;
-#   `decode` brings all of them for a single row.
-# %% [markdown] id="first_token_text" lang="zh" of="4993c7b7"
+# - But *per token*, reading is far cheaper than writing. `prefill` fetches each weight from memory once for all its rows;
+#   `decode` fetches all of them for a single row.
+# %% [markdown] id="first_token_text" lang="zh" of="e62c5c0c"
 # 再看时间，这次用上模型的全部层。（取几次运行中最快的一次，所以不含编译；在一个新进程里，第一个回答还要等编译完成。）
 #
 # - 提示越长，用时越长。这就是第一个 token 之前的等待。
@@ -531,16 +533,16 @@ assert per_token[256] < seconds
 # %% [markdown] id="fork" lang="en"
 # ## Forking one prefix into several continuations
 #
-# Old keys and values do not change (lesson 10), so one beginning can serve many continuations: prefill it once, then go on
-# from it in different ways. Only donation stands in the way, because the first continuation takes the cache with it. So each
-# one gets a copy. A copy takes the memory of the whole capacity, but nothing is computed again. (Chat servers do this with the
-# instructions that stand before every conversation.)
+# Old keys and values do not change (lesson 10), so one beginning can serve many continuations: prefill it once, then go
+# on from it in different ways. Only donation stands in the way, because the first continuation takes the cache with it.
+# So each one gets a copy. A copy takes up memory for the whole capacity, but nothing is computed again. (Chat servers
+# share the instructions that stand before every conversation in a similar way.)
 #
 # We use all layers, and compare each result with a prefill of its whole text.
-# %% [markdown] id="fork" lang="zh" of="fb9854fe"
+# %% [markdown] id="fork" lang="zh" of="40505c46"
 # ## 一个前缀，分成几种续写
 #
-# 旧的键和值不会变（第 10 课），所以一段开头可以供多种续写共用：只预填充一次，再从它出发分别继续。唯一的障碍是捐赠：第一种续写会把缓存带走。所以每一种都用一份副本。副本要占用整个容量的内存，但什么都不用重新计算。（聊天服务器就是这样处理每段对话之前的那份说明的。）
+# 旧的键和值不会变（第 10 课），所以一段开头可以供多种续写共用：只预填充一次，再从它出发分别继续。唯一的障碍是捐赠：第一种续写会把缓存带走。所以每一种都用一份副本。副本要占用整个容量的内存，但什么都不用重新计算。（每段对话之前都有同一份说明，聊天服务器也用类似的办法共用它。）
 #
 # 这里用上全部的层，每个结果都与对整段文本的预填充比较。
 # %% id="fork_code"
@@ -587,9 +589,9 @@ show(
 #
 # Put your answer in place of `None` and run the cell. Each exercise is followed by a hint and a solution, both folded.
 #
-# **1. Who has to wait?** Prompts of the lengths 3, 5, 16, 17, 30 and 33 arrive one after the other, all with a capacity that has
-# not been used before. How many of the six wait for something to be compiled? The check runs them and counts.
-# %% [markdown] id="exercises" lang="zh" of="c8a371a2"
+# **1. Who has to wait?** Prompts of lengths 3, 5, 16, 17, 30 and 33 arrive one after another, all with the same capacity,
+# which has not been used before. How many of the six wait for something to be compiled? The check runs them and counts.
+# %% [markdown] id="exercises" lang="zh" of="a0f1c1b1"
 # ## 练习
 #
 # 用你的答案替换 `None`，然后运行。每题后面有一条线索和一个解答，都是折叠的。
@@ -629,10 +631,11 @@ exercise(1, answer_1, check_1)
 buckets = {bucket(length) for length in (3, 5, 16, 17, 30, 33)}
 exercise(1, len(buckets), check_1)
 # %% [markdown] id="exercise_2_text" lang="en"
-# **2. No silent clamp.** Write a function of `(slots, new, length)` like `write`, but one that never overwrites an old slot: rows
-# for which there is no room are dropped. It must work under jit, with `length` as a value.
-# %% [markdown] id="exercise_2_text" lang="zh" of="4cf0bb17"
-# **2. 不许悄悄钳制。** 写一个像 `write` 那样以 `(slots, new, length)` 为参数的函数，但它绝不覆盖旧的槽：放不下的行就丢掉。它必须能在 jit 下工作，其中 `length` 是数值。
+# **2. No silent clamp.** Write a function of `(slots, new, length)` like `write`, but one that never overwrites an old
+# slot: rows for which there is no room are dropped. It must work under jit, with `length` as a traced argument, not a
+# fixed number.
+# %% [markdown] id="exercise_2_text" lang="zh" of="3af97cfc"
+# **2. 不许悄悄钳制。** 写一个像 `write` 那样以 `(slots, new, length)` 为参数的函数，但它绝不覆盖旧的槽：放不下的行就丢掉。它必须能在 jit 下工作，`length` 是被追踪的参数，而不是固定的数。
 # %% id="exercise_2"
 answer_2 = None
 
@@ -655,10 +658,10 @@ exercise(2, answer_2, check_2)
 # %% [markdown] id="hint_2" lang="en"
 # <details><summary>Hint</summary>
 #
-# `slots.at[places].set(rows, mode=...)` writes rows at any places. Look up what its `mode` may be.
+# `slots.at[places].set(rows, mode=...)` writes rows at any places. Look up which values `mode` may take.
 #
 # </details>
-# %% [markdown] id="hint_2" lang="zh" of="b769209f"
+# %% [markdown] id="hint_2" lang="zh" of="f07a4533"
 # <details><summary>线索</summary>
 #
 # `slots.at[places].set(rows, mode=...)` 可以把若干行写到任意位置。查一查 `mode` 可以取什么值。
@@ -673,10 +676,10 @@ def write_or_drop(slots, new, length):
 
 exercise(2, write_or_drop, check_2)
 # %% [markdown] id="exercise_3_text" lang="en"
-# **3. Undo.** Take back the last `n` tokens of a `jax_llama3` cache: write a function of `(cache, n)` that returns a cache from
-# which the text goes on as if those tokens had never been there. Nothing has to be copied or cleared. Why not?
-# %% [markdown] id="exercise_3_text" lang="zh" of="64a63c1f"
-# **3. 撤回。** 撤回 `jax_llama3` 缓存里最后的 `n` 个 token：写一个以 `(cache, n)` 为参数的函数，返回的缓存可以接着写下去，就像那些 token 从未出现过。什么都不用复制，也不用清空。为什么？
+# **3. Undo.** Take back the last `n` tokens of a `jax_llama3` cache: write a function of `(cache, n)` that returns a
+# cache from which the text goes on as if those tokens had never been there. Nothing has to be copied or cleared. Why not?
+# %% [markdown] id="exercise_3_text" lang="zh" of="c7acba93"
+# **3. 撤回。** 撤回 `jax_llama3` 缓存里最后的 `n` 个 token：写一个以 `(cache, n)` 为参数的函数，返回一个缓存，从它接着写下去，就像那些 token 从未出现过。什么都不用复制，也不用清空。为什么？
 # %% id="exercise_3"
 answer_3 = None
 
@@ -694,14 +697,14 @@ exercise(3, answer_3, check_3)
 # %% [markdown] id="hint_3" lang="en"
 # <details><summary>Hint</summary>
 #
-# Which of the cache's three fields says which slots are filled? Slots after that are hidden by the mask until they are written
-# over. A cache is a named tuple, so `cache._replace(field=...)` gives one with another value in a field.
+# Which of the cache's three fields says which slots are filled? The mask hides the slots after those until they are
+# written over. A cache is a named tuple, so `cache._replace(field=...)` gives one with another value in a field.
 #
 # </details>
-# %% [markdown] id="hint_3" lang="zh" of="f40a6a8a"
+# %% [markdown] id="hint_3" lang="zh" of="6ac36b21"
 # <details><summary>线索</summary>
 #
-# 缓存有三个字段，哪一个说明已填了哪些槽？在那之后的槽都被掩码挡住，直到被覆盖。缓存是一个具名元组，`cache._replace(字段=...)` 给出换了某个字段的新缓存。
+# 缓存有三个字段，哪一个说明已填了哪些槽？在那之后的槽都由掩码挡住，直到有新内容写进去。缓存是具名元组，`cache._replace(字段=...)` 返回一个换了该字段的新缓存。
 #
 # </details>
 # %% id="solution_3" tags=["solution"]
@@ -715,8 +718,8 @@ exercise(3, lambda cache, n: cache._replace(lengths=cache.lengths - n), check_3)
 # - Kwon et al., *Efficient Memory Management for Large Language Model Serving with PagedAttention*, 2023,
 #   [arXiv:2309.06180](https://arxiv.org/abs/2309.06180): how a server shares prefixes and wastes no empty slots
 #
-# Next: lesson 12 chooses the next token in other ways than the greedy one, and knows when to stop.
-# %% [markdown] id="sources" lang="zh" of="44fa4bfe"
+# Next: lesson 12 chooses the next token in ways other than the greedy one, and knows when to stop.
+# %% [markdown] id="sources" lang="zh" of="258a411d"
 # ## 来源
 #
 # - Frostig、Johnson、Leary，*Compiling Machine Learning Programs via High-level Tracing*，2018

@@ -41,9 +41,9 @@ config, params, tokenizer = model.config, model.params, model.tokenizer
 V = config.vocab_size
 ids = tokenizer.encode("The capital of France is", bos=True)
 # %% [markdown] id="first" lang="en"
-# See it first. The same prompt is continued once with the likeliest tokens and four times with dice. Each number on the left
-# is a seed; the same seed gives the same text again.
-# %% [markdown] id="first" lang="zh" of="b34b9400"
+# Let us see it first. The same prompt is continued once with the likeliest tokens and four times by rolling the dice.
+# Each number on the left is a seed; the same seed gives the same text again.
+# %% [markdown] id="first" lang="zh" of="2217f25c"
 # 先看现象。同一个提示，先用概率最大的 token 续写一次，再掷骰子续写四次。左边的数是种子；种子相同，文本就相同。
 # %% id="first_code"
 hot = jl.Sampler(temperature=1.0)
@@ -71,33 +71,33 @@ assert said(3) == said(3)
 # probabilities side by side on the line from 0 to 1 and throw a uniform random number $u$ onto it. The piece that it hits is
 # your token. A likely token has a long piece, so it is hit often.
 #
-# JAX reaches the same result in another way. It adds to every logit $z_i$ a random number of its own,
-# $g_i = -\log(-\log u_i)$, and takes the largest sum. This is known as the Gumbel trick. It needs no sum over the vocabulary,
-# and a logit of $-\infty$ can never win.
+# JAX draws from the same distribution in another way. To each logit $z_i$ it adds a separate random number,
+# $g_i = -\log(-\log u_i)$, and it takes the token with the largest sum. This is known as the Gumbel trick. It needs no
+# sum over the vocabulary, and a logit of $-\infty$ can never win.
 #
 # <details><summary>Why this is so (may be skipped)</summary>
 #
-# Each $u_i$ is uniform between 0 and 1, so $E_i = -\log u_i$ is a random waiting time: exponentially distributed with rate 1.
-# Since $z_i + g_i = -\log(E_i / e^{z_i})$, the largest $z_i + g_i$ belongs to the smallest $E_i / e^{z_i}$, and this is a
-# waiting time with rate $e^{z_i}$. So picture one alarm clock per token; the first to ring wins. Clock $i$ rings at time $t$
-# while all others are still silent, and that for any $t$, with probability
+# Each $u_i$ is uniform between 0 and 1, so $E_i = -\log u_i$ is a random waiting time: exponentially distributed with
+# rate 1. Since $z_i + g_i = -\log(E_i / e^{z_i})$, the largest $z_i + g_i$ belongs to the smallest $E_i / e^{z_i}$, and
+# this is a waiting time with rate $e^{z_i}$. So picture one alarm clock per token; the first to ring wins. The
+# probability that clock $i$ rings at some time $t$ while all others are still silent is
 #
 # $$\int_0^\infty e^{z_i}\, e^{-t \sum_j e^{z_j}}\, dt = \frac{e^{z_i}}{\sum_j e^{z_j}} = p_i .$$
 #
 # </details>
-# %% [markdown] id="draw" lang="zh" of="8c7ddd16"
+# %% [markdown] id="draw" lang="zh" of="e88c8e75"
 # ## 从分布中抽取
 #
 # softmax 把 $V$ 个 logits 变成总和为 1 的概率 $p_i$。怎样按这些概率抽取一个 token？把它们首尾相接地铺在 0 到 1 的线段上，再投一个均匀随机数 $u$：落在哪一段，
 # 就选哪个 token。概率大的 token 线段长，所以常被选中。
 #
-# JAX 用另一种方法得到同样的结果：给每个 logit $z_i$ 各加一个随机数 $g_i = -\log(-\log u_i)$，然后取和最大的那个。这叫 Gumbel 技巧。它不必对整个词表求和，
+# JAX 用另一种方法从同样的分布中抽取：给每个 logit $z_i$ 各加一个随机数 $g_i = -\log(-\log u_i)$，然后取和最大的那个 token。这叫 Gumbel 技巧。它不必对整个词表求和，
 # 而且等于 $-\infty$ 的 logit 永远不会获胜。
 #
 # <details><summary>为什么会这样（可跳过）</summary>
 #
 # 每个 $u_i$ 在 0 到 1 之间均匀分布，所以 $E_i = -\log u_i$ 是一段随机的等待时间，服从速率为 1 的指数分布。因为 $z_i + g_i = -\log(E_i / e^{z_i})$，最大的 $z_i + g_i$ 对应最小的 $E_i / e^{z_i}$，
-# 而后者是速率为 $e^{z_i}$ 的等待时间。可以设想每个 token 有一只闹钟，最先响的获胜。闹钟 $i$ 在某个时刻 $t$ 响起而其他闹钟都还没响，对所有的 $t$ 积分，概率是
+# 而后者是速率为 $e^{z_i}$ 的等待时间。可以设想每个 token 有一只闹钟，最先响的获胜。闹钟 $i$ 在某个时刻 $t$ 响起而其他闹钟都还没响的概率，要对所有的 $t$ 积分：
 #
 # $$\int_0^\infty e^{z_i}\, e^{-t \sum_j e^{z_j}}\, dt = \frac{e^{z_i}}{\sum_j e^{z_j}} = p_i .$$
 #
@@ -143,11 +143,11 @@ for seed in range(20):
 #
 # $$p_i(\tau) = \frac{e^{z_i/\tau}}{\sum_j e^{z_j/\tau}} \;\propto\; p_i^{1/\tau}.$$
 #
-# So the ratio of two probabilities is raised to the power $1/\tau$. Odds of 9 to 1 become 81 to 1 at $\tau = 0.5$ and
-# 3 to 1 at $\tau = 2$. The order of the tokens never changes. As $\tau$ goes to zero, the likeliest token takes everything; as
-# it grows, all tokens become equal. You cannot divide by zero itself, so the library reads temperature 0 as "take the
-# likeliest": greedy. A negative temperature would turn the order around, and the library refuses it.
-# %% [markdown] id="temperature" lang="zh" of="997d4b3d"
+# So the ratio of two probabilities is raised to the power $1/\tau$. Odds of 9 to 1 become 81 to 1 at $\tau = 0.5$ and 3
+# to 1 at $\tau = 2$. The order of the tokens never changes. As $\tau$ goes to zero, the likeliest token takes everything;
+# as it grows, all tokens become equally likely. You cannot divide by zero itself, so the library reads temperature 0 as
+# "take the likeliest": greedy. A negative temperature would reverse the order, and the library refuses it.
+# %% [markdown] id="temperature" lang="zh" of="40d835d3"
 # ## 温度
 #
 # 骰子应当掷得多大胆？这由**温度**（temperature）$\tau$ 决定。在 softmax 之前，所有 logits 都先除以它：
@@ -155,7 +155,7 @@ for seed in range(20):
 # $$p_i(\tau) = \frac{e^{z_i/\tau}}{\sum_j e^{z_j/\tau}} \;\propto\; p_i^{1/\tau}.$$
 #
 # 也就是说，两个概率之比变成它的 $1/\tau$ 次方。9 比 1 在 $\tau = 0.5$ 时变成 81 比 1，在 $\tau = 2$ 时变成 3 比 1。token 按概率排出的顺序始终不变。$\tau$ 趋于零时，
-# 概率最大的 token 独占一切；$\tau$ 越来越大时，所有 token 趋于相等。零不能作除数，所以本库把温度 0 理解为“取最大者”，也就是贪心。负的温度会把顺序颠倒过来，本库拒绝接受。
+# 概率最大的 token 独占一切；$\tau$ 越来越大时，所有 token 的概率趋于相等。零不能作除数，所以本库把温度 0 理解为“取最大者”，也就是贪心。负的温度会把顺序颠倒过来，本库拒绝接受。
 # %% id="temperature_code"
 def temper(p, temperature):
     powers = p ** (1 / temperature)
@@ -181,9 +181,9 @@ def library(values, sampler):
 for tau in (0.5, 1.0, 2.0):
     close(library(logits[0], jl.Sampler(temperature=tau)), temper(p, tau), atol=1e-5)
 
-# en: Temperature 0 takes the likeliest, whatever the key; of equals the lowest id. What holds for the course's
+# en: Temperature 0 takes the likeliest, whatever the key; among equals, the lowest id. What holds for the course's
 # en: own model alone is checked with `expect`.
-# zh: 温度为 0 时取最大者，与密钥无关；相等时取编号最小的。只对本课程自己的模型成立的结果，用 `expect` 检查。
+# zh: 温度为 0 时取最大者，与密钥无关；相等时取编号最小的。只对本课程所用模型成立的结果，用 `expect` 检查。
 keys = jax.random.split(jax.random.key(0), 16)
 greedy = jl.sample(keys, jnp.repeat(logits, 16, 0), jl.Sampler(temperature=0))
 assert (greedy == jnp.argmax(logits[0])).all()
@@ -208,7 +208,7 @@ show(
 # %% [markdown] id="filters" lang="en"
 # ## Three filters
 #
-# Most of the vocabulary is nonsense at any given place. Each of these tokens is unlikely, but there are so many of them that
+# At any given place, most of the vocabulary is nonsense. Each of these tokens is unlikely, but there are so many that
 # together they are not. After our prompt, the tokens that are less likely than 1 in 1,000 together hold 6% of the
 # probability, so the dice land among them about once in 16 draws. A filter sets the probabilities of this tail to zero
 # and divides the rest by its sum. Where does the tail begin? There are three common answers:
@@ -216,16 +216,16 @@ show(
 # - **top-k** keeps the $k$ likeliest tokens, however sure the network is.
 # - **top-p** keeps the likeliest tokens until their sum reaches $p$. The token that carries the sum over the limit is
 #   **kept**: of 0.5, 0.3, 0.15, 0.05 with top-p 0.6, the first two stay, and their sum is 0.8, not below 0.6. Put another
-#   way, a token stays if the sum *before* it is less than top-p. So at least one token always stays.
+#   way, a token stays if the sum *before* it is less than $p$. So at least one token always stays.
 # - **min-p** keeps the tokens with at least a given share of the largest probability.
-# %% [markdown] id="filters" lang="zh" of="c9bacc20"
+# %% [markdown] id="filters" lang="zh" of="2ab36050"
 # ## 三种过滤
 #
-# 在任何一个位置上，词表中的绝大多数 token 都是胡话。单独看，每个的概率都很小；但数量太多，合在一起就不小了。在我们的提示之后，概率低于千分之一的 token 合起来占 6%，
+# 在任何一个位置上，词表中的绝大多数 token 都说不通。单独看，每个的概率都很小；但数量太多，合在一起就不小了。在我们的提示之后，概率低于千分之一的 token 合起来占 6%，
 # 所以大约每抽 16 次就有一次落在它们当中。过滤就是把这条尾巴的概率置零，再把剩下的除以它们的总和。尾巴从哪里算起？常用的答案有三种：
 #
 # - **top-k** 保留概率最大的 $k$ 个 token，不管网络有没有把握。
-# - **top-p** 从大到小保留，直到总和达到 $p$。使总和越过界线的那个 token 要**保留**：0.5、0.3、0.15、0.05 在 top-p 为 0.6 时留下前两个，总和是 0.8，而不是低于 0.6。换个说法：排在一个 token *之前*的总和小于 top-p，它就留下。因此至少会留下一个。
+# - **top-p** 从大到小保留，直到总和达到 $p$。使总和越过界线的那个 token 要**保留**：0.5、0.3、0.15、0.05 在 top-p 为 0.6 时留下前两个，总和是 0.8，而不是低于 0.6。换个说法：排在一个 token *之前*的总和小于 $p$，它就留下。因此至少会留下一个。
 # - **min-p** 保留概率不低于最大概率某个比例的 token。
 # %% id="filters_code"
 def renormalised(p, kept):
@@ -269,12 +269,12 @@ expect((round(100 * tail), round(1 / tail)), (6, 16))
 
 
 # %% [markdown] id="cut" lang="en"
-# How do the three differ? Take three prompts after which the network is sure, less sure and quite unsure. Top-k keeps the same
-# number of tokens after each. Top-p and min-p adapt: few tokens where the network is sure, many where it is not. The picture
-# shows where top-p 0.75 cuts after the first two. The dots are the sum of the bars so far; the first dot on or above the dashed
-# line is the last token that stays.
-# %% [markdown] id="cut" lang="zh" of="cb735a65"
-# 三者有何不同？取三个提示，网络对它们分别是很有把握、不太有把握、毫无把握。top-k 在三处留下的个数相同。top-p 和 min-p 会随之变化：有把握时留得少，没有把握时留得多。图中画出 top-p 0.75 在前两个提示之后的截断。
+# How do the three differ? Take three prompts after which the network is sure, less sure and quite unsure. Top-k keeps the
+# same number of tokens after each. Top-p and min-p adapt: they keep few tokens where the network is sure and many where
+# it is not. The picture shows where top-p 0.75 cuts for the first two prompts. Each dot is the sum of the bars up to
+# there; the first dot on or above the dashed line is the last token that stays.
+# %% [markdown] id="cut" lang="zh" of="71211057"
+# 三者有何不同？取三个提示，网络对接下来的 token 分别很有把握、不太有把握、毫无把握。top-k 在三处留下的个数相同。top-p 和 min-p 会随之变化：有把握时留得少，没有把握时留得多。图中画出前两个提示之后 top-p 0.75 的截断位置。
 # 圆点是到此为止各柱之和；第一个落在虚线上或虚线以上的圆点，就是最后一个留下的 token。
 # %% id="cut_code"
 def after(text):
@@ -310,26 +310,28 @@ show(
 
 
 # %% [markdown] id="order" lang="en"
-# ## The order matters
+# ## The order changes the result
 #
 # The library applies the settings in the same order as the transformers library: **temperature, then top-k, then top-p,
-# then min-p**. Each works on what the one before it has left, and that changes the result. Take 0.5, 0.3, 0.15, 0.05 again:
+# then min-p**. Each works on what the one before it has left, so the order changes the result. Take 0.5, 0.3, 0.15, 0.05
+# again:
 #
 # - Temperature before top-p: at $\tau = 0.5$ the example becomes 0.68, 0.25, ..., and top-p 0.6 keeps one token, not two.
-# - Top-k before top-p: with $k = 2$ the rest is 0.625 and 0.375, and top-p 0.6 again keeps one. The other way round, both
-#   stay.
-# - Min-p after top-p: if min-p ran first, the tokens that it leaves would grow, their sum would reach the limit of top-p
-#   sooner, and fewer would stay. Of 0.4, 0.3, 0.2, 0.1, for example, two instead of three.
+# - Top-k before top-p: with $k = 2$, what is left becomes 0.625 and 0.375, and top-p 0.6 again keeps one. The other way
+#   round, both stay.
+# - Min-p after top-p: if min-p ran first, the probabilities that it leaves would grow, their sum would reach the limit of
+#   top-p sooner, and fewer tokens would stay. For example, of 0.4, 0.3, 0.2, 0.1 with min-p 0.3 and top-p 0.75, two would
+#   stay instead of three.
 #
 # So two programs with the same four numbers, applied in different orders, draw from different distributions.
-# %% [markdown] id="order" lang="zh" of="fbe2d5aa"
-# ## 顺序不能换
+# %% [markdown] id="order" lang="zh" of="332f701d"
+# ## 顺序会改变结果
 #
 # 本库的顺序与 transformers 库相同：**先温度，再 top-k，再 top-p，最后 min-p**。每一步都作用于上一步剩下的分布，顺序会影响结果。仍以 0.5、0.3、0.15、0.05 为例：
 #
 # - 温度在 top-p 之前：$\tau = 0.5$ 时例子变成 0.68、0.25 等等，top-p 0.6 只留一个，而不是两个。
 # - top-k 在 top-p 之前：$k = 2$ 时剩下 0.625 和 0.375，top-p 0.6 又只留一个。反过来则两个都留。
-# - min-p 在 top-p 之后：如果先做 min-p，留下的概率会变大，累加更快达到 top-p 的界线，留下的 token 就更少。例如 0.4、0.3、0.2、0.1，会留下两个而不是三个。
+# - min-p 在 top-p 之后：如果先做 min-p，留下的概率会变大，累加更快达到 top-p 的界线，留下的 token 就更少。例如 0.4、0.3、0.2、0.1，min-p 取 0.3，top-p 取 0.75，这样就只留下两个，而不是三个。
 #
 # 因此，两个程序即使四个数都一样，只要顺序不同，就是在从不同的分布中抽取。
 # %% id="order_code"
@@ -363,10 +365,10 @@ for values, settings, sampler in cases:
 full = jl.Sampler(temperature=0.8, top_k=40, top_p=0.95, min_p=0.01)
 close(library(logits[0], full), by_hand(p, 0.8, 40, 0.95, 0.01), atol=1e-5)
 # %% [markdown] id="frequencies" lang="en"
-# ## Do the draws follow it?
+# ## Do the draws follow the distribution?
 #
-# So far we have compared distributions. A sampler could still compute the right distribution and then draw wrongly. So we let
-# it draw, $n = 50{,}000$ times with each of six settings, from a toy vocabulary of six tokens, and count. That makes
+# So far we have compared distributions. A sampler could still compute the right distribution and then draw wrongly. So we
+# let it draw from a toy vocabulary of six tokens, $n = 50{,}000$ times with each of six settings, and count. That makes
 # $m = 6 \times 6 = 36$ frequencies, each to be compared with its probability.
 #
 # How far may a frequency be off by mere chance? Hoeffding's inequality gives a bound that needs no guess. For one frequency
@@ -374,33 +376,35 @@ close(library(logits[0], full), by_hand(p, 0.8, 40, 0.95, 0.01), atol=1e-5)
 #
 # $$P(|f - p| \ge \epsilon) \le 2e^{-2n\epsilon^2}.$$
 #
-# This is for **one** comparison, and we make 36. The probability that at least one of the 36 intervals is missed is at most
-# the sum of their probabilities, $\delta = 2m\,e^{-2n\epsilon^2}$. Solved for the half-width of the intervals:
+# This is for **one** comparison, and we make 36. The probability that at least one of the 36 frequencies misses its
+# interval is at most the sum of the 36 bounds, $\delta = 2m\,e^{-2n\epsilon^2}$. Solved for the half-width of the
+# intervals:
 #
 # $$\epsilon = \sqrt{\ln(2m/\delta) \,/\, (2n)}.$$
 #
-# We take $\delta = 10^{-6}$: a *right* sampler misses any of the 36 intervals at most once in a million such tests. Counting
-# only the six tokens, $m = 6$, would make the intervals too narrow, and the risk six times what we claim.
+# We take $\delta = 10^{-6}$: a *correct* sampler misses one of the 36 intervals in at most one of a million such tests,
+# on average. If we counted only the six tokens, $m = 6$, the intervals would be too narrow, and the risk six times what
+# we claim.
 #
-# A test also needs power: it must notice a wrong sampler. Frequencies drawn at temperature 1.1 must leave the intervals
-# around the probabilities of temperature 1.
-# %% [markdown] id="frequencies" lang="zh" of="80811cc5"
+# A test also needs power: it must notice a wrong sampler. So of the frequencies drawn at temperature 1.1, at least one
+# must fall outside its interval around the probability at temperature 1.
+# %% [markdown] id="frequencies" lang="zh" of="be5a408d"
 # ## 抽出来的真是这个分布吗
 #
 # 到目前为止比较的都是分布本身。采样器也可能算对了分布却抽错了。所以让它真的去抽：玩具词表有六个 token，六种设置各抽 $n = 50{,}000$ 次，然后计数。这样得到
 # $m = 6 \times 6 = 36$ 个频率，每个都要与自己的概率比较。
 #
-# 仅凭偶然，频率可以偏离多远？Hoeffding 不等式给出一个不靠猜测的界。设一个 token 的概率是 $p$，频率是 $f$，则
+# 纯属偶然的话，频率可以偏离多远？Hoeffding 不等式给出一个不靠猜测的界。设一个 token 的概率是 $p$，频率是 $f$，则
 #
 # $$P(|f - p| \ge \epsilon) \le 2e^{-2n\epsilon^2}.$$
 #
-# 这只针对**一次**比较，而我们要比较 36 次。36 个区间中至少有一个落空的概率，不超过各自概率之和 $\delta = 2m\,e^{-2n\epsilon^2}$。由此解出区间的半宽：
+# 这只针对**一次**比较，而我们要比较 36 次。36 个频率中至少有一个落在区间之外的概率，不超过这 36 个界之和 $\delta = 2m\,e^{-2n\epsilon^2}$。由此解出区间的半宽：
 #
 # $$\epsilon = \sqrt{\ln(2m/\delta) \,/\, (2n)}.$$
 #
-# 这里取 $\delta = 10^{-6}$：一个*正确*的采样器做一百万次这样的检验，平均至多有一次会让 36 个区间中的某一个落空。如果只数六个 token，取 $m = 6$，区间就太窄，风险会是所声称的六倍。
+# 这里取 $\delta = 10^{-6}$：一个*正确*的采样器做一百万次这样的检验，平均至多有一次会有某个频率落在自己的区间之外。如果只数六个 token，取 $m = 6$，区间就太窄，风险会是所声称的六倍。
 #
-# 检验还要有分辨力，能发现错误的采样器：在温度 1.1 下抽出的频率，必须越出温度 1 的概率周围的区间。
+# 检验还要有分辨力，能发现错误的采样器：在温度 1.1 下抽出的频率，至少要有一个落在温度 1 的概率周围的区间之外。
 # %% id="frequencies_code"
 six = np.array([0.4, 0.25, 0.15, 0.1, 0.07, 0.03])
 n, delta = 50_000, 1e-6
@@ -461,19 +465,20 @@ show(
 # %% [markdown] id="keys" lang="en"
 # ## Keys: random and repeatable
 #
-# How can the same seed give the same text again? JAX has no hidden random state. A random function takes a key, and the same
-# key gives the same numbers. So every draw is repeatable. But there is a trap: if you use one key for all steps, each step
-# adds the *same noise* to the logits, and the same token keeps winning. Each step needs a key of its own.
+# How can the same seed give the same text again? JAX has no hidden random state. A random function takes a key, and the
+# same key gives the same numbers. So every draw is repeatable. But there is a trap: if you use one key for all steps,
+# each step adds the *same noise* to the logits, and the same token is favoured every time. Each step needs a key of its
+# own.
 #
 # `jax.random.fold_in(key, number)` makes a new key from a key and a number. The library uses it twice: row $r$ of a batch
 # gets `fold_in(key(seed), r)`, and step $t$ of this row gets `fold_in(row_key, t)`. So a draw depends on the seed, the row
 # and the step, and on nothing else. Below we write that loop and compare it with `generate`. (The lines with `seen` and
 # `penalize` do nothing as long as the penalty is 1; the next section explains them.)
-# %% [markdown] id="keys" lang="zh" of="c29f5e57"
+# %% [markdown] id="keys" lang="zh" of="47a63e06"
 # ## 密钥：既随机，又能重现
 #
 # 种子相同，文本就相同，这是怎么做到的？JAX 没有隐藏的随机状态。随机函数接收一个密钥（key），同样的密钥给出同样的数，所以每次抽取都能重现。但这里有一个陷阱：如果所有步都用同一个密钥，
-# 每一步加到 logits 上的就是*同样的噪声*，获胜的总是同一个 token。每一步都需要自己的密钥。
+# 每一步加到 logits 上的就是*同样的噪声*，每次都偏向同一个 token。每一步都需要自己的密钥。
 #
 # `jax.random.fold_in(key, number)` 用一个密钥和一个数生成新的密钥。本库用了两次：一批中的第 $r$ 行得到 `fold_in(key(seed), r)`，这一行的第 $t$ 步得到
 # `fold_in(row_key, t)`。所以一次抽取只取决于种子、行号和步数，与别的都无关。下面亲手写这个循环，并与 `generate` 比较。（其中 `seen` 和 `penalize` 那几行在惩罚系数为 1 时不起作用，下一节再解释。）
@@ -507,18 +512,19 @@ for seed in (2, 3):
 # %% [markdown] id="penalty" lang="en"
 # ## Repetition penalty
 #
-# Small models like to repeat themselves. A penalty $\theta > 1$ makes tokens less likely that stand in the prompt or have
-# already been drawn. It acts *before* the temperature: a positive logit is divided by $\theta$, a negative one is multiplied
-# by it. The two cases matter. Dividing $-2$ by 2 would give $-1$, a larger logit, and so reward the repetition.
+# Small models like to repeat themselves. A penalty $\theta > 1$ makes a token less likely if it stands in the prompt or
+# has already been drawn. It acts *before* the temperature: a positive logit is divided by $\theta$, a negative one is
+# multiplied by it. The two cases matter. Dividing $-2$ by 2 would give $-1$, a larger logit, and so reward the
+# repetition.
 #
-# There is a flaw that you should know. Adding a constant to all logits changes no softmax, but it does change what the
-# penalty does, because that depends on where zero is.
-# %% [markdown] id="penalty" lang="zh" of="66ba9c98"
+# The penalty has a flaw that you should know about. Adding a constant to all logits changes no softmax, but it does
+# change what the penalty does, because that depends on where zero is.
+# %% [markdown] id="penalty" lang="zh" of="7425dd25"
 # ## 重复惩罚
 #
-# 小模型喜欢重复自己的话。惩罚系数 $\theta > 1$ 降低已经在提示里或已经抽到过的 token 的概率，在温度*之前*进行：正的 logit 除以 $\theta$，负的乘以 $\theta$。必须分两种情况：$-2$ 除以 2 得 $-1$，logit 反而变大，等于奖励重复。
+# 小模型喜欢重复自己的话。如果一个 token 已经在提示里，或已经抽到过，惩罚系数 $\theta > 1$ 就降低它的概率。惩罚在温度*之前*进行：正的 logit 除以 $\theta$，负的乘以 $\theta$。必须分两种情况：$-2$ 除以 2 得 $-1$，logit 反而变大，等于奖励重复。
 #
-# 还有一个应当知道的缺陷：给所有 logits 加同一个常数不会改变 softmax，却会改变惩罚的效果，因为惩罚取决于零点在哪里。
+# 惩罚有一个应当知道的缺陷：给所有 logits 加同一个常数不会改变 softmax，却会改变惩罚的效果，因为惩罚取决于零点在哪里。
 # %% id="penalty_code"
 values = jnp.array([[3.0, -2.0, 1.0, -1.0]])
 seen = jnp.array([[True, True, False, False]])
@@ -539,16 +545,16 @@ print(repr(tokenizer.decode(penalised)))
 # %% [markdown] id="chat" lang="en"
 # ## A conversation is a list of ids
 #
-# The network only continues text. How can it hold a conversation? The program writes the messages one after the other, with
-# marks around them, and the network was trained to write an answer at the place where one is due. How the marks are set is
-# the **chat template** of the model. In the default model a message is
+# The network only continues text. How can it hold a conversation? The program writes the messages one after the other,
+# with marks around them, and the network was trained to write an answer at the place where one is due. The rule for
+# setting the marks is the model's **chat template**. In the default model, a message is
 #
 # `<|im_start|>` + role + newline + text + `<|im_end|>` + newline,
 #
-# where the two marks are special tokens, each a single id (lesson 01). At the end stands the head of a message by the
-# assistant, without a text: that text is what the network is to write. If nobody gives a system message, the template adds
-# one. We put the ids together by hand, piece by piece, and colour each by its kind.
-# %% [markdown] id="chat" lang="zh" of="cbd008d5"
+# where the two marks are special tokens, each a single id (lesson 01). At the end comes the head of an assistant message
+# without its text: the network is to write that text. If no system message is given, the template adds one. Below we put
+# the ids together by hand, piece by piece, and colour each by its kind.
+# %% [markdown] id="chat" lang="zh" of="2bd10180"
 # ## 一段对话就是一串编号
 #
 # 网络只会续写文本，怎么能对话呢？程序把各条消息依次写下来，前后加上标记；网络在训练中学会了在该回答的地方写出回答。标记怎么写，由模型的**对话模板**（chat template）规定。默认模型的一条消息是
@@ -565,7 +571,7 @@ special = tokenizer.vocabulary.special
 
 
 def message(role, text=None):
-    # en: Pairs of a kind and an id; without a text it is the head of a message alone.
+    # en: Pairs of a kind and an id; without a text, it is only the head of a message.
     # zh: 由种类和编号组成的二元组；没有正文时，只是一条消息的开头。
     newline = tokenizer.encode("\n")
     parts = [("special", [special["<|im_start|>"]])]
@@ -599,12 +605,12 @@ if on_default_model():
 # What if a user types `<|im_end|>`? Suppose the program first wrote the whole conversation as one text and then looked for
 # special names in it. Then these ten characters would become the real mark, the message would end there, and the user could
 # go on in the name of the system. So the texts of messages are encoded with special tokens **off**. The typed name becomes a
-# few ordinary ids, and only the template can set a mark. We build it both ways and count the marks.
-# %% [markdown] id="typed" lang="zh" of="f63e6086"
+# few ordinary ids, and only the template can set a mark. We do it both ways and count the marks.
+# %% [markdown] id="typed" lang="zh" of="fe7aa8bb"
 # ## 用户输入的只是文本
 #
 # 如果用户输入 `<|im_end|>` 会怎样？假如程序先把整段对话写成一个文本，再在其中寻找特殊名字，这十个字符就会变成真正的标记：消息到此结束，用户接着就能冒充系统说话。
-# 所以消息的正文在编码时**关闭**特殊 token。输入的名字变成几个普通编号，只有模板才能写下标记。下面两种做法都做一遍，数一数标记。
+# 所以消息的正文在编码时**关闭**特殊 token。输入的名字变成几个普通编号，只有模板才能写下标记。下面把两种做法都试一遍，数一数标记。
 # %% id="typed_code"
 mark = tokenizer.stop_ids[-1]
 name = tokenizer.special_names[mark]
@@ -630,16 +636,16 @@ expect(careless(tokenizer.decode(chat_ids)), chat_ids)
 # %% [markdown] id="stops" lang="en"
 # ## When to stop
 #
-# When does the text end? The network ends its message with the mark. An id that ends generation is a **stop id**, and a
-# model has a set of them. The default model has one. Llama 3 Instruct has two, 128001 (end of text) and 128009 (end of a
-# turn), and Llama 3.1 gave a use to a third, 128008 (end of a message to a tool). A program that knows only 128001 never sees
-# the end of an answer. We can check the three places without Llama's file: its special tokens come after the ordinary ids, so
-# a toy vocabulary of the 256 bytes shows the same places, counted from 256 instead of 128,000.
-# %% [markdown] id="stops" lang="zh" of="ad7e1ba9"
+# When does the text end? The network ends its message with an end mark, here `<|im_end|>`. An id that ends generation is
+# a **stop id**, and a model can have several. The default model has one. Llama 3 Instruct has two, 128001 (end of text)
+# and 128009 (end of a turn), and Llama 3.1 put a third to use, 128008 (end of a message to a tool). A program that knows
+# only 128001 never sees the end of an answer. We can check these three ids without Llama's file: its special tokens come
+# after the ordinary ones, so a toy vocabulary of the 256 bytes has them in the same places, counted from 256 instead of
+# 128,000.
+# %% [markdown] id="stops" lang="zh" of="cfde95c2"
 # ## 何时停止
 #
-# 文本何时结束？网络用这个标记结束自己的消息。使生成结束的编号叫**停止编号**（stop id），一个模型有一组。默认模型只有一个。Llama 3 Instruct 有两个：128001（文本结束）和 128009（一轮结束）；Llama 3.1 又启用了第三个，128008（发给工具的消息结束）。只认识 128001 的程序永远看不到回答的结尾。不用 Llama 的文件也能验证这三个位置：它的特殊 token 排在普通编号之后，
-# 所以用 256 个字节做一个玩具词表，就能看到同样的位置，只是从 256 数起，而不是从 128,000 数起。
+# 文本何时结束？网络用结束标记（这里是 `<|im_end|>`）结束自己的消息。使生成结束的编号叫**停止编号**（stop id），一个模型可以有几个。默认模型只有一个。Llama 3 Instruct 有两个：128001（文本结束）和 128009（一轮结束）；Llama 3.1 又启用了第三个，128008（发给工具的消息结束）。只认识 128001 的程序永远看不到回答的结尾。不用 Llama 的文件也能验证这三个编号：它的特殊 token 排在普通 token 之后，所以用 256 个字节做一个玩具词表，它们就在同样的位置上，只是从 256 数起，而不是从 128,000 数起。
 # %% id="stops_code"
 lines = [base64.b64encode(bytes([byte])) + f" {byte}".encode() for byte in range(256)]
 toy = tokenizer_from_files({"tokenizer.model": b"\n".join(lines)})
@@ -665,9 +671,9 @@ assert " France" not in cut.text
 print(repr(cut.text), cut.finish_reason)
 # %% [markdown] id="turns" lang="en"
 # The second question goes after the first answer, and the whole conversation is encoded again. Its ids begin with those that
-# the network has already read and written. So a chat keeps its cache and reads only what is new. Nothing in the model
+# the network has already read and written. So a chat can keep its cache and read only what is new. Nothing in the model
 # remembers the first turn; only this prefix does.
-# %% [markdown] id="turns" lang="zh" of="d970c183"
+# %% [markdown] id="turns" lang="zh" of="1eb73246"
 # 第二个问题接在第一个回答后面，整段对话重新编码。它的编号以网络已经读过、写过的编号开头，所以聊天可以保留缓存，只读新的部分。模型里没有任何东西记得第一轮，记忆只存在于这个前缀里。
 # %% id="turns_code"
 longer = [
@@ -682,15 +688,14 @@ print(f"{len(known)} ids are in the cache already, {len(long_ids) - len(known)} 
 # %% [markdown] id="streaming" lang="en"
 # ## Streaming: tokens are bytes
 #
-# Whoever waits for an answer wants to see it grow. But a token is a string of bytes (lesson 01), and one character of UTF-8
-# takes up to four bytes, which may be spread over several tokens. If you decode each token alone, you see broken characters.
-# The cure is a decoder that holds back the bytes of an unfinished character until the rest arrives. In the library it is
-# `TextStream`.
-# %% [markdown] id="streaming" lang="zh" of="47a14bad"
+# If you wait for an answer, you want to see it grow. But a token is a string of bytes (lesson 01), and one character of
+# UTF-8 takes up to four bytes, which may be spread over several tokens. If you decode each token alone, you see broken
+# characters. The remedy is a decoder that holds back the bytes of an unfinished character until the rest arrives. In the
+# library this is `TextStream`.
+# %% [markdown] id="streaming" lang="zh" of="61a83030"
 # ## 流式输出：token 是字节
 #
-# 等待回答的人希望看着它逐渐出现。但 token 是一串字节（第 01 课），而 UTF-8 的一个字符最多有四个字节，可能分散在几个 token 里。逐个 token 解码会显示出乱码。办法是让解码器留住未完成字符的字节，等其余字节到齐再输出。本库里就是
-# `TextStream`。
+# 等待回答的人希望看着它逐渐出现。但 token 是一串字节（第 01 课），而 UTF-8 的一个字符最多有四个字节，可能分散在几个 token 里。逐个 token 解码会显示出乱码。解决办法是让解码器留住未完成字符的字节，等其余字节到齐再输出。在本库里，这就是 `TextStream`。
 # %% id="streaming_code"
 text = "A llama 🦙 says 你好!"
 pieces = tokenizer.encode(text)
@@ -708,7 +713,7 @@ alone = "".join(tokenizer.decode([token]) for token in pieces)
 assert "\ufffd" in alone
 assert alone != text
 
-# en: A stream cut inside a character says so at its end.
+# en: A stream that is cut inside a character shows it at its end.
 # zh: 在字符中间被截断的流，结束时会如实表明。
 short = TextStream(tokenizer)
 inside = shown.index("") + 1
@@ -721,15 +726,15 @@ assert streamed[-1].completion.tokens == answer.tokens
 # %% [markdown] id="exercises" lang="en"
 # ## Exercises
 #
-# Put your answer in place of `None` and run the cell. Each exercise has a hint, and then a solution, both folded.
+# Put your answer in place of `None` and run the cell. Each exercise is followed by a hint and a solution, both folded.
 #
 # **1.** You raise the temperature from 1 to 2. How many tokens do top-p 0.9 and min-p 0.05 keep after our prompt now? Guess
 # first: which of the two filters suffers more from a high temperature? Then count, and answer with the pair (kept by top-p,
 # kept by min-p).
-# %% [markdown] id="exercises" lang="zh" of="5c0e4617"
+# %% [markdown] id="exercises" lang="zh" of="5bfc79ff"
 # ## 练习
 #
-# 用你的答案替换 `None`，然后运行。每题后面有线索，然后是解答，都折叠着。
+# 用你的答案替换 `None`，然后运行。每题后面有一条线索和一个解答，都是折叠的。
 #
 # **1.** 把温度从 1 升到 2。在我们的提示之后，top-p 0.9 和 min-p 0.05 现在各留下多少个 token？先猜一猜：哪一种过滤更经不起高温？然后数一数，用二元组（top-p 留下的个数，min-p 留下的个数）回答。
 # %% id="exercise_1"
@@ -767,9 +772,9 @@ exercise(1, answer_1, check_1)
 hotter = temper(p, 2.0)
 exercise(1, (kept(top_p(hotter, 0.9)), kept(min_p(hotter, 0.05))), check_1)
 # %% [markdown] id="exercise_2_text" lang="en"
-# **2.** Play with the network. Find two prompts: one after which top-p 0.9 keeps a single token, and one after which it keeps
-# more than 1,000. Answer with the pair of texts. `kept(top_p(after("..."), 0.9))` tells you how you are doing.
-# %% [markdown] id="exercise_2_text" lang="zh" of="c1219178"
+# **2.** Play with the network. Find two prompts: one after which top-p 0.9 keeps a single token, and one after which it
+# keeps more than 1,000. Answer with the pair of texts. `kept(top_p(after("..."), 0.9))` shows you how close you are.
+# %% [markdown] id="exercise_2_text" lang="zh" of="359f04d8"
 # **2.** 和网络玩一玩。找两个提示：在一个之后，top-p 0.9 只留下一个 token；在另一个之后，留下 1,000 个以上。用两段文本组成的二元组回答。`kept(top_p(after("..."), 0.9))` 会告诉你结果如何。
 # %% id="exercise_2"
 answer_2 = None
@@ -800,10 +805,10 @@ exercise(2, answer_2, check_2)
 again = "The quick brown fox jumps over the lazy dog. The quick brown fox jumps over the"
 exercise(2, (again, "Her name was"), check_2)
 # %% [markdown] id="exercise_3_text" lang="en"
-# **3.** Write the heart of `TextStream`: a function that takes some bytes of UTF-8 and gives a pair, the text of all
-# characters that are complete, and the bytes left over, which are the beginning of a character.
-# %% [markdown] id="exercise_3_text" lang="zh" of="2fb62041"
-# **3.** 写出 `TextStream` 的核心：一个函数，接收一段 UTF-8 字节，返回一个二元组，即所有完整字符组成的文本，以及剩下的字节，也就是某个字符的开头部分。
+# **3.** Write the heart of `TextStream`: a function that takes some bytes of UTF-8 and returns a pair: the text of all
+# complete characters, and the bytes left over, which begin the next character.
+# %% [markdown] id="exercise_3_text" lang="zh" of="df8d1cca"
+# **3.** 写出 `TextStream` 的核心：一个函数，接收一段 UTF-8 字节，返回一个二元组：所有完整字符组成的文本，以及剩下的字节，即下一个字符的开头。
 # %% id="exercise_3"
 answer_3 = None
 

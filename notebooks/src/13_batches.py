@@ -1,21 +1,22 @@
 # %% [markdown] id="title" lang="en"
 # # 13 · Batches and padding
 #
-# *Reading time 22 minutes. Before it: lessons 07, 11 and 12. What it proves: in a batch of unequal prompts, each row computes
-# and draws what it would alone, whatever stands in the empty places and however the rows are shared out to devices.*
+# *Reading time 22 minutes. Before it: lessons 07, 11 and 12. What it proves: in a batch of unequal prompts, each row
+# computes and draws exactly what it would alone, whatever fills the empty places and however the rows are divided among
+# devices.*
 #
-# Four people ask at the same moment. Must the fourth wait until the other three have their answers? No. One decode step reads
-# every weight of the network to make one token, and most of its time goes into that reading. The next prompt needs the same
-# weights. So put the prompts together, one per row of an array, and read the weights once for all of them.
+# Four people ask at the same moment. Must the fourth wait until the other three have their answers? No. One decode step
+# reads every weight of the network to make one token, and it spends most of its time on that reading. The next prompt
+# needs the same weights. So put the prompts together, one per row of an array, and read the weights once for all of them.
 #
-# There is a catch. Prompts have different lengths, and an array is a rectangle. This lesson fills the rectangle up and shows
-# that the filling never matters.
-# %% [markdown] id="title" lang="zh" of="f3eccf78"
+# There is a catch. Prompts have different lengths, and an array is a rectangle. This lesson fills up the rectangle and
+# shows that the filling never changes the result.
+# %% [markdown] id="title" lang="zh" of="0291c08d"
 # # 13 · 批处理与填充
 #
-# *阅读时间 22 分钟。前置：第 07、11、12 课。本课证明：长短不一的一批提示中，每一行的计算和抽取都与它单独时相同，无论空位里放了什么，也无论各行怎样分给几个设备。*
+# *阅读时间 22 分钟。前置：第 07、11、12 课。本课证明：长短不一的一批提示中，每一行的计算和抽取都与它单独运行时相同，无论空位里放了什么，也无论各行怎样分给几个设备。*
 #
-# 四个人同时提问，第四个人必须等前三个人得到回答吗？不必。一步解码要读完网络的全部权重，才得到一个 token，时间主要花在读权重上，而下一个提示用的是同样的权重。
+# 四个人同时提问，第四个人必须等前三个人得到回答吗？不必。解码一步要读完网络的全部权重，却只得到一个 token，时间主要花在读权重上，而下一个提示用的是同样的权重。
 # 所以把几个提示放在一起，每个占数组的一行，权重只为大家读一遍。
 #
 # 但有一个麻烦：提示有长有短，数组却是矩形。本课把矩形填满，并证明填的内容从不影响结果。
@@ -49,10 +50,10 @@ model = load_model()
 config, params, tokenizer = model.config, model.params, model.tokenizer
 V = config.vocab_size
 # %% [markdown] id="first" lang="en"
-# See it first: four prompts of 1 to 11 tokens, one call. Each goes on sensibly. That proves nothing yet, because a slightly
-# disturbed text would look sensible, too.
-# %% [markdown] id="first" lang="zh" of="b9327811"
-# 先看现象：四个提示，长度从 1 到 11 个 token，一次调用。每个都接得通顺。这还证明不了什么，因为受到轻微干扰的文本看上去也会通顺。
+# First, see it work: four prompts of 1 to 11 tokens, one call. Each continues sensibly. That proves nothing yet, because
+# a slightly disturbed text would look sensible, too.
+# %% [markdown] id="first" lang="zh" of="b4ec5849"
+# 先看效果：四个提示，长度从 1 到 11 个 token，一次调用。每个都接得通顺。但这还证明不了什么，因为受到轻微干扰的文本看上去也会很通顺。
 # %% id="first_code"
 prompts = ["The capital of France is", "Water", "1, 2, 3, 4,", "She opened the door and"]
 rows = [tokenizer.encode(prompt, bos=True) for prompt in prompts]
@@ -69,13 +70,13 @@ for prompt, length, completion in zip(prompts, lengths, completions, strict=True
 # %% [markdown] id="ragged" lang="en"
 # ## A rectangle and a list of lengths
 #
-# A **ragged batch** is a batch whose rows have different lengths. To make it a rectangle [B T], we fill the short rows up
-# with some id. This is **padding**. It can stand after the text (on the right) or before it (on the left). In the drawing,
-# blue cells are text and grey ones are padding.
-# %% [markdown] id="ragged" lang="zh" of="da0b2c1f"
-# ## 一个矩形加一列长度
+# A **ragged batch** is a batch whose rows have different lengths. To make it a rectangle [B T], we fill up the short rows
+# with some id. This is **padding**. It can stand after the text (on the right) or before it (on the left). In the
+# drawing, blue cells are text and grey ones are padding.
+# %% [markdown] id="ragged" lang="zh" of="76225b92"
+# ## 一个矩形，外加各行的长度
 #
-# 各行长度不同的一批叫**不齐批次**（ragged batch）。要让它成为 [B T] 的矩形，短的行用某个编号补齐，这就是**填充**（padding）。填充可以放在文本之后（右侧），也可以放在文本之前（左侧）。图中蓝色格是文本，灰色格是填充。
+# 各行长度不同的批次叫**不齐批次**（ragged batch）。要让它成为 [B T] 的矩形，短的行用某个编号补齐，这就是**填充**（padding）。填充可以放在文本之后（右侧），也可以放在文本之前（左侧）。图中蓝色格是文本，灰色格是填充。
 # %% id="ragged_code"
 def padded(rows, width, pad=0, left=False):
     tokens = np.full((len(rows), width), pad)
@@ -101,15 +102,15 @@ show(
 # ## Right padding
 #
 # With padding on the right, everything falls into place. Token $t$ of a row stands in column $t$, so its position is the
-# column, and its cache slot is the column. The padding comes *after* the text, and the causal mask lets no token look at what
-# comes later. No new mask is needed.
+# column, and its cache slot is the column. The padding comes *after* the text, and the causal mask lets no token look at
+# what comes later. No new mask is needed.
 #
 # One thing needs care: the logits after the prompt stand in column $\mathrm{length}_b - 1$ of row $b$, not in the last
-# column. The last column of a short row tells what follows the padding.
+# column. In a short row, the last column predicts what follows the padding.
 #
 # We write the network once more (lessons 03 to 07), with positions and mask as arguments, and compare it with
-# `jax_llama3.prefill`, which is told the lengths.
-# %% [markdown] id="right_text" lang="zh" of="300eb960"
+# `jax_llama3.prefill`, which takes the lengths.
+# %% [markdown] id="right_text" lang="zh" of="3be638e6"
 # ## 右填充
 #
 # 填充放在右边，一切都各就各位。一行的第 $t$ 个 token 就在第 $t$ 列，它的位置等于列号，缓存的槽位也等于列号。填充在文本*之后*，而因果掩码不让任何 token 看后面的内容，所以不需要新的掩码。
@@ -155,7 +156,7 @@ trace("batch_logits", batch_logits, "B V", B=B, V=V)
 close(after, batch_logits, atol=1e-3)
 assert cache.lengths.tolist() == lengths.tolist()
 
-# en: The last column is something else in every row that is not the longest.
+# en: In every row but the longest, the last column holds something else.
 # zh: 除了最长的那一行，最后一列都是别的东西。
 wrong = np.abs(by_hand[:, -1] - batch_logits).max(-1)
 assert (wrong[lengths < T] > 1).all()
@@ -173,22 +174,22 @@ for b, row in enumerate(rows):
 # %% [markdown] id="any_id" lang="en"
 # ## Which id fills the empty places?
 #
-# Any id will do. The test below fills them with five different ids, the model's own end mark among them, and the logits stay
-# the same bit for bit. A hidden key gets a weight of exactly zero, and zero times a finite number is zero.
+# Any id will do. The test below tries five different ids, the model's own end mark among them, and the logits stay the
+# same, bit for bit. A hidden key gets a weight of exactly zero, and zero times a finite number is zero.
 #
-# What goes wrong in practice is another habit: *recognising* padding by its id. Somebody chooses id 0, say, and calls "real"
-# whatever is not 0. That needs an id that no text contains, and no id is free. In Llama 3's vocabulary, id 0 is "!", so every
-# exclamation mark would vanish from the prompt. In the default model, id 0 is the special token `<|endoftext|>`, which stands
-# between documents and may well stand in a prompt given as ids. The mark at the end of a turn is a bad choice for the same
-# reason: it is part of every conversation.
+# In practice, a different habit causes trouble: *recognising* padding by its id. Somebody chooses, for example, id 0 and
+# treats everything else as "real" text. That needs an id that no text contains, and there is none to spare. In Llama 3's
+# vocabulary, id 0 is "!", so every exclamation mark would vanish from the prompt. In the default model, id 0 is the
+# special token `<|endoftext|>`, which separates documents and may well occur in a prompt given as ids. The mark at the
+# end of a turn is a bad choice for the same reason: it is part of every conversation.
 #
 # So `jax_llama3` never looks at the id. The lengths say what is text.
-# %% [markdown] id="any_id" lang="zh" of="24a288a9"
+# %% [markdown] id="any_id" lang="zh" of="fbe5e720"
 # ## 空位里放哪个编号？
 #
-# 哪个都行。下面用五个不同的编号来填，其中包括模型自己的结束标记，logits 逐位相同。被遮住的键得到的权重恰好是零，零乘任何有限的数都是零。
+# 哪个都行。下面用五个不同的编号来填，其中包括模型自己的结束标记，logits 逐比特相同。被遮住的键，权重恰好是零，而零乘任何有限的数都是零。
 #
-# 实践中出错的是另一种习惯：靠编号来*识别*填充。比如规定用编号 0，凡不是 0 的就算“真正的”文本。这要求有一个任何文本都用不到的编号，但没有哪个编号是空闲的。在 Llama 3 的词表里，编号 0 是“!”，这样一来提示中的每个感叹号都会消失。
+# 实践中出错的是另一种习惯：靠编号来*识别*填充。比如规定用编号 0，凡不是 0 的就算“真正的”文本。这要求有一个任何文本都用不到的编号，可是没有哪个编号空着。在 Llama 3 的词表里，编号 0 是“!”，这样一来提示中的每个感叹号都会消失。
 # 在默认模型里，编号 0 是特殊 token `<|endoftext|>`，它出现在文档之间，也完全可能出现在以编号给出的提示里。一轮结束的标记同样不合适：每段对话里都有它。
 #
 # 所以 `jax_llama3` 从不看编号：哪些是文本，由长度来说明。
@@ -206,7 +207,7 @@ if find_spec("llama_models") is not None:
     llama3 = tokenizer_from_files({"tokenizer.model": (folder / "tokenizer.model").read_bytes()})
     assert llama3.decode([0]) == "!"
 
-# en: Lengths guessed from an id: with "!" as the padding, a text that has one is counted wrong.
+# en: Lengths guessed from an id: with "!" as the padding, a text that contains one is counted wrong.
 # zh: 靠编号猜长度：以“!”为填充，文本里一出现它，长度就数错。
 exclaimed = tokenizer.encode("Stop! Go! Now!", bos=True)
 bang = tokenizer.encode("!")[0]
@@ -228,22 +229,22 @@ assert np.abs(both[0] - both[1]).max() > 1
 # 1. The padding stands *before* the text, where the causal mask lets every token look. Without one more mask per row, the
 #    text attends to the padding, and the logits are wrong.
 # 2. The column is no longer the position: the first token of a row should get position 0. With RoPE, a shift of *all*
-#    positions of a row changes nothing (lesson 05), so here nobody notices if you forget it. But the shift uses up positions
-#    of the trained length, and a network with learned positions would be wrong.
-# 3. Since column and position differ, a mask made of positions is no longer a mask of columns. If you mix them up, nothing
-#    crashes.
-# 4. A padding token that sees neither the others nor itself has only $-\infty$ in its softmax, which gives NaN. In the next
-#    layer its value is NaN, and zero times NaN is NaN, so it spoils the real tokens of its row, too. Each padding token must
-#    see something, say itself.
-# %% [markdown] id="left_text" lang="zh" of="085c631d"
+#    positions of a row changes nothing (lesson 05), so here you would not notice a mistake. But the shift uses up
+#    positions that the network was trained for, and a network with learned positions would give wrong results.
+# 3. Since column and position differ, a mask made of positions is no longer a mask of columns. If you mix them up,
+#    nothing crashes.
+# 4. A padding token that sees neither the others nor itself has only $-\infty$ in its softmax, which gives NaN. In the
+#    next layer its value is NaN, and zero times NaN is NaN, so it spoils the real tokens of its row, too. Each padding
+#    token must see something, if only itself.
+# %% [markdown] id="left_text" lang="zh" of="3ac20389"
 # ## 左填充及其麻烦
 #
 # 填充放在左边，所有提示都在最后一列结束：只需读这一列，各行也在同一处追加。许多程序这样做。代价是什么？
 #
 # 1. 填充在文本*之前*，因果掩码允许每个 token 看到它。若不为每行再加一个掩码，文本就会关注填充，logits 就错了。
-# 2. 列号不再是位置：每行第一个 token 的位置应当是 0。对 RoPE 来说，一行的*所有*位置一起平移不改变结果（第 05 课），所以忘了这一点在这里看不出来。但平移会占用训练过的长度，而换成可学习位置的网络就错了。
-# 3. 列号与位置不同，用位置做出的掩码就不再是按列的掩码。把两者弄混，程序哪里都不会崩溃。
-# 4. 如果一个填充 token 既看不到别的、也看不到自己，它的 softmax 里就只有 $-\infty$，得到 NaN。到下一层，它的值是 NaN，而零乘 NaN 还是 NaN，于是同一行真正的 token 也被污染。必须让每个填充 token 至少看到点什么，比如它自己。
+# 2. 列号不再是位置：每行第一个 token 的位置应当是 0。对 RoPE 来说，一行的*所有*位置一起平移不改变结果（第 05 课），所以在这里，忘了这一点也看不出来。但平移会占用训练时用到的位置范围；若网络的位置嵌入是学出来的，结果就错了。
+# 3. 列号与位置不同，用位置做出的掩码就不再是按列的掩码。把两者弄混，程序并不会崩溃。
+# 4. 如果一个填充 token 既看不到别的、也看不到自己，它的 softmax 里就只有 $-\infty$，得到 NaN。到下一层，它的值是 NaN，而零乘 NaN 还是 NaN，于是同一行真正的 token 也被污染。所以每个填充 token 至少要能看到它自己。
 # %% id="left_code"
 holes = T - lengths
 is_text = column[None] >= holes[:, None]
@@ -259,8 +260,8 @@ def error(logits):
     return np.abs(logits - np.asarray(batch_logits)).max(-1)
 
 
-# en: 1. The causal mask alone: every short row is wrong, with either positions.
-# zh: 1. 只用因果掩码：无论哪种位置，短的行都错。
+# en: 1. The causal mask alone: every short row is wrong, with either choice of positions.
+# zh: 1. 只用因果掩码：无论用哪种位置，短的行都错。
 assert (error(last_column(positions, causal))[short] > 1).all()
 assert (error(last_column(own_positions, causal))[short] > 1).all()
 
@@ -286,21 +287,21 @@ assert not np.isnan(blind[~short]).any()
 # %% [markdown] id="decode_text" lang="en"
 # ## Decoding: every row at its own place
 #
-# After prefill, the cache holds padding in the slots after a short row's text. Is that a problem? No, because those slots are
-# never seen. The next token of row $b$ goes into slot $\mathrm{length}_b$, over the padding, and the mask shows the slots up
-# to the token's own position and none after it. So each row has a length of its own, and one step appends to each row at
-# another place.
+# After prefill, the cache holds padding in the slots after a short row's text. Is that a problem? No, because those slots
+# are never seen. The next token of row $b$ goes into slot $\mathrm{length}_b$, over the padding, and the mask shows the
+# slots up to the token's own position and none after it. So each row has a length of its own, and a single step appends
+# to each row at a different place.
 #
 # Rows also *end* at different times. The loop goes on until all have ended, and a row that has ended must not grow: its
-# length stands still, what it computes is thrown away, and its cache can never overflow. Here is that loop by hand, greedy,
-# with "." as one more stop id, so that some rows stop early.
-# %% [markdown] id="decode_text" lang="zh" of="67c5a188"
+# length stays fixed, what it computes is thrown away, and its cache can never overflow. Here is that loop by hand,
+# greedy, with "." as one more stop id, so that some rows stop early.
+# %% [markdown] id="decode_text" lang="zh" of="8affaae9"
 # ## 解码：每一行各在自己的位置
 #
-# 预填充之后，缓存中短行文本之后的槽位里是填充。这要紧吗？不要紧，因为这些槽位永远不会被看到。第 $b$ 行的下一个 token 写入槽位 $\mathrm{length}_b$，覆盖填充；掩码只显示到该 token 自己位置为止的槽位，之后的一概不显示。
+# 预填充之后，缓存中短行文本之后的槽位里是填充。这要紧吗？不要紧，因为这些槽位永远不会被看到。第 $b$ 行的下一个 token 写入槽位 $\mathrm{length}_b$，覆盖填充；掩码只放行到该 token 自己的位置为止，之后的槽位一概遮住。
 # 所以每行各有一个长度，同一步在各行的不同位置追加。
 #
-# 各行*结束*的时间也不同。循环要一直进行到所有行都结束，而已经结束的行不能再增长：它的长度停住，它算出的东西被丢弃，它的缓存也就不会溢出。下面亲手写这个循环，用贪心，并把“.”也当作停止编号，让一些行提前停下。
+# 各行*结束*的时间也不同。循环要一直进行到所有行都结束，而已经结束的行不能再增长：长度不再变，算出的东西丢掉，缓存也就不会溢出。下面亲手写这个循环，用贪心，并把“.”也当作停止编号，让一些行提前停下。
 # %% id="decode_code"
 dot = tokenizer.encode(".")
 stops = [*tokenizer.stop_ids, *dot]
@@ -337,20 +338,21 @@ for b in range(B):
     assert alone.tokens == batch[b].tokens
     assert alone.finish_reason == batch[b].finish_reason
 # %% [markdown] id="keys" lang="en"
-# ## Drawing in a batch
+# ## Random draws in a batch
 #
-# The logits of a row do not depend on its neighbours. Its draws must not, either. If one key drew the noise for all rows as
-# one [B V] array, a batch of another size would get other noise. So row $r$ has the key `fold_in(key(seed), r)` (lesson 12).
-# Two things follow. A row keeps its draws when its neighbours change. And the *same* prompt in several rows gives several
-# samples, because the rows have different keys.
+# The logits of a row do not depend on its neighbours. Its draws must not, either. If one key drew the noise for all rows
+# as one [B V] array, a batch of another size would get different noise. So row $r$ has the key `fold_in(key(seed), r)`
+# (lesson 12). Two things follow. A row keeps its draws when its neighbours change. And the *same* prompt in several rows
+# gives several samples, because the rows have different keys.
 #
-# Row 0 equals its prompt alone. Row 3 alone would be row 0, so to get its draws we take its key by hand.
-# %% [markdown] id="keys" lang="zh" of="e840c7ae"
-# ## 一批之中的抽取
+# Row 0 equals its prompt alone. The prompt of row 3, run alone, would become row 0, so to get its draws we build its key
+# by hand.
+# %% [markdown] id="keys" lang="zh" of="913ef312"
+# ## 批次中的随机抽取
 #
-# 一行的 logits 与邻居无关，它的抽取也不应该与邻居有关。假如用一个密钥为所有行一次抽出 [B V] 的噪声，换一个批大小，噪声就变了。所以第 $r$ 行的密钥是 `fold_in(key(seed), r)`（第 12 课）。由此有两个结果：邻居换了，一行的抽取不变；*同一个*提示放在几行里，会得到几个不同的样本，因为各行的密钥不同。
+# 一行的 logits 与邻居无关，它的抽取也不应该与邻居有关。假如用一个密钥为所有行一次抽出 [B V] 的噪声，批次的大小一变，噪声就变了。所以第 $r$ 行的密钥是 `fold_in(key(seed), r)`（第 12 课）。由此有两个结果：邻居换了，一行的抽取不变；*同一个*提示放在几行里，会得到几个不同的样本，因为各行的密钥不同。
 #
-# 第 0 行等于它的提示单独生成。第 3 行若单独生成就成了第 0 行，要得到它的抽取，就得亲手取它的密钥。
+# 第 0 行与它的提示单独生成的结果相同。第 3 行的提示若单独生成，就成了第 0 行；要得到它的抽取，就得亲手算出它的密钥。
 # %% id="keys_code"
 sampler = jl.Sampler(temperature=1.0)
 
@@ -394,12 +396,13 @@ for ids in copies:
 # ## What a batch is for
 #
 # How much does a batch gain? Count the bytes of one decode step. The weights are read **once**, for all rows: each number
-# that arrives from memory is used $B$ times instead of once. Only the cache is read per row, since every row has its own keys
-# and values. So as long as the weights outweigh the caches, the bytes of a step hardly grow with $B$, while its tokens do.
-# %% [markdown] id="throughput" lang="zh" of="59009f78"
+# that arrives from memory is used $B$ times instead of once. Only the cache is read per row, since every row has its own
+# keys and values. So as long as the weights outweigh the caches, the bytes of a step hardly grow with $B$, while its
+# tokens do.
+# %% [markdown] id="throughput" lang="zh" of="8681af5e"
 # ## 批处理有什么用
 #
-# 一批能赚多少？数一数一步解码要读多少字节。权重对所有行只读**一次**：从内存读来的每个数用 $B$ 次，而不是一次。只有缓存要逐行读取，因为每行有自己的键和值。所以只要权重远大于缓存，一步的字节数几乎不随 $B$ 增长，产出的 token 却成倍增加。
+# 成批处理的收益有多大？数一数解码一步要读多少字节。权重对所有行只读**一次**：从内存读来的每个数用 $B$ 次，而不是一次。只有缓存要逐行读取，因为每行有自己的键和值。所以只要权重远大于缓存，一步的字节数几乎不随 $B$ 增长，产出的 token 却成倍增加。
 # %% id="bytes_code"
 weights = sum(array.nbytes for array in jax.tree.leaves(params))
 slots = 64
@@ -422,22 +425,22 @@ expect(bytes_per_token(1) / bytes_per_token(16) > 14, True)
 # %% [markdown] id="products" lang="en"
 # Does the clock agree? Not quite, for two reasons.
 #
-# First, the multiplications grow with $B$. Once they take longer than the reading, more rows bring less. Lesson 14 says where
-# that point is.
+# First, the multiplications grow with $B$. Once they take longer than the reading, more rows bring less. Lesson 14 says
+# where that point is.
 #
 # Second, it matters who multiplies. On a CPU, the library has two fast programs of its own, called kernels: one for up to
-# three rows, which reads the weights about as fast as memory delivers them, and one for twelve rows and more. In between, for
-# **four to eleven rows**, the product is XLA's, which reads the weights more slowly. (These numbers hold for float32 on an x86
-# processor with numba installed. Without that, XLA multiplies more of them, or all.)
+# three rows, which reads the weights about as fast as memory delivers them, and one for twelve rows and more. In between,
+# for **four to eleven rows**, XLA computes the product, and it reads the weights more slowly. (These numbers hold for
+# float32 on an x86 processor with numba installed. Without that, XLA multiplies more of them, or all.)
 #
-# We can see who multiplies without a clock. XLA can report how many operations it finds in a program, and a kernel is to it a
-# call to the outside, in which it finds none.
-# %% [markdown] id="products" lang="zh" of="36808685"
-# 时钟也这么说吗？不完全是，原因有两个。
+# We can see who multiplies without a clock. XLA can report how many operations it finds in a program. To XLA, a kernel is
+# a call to outside code, in which it finds none.
+# %% [markdown] id="products" lang="zh" of="30ef5342"
+# 实测也是这样吗？不完全是，原因有两个。
 #
-# 第一，乘法次数随 $B$ 增长。一旦算的时间超过读的时间，再加行，好处就变少了。这个转折点在哪里，第 14 课会讲。
+# 第一，乘法次数随 $B$ 增长。一旦计算的时间超过读取的时间，再加行，好处就变少了。这个转折点在哪里，第 14 课会讲。
 #
-# 第二，要看由谁来乘。在 CPU 上，本库有两个自己的快速程序，叫做内核：一个用于不超过三行的情形，读权重的速度接近内存所能提供的极限；另一个用于十二行及以上。介于其间，即**四到十一行**，乘积由 XLA 计算，它读权重要慢一些。（这些数字适用于 x86 处理器上的 float32，并且装有 numba。条件不满足时，由 XLA 计算的行数更多，甚至全部由它计算。）
+# 第二，要看由谁来乘。在 CPU 上，本库有两个自己的快速程序，叫做内核：一个用于不超过三行的情形，读权重的速度接近内存所能提供的极限；另一个用于十二行及以上。介于其间，即**四到十一行**，乘积由 XLA 计算，它读权重要慢一些。（这些数字适用于装有 numba 的 x86 处理器上的 float32。条件不满足时，由 XLA 计算的情形更多，甚至全部由它计算。）
 #
 # 不用时钟也能看出是谁在乘。XLA 可以报告它在一个程序里发现了多少次运算；内核对它来说是一次对外调用，里面一次运算也看不到。
 # %% id="products_code"
@@ -456,10 +459,10 @@ print("numbers of rows that XLA multiplies, of 1 to 16:", by_xla)
 if has_kernels() and platform.machine() in ("x86_64", "AMD64"):
     assert by_xla == list(range(4, 12))
 # %% [markdown] id="measured" lang="en"
-# Now the clock. We time single steps for batches of several sizes, each a few times, and take the fastest of each, so that
-# other work on the machine disturbs as little as possible.
-# %% [markdown] id="measured" lang="zh" of="daae59c6"
-# 现在看时钟。对几种大小的批次，各测几遍单步的时间，取其中最快的一次，尽量避开机器上其他工作的干扰。
+# Now the clock. We time single steps for batches of several sizes, each a few times, and take the fastest time for each
+# size, so that other work on the machine disturbs the result as little as possible.
+# %% [markdown] id="measured" lang="zh" of="cf7a6d5a"
+# 现在看实测。对几种大小的批次，各测几遍单步的用时，取最快的一次，尽量减少机器上其他工作的干扰。
 # %% id="measured_code" tags=["measured"]
 ready = {}
 for count in (1, 3, 4, 11, 12, 16):
@@ -484,19 +487,20 @@ assert speeds[11] > speeds[1]
 assert speeds[16] > 1.5 * speeds[1]
 show(
     figures.speeds(speeds, by_xla),
-    en="Tokens a second over the rows of a batch. Up to three rows the points lie near the dotted line of equal steps; in the shaded range from 4 to 11 rows they lie far below it; from 12 rows on they come nearer to it again.",
+    en="Tokens a second against the number of rows in a batch. Up to three rows the points lie near the dotted line of equal steps; in the shaded range from 4 to 11 rows they lie far below it; from 12 rows on they come nearer to it again.",
     zh="每秒 token 数随批次行数的变化。三行以内，各点靠近“每步用时不变”的点线；在 4 到 11 行的阴影范围内，远低于点线；从 12 行起又向点线靠近。",
 )
 # %% [markdown] id="gain" lang="en"
-# The times on this page come from a small machine with two cores and other work to do; yours will differ. What do they show?
-# Up to three rows, a step takes little longer than with one row, so three rows give two to three times the tokens. With four
-# rows XLA takes over, a step takes about three times as long, and four rows give *fewer* tokens a second than three. From there
-# to eleven rows a step hardly grows, so the tokens catch up slowly. From twelve rows on, the second kernel takes over and the
-# steps are short again. So a batch pays, but its size matters, and the gain stays below the gain in bytes. The asserts demand
-# only what any machine should give: eleven rows beat one row, and sixteen rows give more than one and a half times its tokens.
-# %% [markdown] id="gain" lang="zh" of="6365cf19"
-# 本页的时间来自一台双核的小机器，它还有别的工作要做；你的结果会不一样。这些时间说明了什么？三行以内，一步的用时比一行时长不了多少，所以三行的产出是两到三倍。到了四行，改由 XLA 计算，一步的用时变成大约三倍，四行每秒产出的 token 反而比三行*少*。
-# 从四行到十一行，一步的用时几乎不再增加，产出于是慢慢追上来。从十二行起，改用第二个内核，一步又变短了。所以成批是划算的，但大小有讲究，收益也小于字节数上的收益。断言只要求任何机器都应做到的：十一行胜过一行，十六行的产出超过一行的一倍半。
+# The times on this page come from a small machine with two cores and other work to do; yours will differ. What do they
+# show? Up to three rows, a step takes at most half as long again as with one row, so three rows give two to three times
+# the tokens. With four rows XLA takes over, a step takes about three times as long, and four rows give *fewer* tokens a
+# second than three. From there to eleven rows a step hardly grows, so the tokens catch up slowly. From twelve rows on,
+# the second kernel takes over and the steps are short again. So batching pays, but the size of the batch matters, and the
+# gain in speed stays below the gain in bytes. The asserts demand only what any machine should give: eleven rows beat one
+# row, and sixteen rows give more than one and a half times its tokens.
+# %% [markdown] id="gain" lang="zh" of="a6da1039"
+# 本页的时间来自一台双核的小机器，它还有别的工作要做；你的结果会不一样。这些时间说明了什么？三行以内，一步的用时最多比一行时多一半，所以三行的产出是两到三倍。到了四行，改由 XLA 计算，一步的用时变成大约三倍，四行每秒产出的 token 反而比三行*少*。
+# 从四行到十一行，一步的用时几乎不再增加，产出于是慢慢追上来。从十二行起，改用第二个内核，一步又变短了。所以批处理是划算的，但批次的大小有讲究，速度上的收益也小于字节数上的收益。断言只要求任何机器都应做到的：十一行胜过一行，十六行的产出超过一行的一倍半。
 # %% [markdown] id="mesh" lang="en"
 # ## Rows on several devices
 #
@@ -504,14 +508,14 @@ show(
 # each other? No row looks at another row, so they do not. Each device needs a copy of the weights and its own rows, and that
 # is all.
 #
-# In JAX you say so with a **mesh**: an array of devices whose axes have names. Ours is a line of four devices, and its axis
-# is called `"data"`. For each array you then say along which axis of the mesh it is split. `P("data")` splits an array's
-# first axis, here the rows, and `P()` splits nothing, so every device gets a copy. `jax.shard_map` runs a function on every
-# device with that device's part of the arguments.
-# %% [markdown] id="mesh" lang="zh" of="fb2066f8"
+# In JAX you say so with a **mesh**: an array of devices whose axes have names. Ours is a line of four devices, and its
+# axis is called `"data"`. For each array you then say over which axis of the mesh it is split. `P("data")` splits an
+# array's first axis, here the rows, and `P()` splits nothing, so every device gets a copy. `jax.shard_map` runs a
+# function on every device with that device's part of the arguments.
+# %% [markdown] id="mesh" lang="zh" of="ea6f825e"
 # ## 把各行分给几个设备
 #
-# 一个设备迟早会到极限。那就增加设备，每个设备分到几行。设备之间需要通信吗？没有哪一行会看别的行，所以不需要。每个设备只要有一份权重和它自己的那几行就够了。
+# 一个设备迟早会到极限。那就增加设备，每个设备分几行。设备之间需要通信吗？任何一行都不看别的行，所以不需要。每个设备只要有一份权重和自己的那几行就够了。
 #
 # 在 JAX 里，这用**设备网格**（mesh）来表达：一个由设备组成的数组，各个轴都有名字。我们的网格是一排四个设备，轴名为 `"data"`。然后对每个数组说明它沿网格的哪个轴切分：`P("data")` 切分数组的第一个轴，这里就是行；`P()` 不切分，每个设备各得一份副本。函数
 # `jax.shard_map` 让每个设备运行同一段程序，参数是该设备分到的部分。
@@ -522,16 +526,16 @@ show(
     zh="四个设备沿网格的 data 轴并排，每个都有一份全部权重的副本和批次中的一行。",
 )
 # %% [markdown] id="mesh_how" lang="en"
-# You need no four devices to try this. XLA can present one CPU as four, if it is told so before JAX starts. In this notebook
-# JAX has long started, so the program below runs in a process of its own. Nothing becomes faster, because the virtual devices
-# share the same cores. But it is the program that would run on four real ones.
+# You do not need four devices to try this. XLA can present one CPU as four, if it is told to before JAX starts. In this
+# notebook JAX started long ago, so the program below runs in a process of its own. Nothing becomes faster, because the
+# virtual devices share the same cores. But it is the program that would run on four real ones.
 #
-# It prints what each device holds, then looks into the compiled program for the operations by which devices exchange numbers,
-# and last come the new ids. They must be those of the batch on one device.
-# %% [markdown] id="mesh_how" lang="zh" of="6f08d078"
+# It prints what each device holds and then searches the compiled program for operations that exchange numbers between
+# devices. Last come the new ids, which must be those of the batch on one device.
+# %% [markdown] id="mesh_how" lang="zh" of="c472124a"
 # 不需要真有四个设备就能试。XLA 可以把一个 CPU 当作四个，只要在 JAX 启动之前告诉它。本笔记本里 JAX 早已启动，所以下面的程序在另一个进程里运行。速度不会变快，因为这些虚拟设备共用同样的核心。但在四个真正的设备上运行的，就是这个程序。
 #
-# 它先打印每个设备分到什么，再到编译好的程序里寻找设备之间交换数据的运算，最后是新的编号，它们必须与一个设备上那一批的编号相同。
+# 它先打印每个设备分到什么，再到编译好的程序里寻找设备之间交换数据的运算。最后是新的编号，必须与同一批次在一个设备上得到的编号相同。
 # %% id="mesh_code"
 program = """
 import json
@@ -600,22 +604,22 @@ for b in range(B):
     assert on_devices[b][: len(chosen[b])] == chosen[b]
 print("✓ the same ids as on one device")
 # %% [markdown] id="mesh_more" lang="en"
-# What if the weights do not fit on one device? Then the weights themselves are split along another axis of the mesh. A sum
-# over a split axis then has parts on several devices, so those devices must exchange numbers in every layer. That is
-# another art; the sources show where to go on.
-# %% [markdown] id="mesh_more" lang="zh" of="cc24463f"
-# 如果一个设备装不下全部权重呢？那就把权重本身沿网格的另一个轴切分。这时沿切分轴求的和分散在几个设备上，每一层里设备之间都要交换数据。那是另一门学问，可以从来源中的文献继续读下去。
+# What if the weights do not fit on one device? Then the weights themselves are split over another axis of the mesh. A sum
+# over a split axis then has parts on several devices, so those devices must exchange numbers in every layer. That is a
+# subject of its own; the sources say where to read on.
+# %% [markdown] id="mesh_more" lang="zh" of="61c83604"
+# 如果一个设备装不下全部权重呢？那就把权重本身沿网格的另一个轴切分。这时沿切分轴求的和分散在几个设备上，每一层里设备之间都要交换数据。那是另一门学问，可以从文末列出的文献读起。
 # %% [markdown] id="exercises" lang="en"
 # ## Exercises
 #
-# Put your answer in place of `None` and run the cell. Each exercise has a hint, and then a solution, both folded.
+# Put your answer in place of `None` and run the cell. A hint and a solution are folded away below each exercise.
 #
-# **1.** From logits at all columns, [B T V], and the lengths, take those after each prompt, [B V], without a loop. Write a
-# function of both that compiles under `jit`.
-# %% [markdown] id="exercises" lang="zh" of="dab93e4f"
+# **1.** Given the logits at all columns, [B T V], and the lengths, pick those after each prompt, [B V], without a loop.
+# Write a function of both arguments that compiles under `jit`.
+# %% [markdown] id="exercises" lang="zh" of="1311a743"
 # ## 练习
 #
-# 用你的答案替换 `None`，然后运行。每题后面有线索，然后是解答，都折叠着。
+# 用你的答案替换 `None`，然后运行。每题下面折叠着一条线索和一个解答。
 #
 # **1.** 已知所有列的 logits [B T V] 和各行长度，不用循环取出每个提示之后的 logits [B V]。写一个以两者为参数、能在 `jit` 下编译的函数。
 # %% id="exercise_1"
@@ -642,18 +646,19 @@ exercise(1, answer_1, check_1)
 # %% id="solution_1" tags=["solution"]
 exercise(1, lambda x, n: jnp.take_along_axis(x, (n - 1)[:, None, None], axis=1)[:, 0], check_1)
 # %% [markdown] id="exercise_2_text" lang="en"
-# **2.** The causal mask made right padding harmless. What if the network had none? Predict first, then see with `network`,
-# the right-padded rows `right` and another mask [B T T]. In which rows do the logits after the prompt change by more than 0.1
+# **2.** The causal mask made right padding harmless. What if the network had none? Predict first, then check with
+# `network`, the right-padded rows `right` and another mask [B T T]. In which rows do the logits after the prompt change
+# by more than 0.1
 #
 # - if every token sees all columns, and
 # - if every token sees all of its row's text, but no padding?
 #
 # Answer with a pair of lists of row numbers.
-# %% [markdown] id="exercise_2_text" lang="zh" of="3cd5b8cc"
-# **2.** 有了因果掩码，右填充才无害。如果网络没有因果掩码呢？先预测，再用 `network`、右填充的 `right` 和另一个掩码 [B T T] 来看。提示之后的 logits 改变超过 0.1 的是哪些行：
+# %% [markdown] id="exercise_2_text" lang="zh" of="004db40f"
+# **2.** 有了因果掩码，右填充才无害。如果网络没有因果掩码呢？先预测，再用 `network`、右填充的 `right` 和另一个掩码 [B T T] 来验证。在下面两种情形下，提示之后的 logits 改变超过 0.1 的各是哪些行？
 #
-# - 如果每个 token 都看到所有的列；
-# - 如果每个 token 都看到本行的全部文本，但看不到填充？
+# - 每个 token 都看到所有的列；
+# - 每个 token 都看到本行的全部文本，但看不到填充。
 #
 # 用两个行号列表组成的二元组回答。
 # %% id="exercise_2"
@@ -678,18 +683,18 @@ exercise(2, answer_2, check_2)
 # %% [markdown] id="hint_2" lang="zh" of="7270d0d5"
 # <details><summary>线索</summary>
 #
-# 提示的最后一个 token 无论有没有因果掩码都看得到全部文本。但它前面的 token 呢？到了下一层，它要读它们的键和值。又有哪一行，最后一个 token 前面没有别的 token？
+# 无论有没有因果掩码，提示的最后一个 token 都看得到全部文本。但它前面的 token 呢？到了下一层，它要读它们的键和值。又有哪一行，最后一个 token 前面没有别的 token？
 #
 # </details>
 # %% id="solution_2" tags=["solution"]
 every_row = list(range(B))
 exercise(2, (every_row, [b for b in every_row if lengths[b] > 1]), check_2)
 # %% [markdown] id="exercise_3_text" lang="en"
-# **3.** Eight prompts wait, and there is room for four at a time. A batch is as wide as its longest row. Write a function
-# that takes the eight lengths and gives two lists of four row numbers, so that the two batches hold as little padding as
-# possible. The check tries all 70 ways to choose the first batch.
-# %% [markdown] id="exercise_3_text" lang="zh" of="5fdeccab"
-# **3.** 八个提示在等待，一次只能处理四个。一批的宽度等于其中最长的一行。写一个函数，接收八个长度，给出两个列表，各含四个行号，使两批里的填充尽可能少。检查时会试遍选取第一批的全部 70 种方式。
+# **3.** Eight prompts are waiting, and there is room for four at a time. A batch is as wide as its longest row. Write a
+# function that takes the eight lengths and returns two lists of four row numbers, so that the two batches hold as little
+# padding as possible. The check tries all 70 ways to choose the first batch.
+# %% [markdown] id="exercise_3_text" lang="zh" of="445cd957"
+# **3.** 八个提示在等待，一次只能处理四个。一批的宽度等于其中最长的一行。写一个函数，接收八个长度，返回两个列表，各含四个行号，使两批里的填充尽可能少。检查时会试遍第一批的全部 70 种选法。
 # %% id="exercise_3"
 answer_3 = None
 
@@ -733,12 +738,12 @@ exercise(3, lambda sizes: np.split(np.argsort(sizes), 2), check_3)
 #   [arXiv:2211.05102](https://arxiv.org/abs/2211.05102)
 # - JAX, [Manual parallelism with shard_map](https://docs.jax.dev/en/latest/notebooks/shard_map.html)
 #
-# Next: lesson 14 counts what all this costs, and compares with the clock.
-# %% [markdown] id="sources" lang="zh" of="8715b7da"
+# Next: lesson 14 counts what all this costs and compares the count with the clock.
+# %% [markdown] id="sources" lang="zh" of="65ae09bc"
 # ## 来源
 #
-# - Shazeer，*Fast Transformer Decoding: One Write-Head is All You Need*，2019（一步解码读什么，一批怎样分摊），[arXiv:1911.02150](https://arxiv.org/abs/1911.02150)
+# - Shazeer，*Fast Transformer Decoding: One Write-Head is All You Need*，2019（解码一步读什么，一个批次怎样分摊），[arXiv:1911.02150](https://arxiv.org/abs/1911.02150)
 # - Pope 等，*Efficiently Scaling Transformer Inference*，2022（权重和行怎样切分到各个设备），[arXiv:2211.05102](https://arxiv.org/abs/2211.05102)
 # - JAX，[Manual parallelism with shard_map](https://docs.jax.dev/en/latest/notebooks/shard_map.html)
 #
-# 下一课：第 14 课计算这一切的代价，并与时钟对照。
+# 下一课：第 14 课计算这一切的代价，并与实测对照。

@@ -1,27 +1,28 @@
 # %% [markdown] id="title" lang="en"
 # # 14 · What it costs: FLOPs, bytes, roofline, measured
 #
-# *Reading time 25 minutes. Before it: lessons 07 and 10 to 13. What it proves: operations counted by hand agree with XLA's own
-# count, and bytes counted by hand are a floor under XLA's; together with two limits of the machine they say how fast a model can be.*
+# *Reading time 25 minutes. Before it: lessons 07 and 10 to 13. What it proves: operations counted by hand agree with
+# XLA's own count, and bytes counted by hand are a lower bound on XLA's; together with two limits of the machine they say
+# how fast a model can be.*
 #
-# How fast can a model write? You can answer that before you reach for a stopwatch. A forward pass has to do a certain number
-# of operations and read a certain number of bytes, and a machine manages so many of each per second. One operation on
-# floating-point numbers, an addition or a multiplication, is a **FLOP**. FLOPs are an amount of work, FLOP/s is a speed; the
-# two are easily confused.
+# How fast can a model write? You can answer that before you reach for a stopwatch. A forward pass has to do a certain
+# number of operations and read a certain number of bytes, and a machine manages only so many of each per second. One
+# operation on floating-point numbers, an addition or a multiplication, is a **FLOP**. FLOPs measure an amount of work,
+# FLOP/s a speed; the two are easily confused.
 #
-# We count both by hand, compare with what the compiler counts, measure the machine, and put everything into one picture. Then
-# we ask what could make it faster: a GPU, smaller numbers, or a cleverer attention.
-# %% [markdown] id="title" lang="zh" of="be56add7"
+# We count operations and bytes by hand, compare them with the compiler's count, measure the machine, and put everything
+# into one picture. Then we ask what could make a model faster: a GPU, smaller numbers, or a cleverer way to compute
+# attention.
+# %% [markdown] id="title" lang="zh" of="4fadc78f"
 # # 14 · 代价：FLOP、字节、roofline 与实测
 #
 # *阅读时间 25 分钟。前置：第 07 课、第 10 至 13 课。本课证明：亲手数出的运算次数与 XLA 自己的计数一致，亲手数出的字节数是 XLA 计数的下界；再加上机器的两个
 # 极限，就能说出一个模型最快能有多快。*
 #
-# 一个模型能写多快？不必拿出秒表就能回答。一次前向计算必须完成一定次数的运算，也必须读取一定数量的字节；而机器每秒能做的运算、
+# 一个模型能写多快？不用秒表也能回答。一次前向计算必须完成一定次数的运算，也必须读取一定数量的字节；而机器每秒能做的运算、
 # 能读的字节都是有限的。对浮点数做一次加法或一次乘法，叫做一个 **FLOP**。FLOPs 是工作量，FLOP/s 是速度，两者很容易混淆。
 #
-# 我们亲手数出这两个量，与编译器的计数对照，再测量机器，把一切放进同一张图。然后再问怎样才能更快：换一块 GPU、用更小的数，还是用更巧的
-# 注意力算法。
+# 我们亲手数出运算次数和字节数，与编译器的计数对照，再测量机器，把一切放进同一张图。然后再问怎样才能更快：换一块 GPU、用更小的数，还是用更巧的注意力算法。
 # %% id="setup"
 import dataclasses
 import math
@@ -61,10 +62,11 @@ N, K, H, L = config.n_heads, config.n_kv_heads, config.head_dim, config.n_layers
 #
 # $$2\,T\,F\,D \text{ operations}, \qquad (TD + FD + TF) \times \text{bytes per number}.$$
 #
-# The second count is what has to move: the input and the weight are read, the result is written. JAX can tell us what XLA, its
-# compiler, makes of a compiled program: `cost_analysis()` gives operations and bytes, `memory_analysis()` the sizes of its
-# buffers. Nothing has to run; shapes are enough. For one product XLA's count is ours, to the last operation.
-# %% [markdown] id="product" lang="zh" of="03e2845a"
+# The second count is what has to move: the input and the weight are read, the result is written. JAX can tell us what
+# XLA, its compiler, makes of a compiled program: `cost_analysis()` gives operations and bytes, `memory_analysis()` the
+# sizes of its buffers. Nothing has to run; shapes are enough. For one product, XLA's count equals ours to the last
+# operation.
+# %% [markdown] id="product" lang="zh" of="93517958"
 # ## 运算次数：一次乘积
 #
 # 一次矩阵乘积产生 $T \times F$ 个数，每个数是 $D$ 个乘积之和：$D$ 次乘法和（差不多）$D$ 次加法。所以把权重 $[F\ D]$ 作用于 $T$ 个
@@ -73,7 +75,7 @@ N, K, H, L = config.n_heads, config.n_kv_heads, config.head_dim, config.n_layers
 # $$2\,T\,F\,D \text{ 次运算}, \qquad (TD + FD + TF) \times \text{每个数的字节数}.$$
 #
 # 后一个量是必须搬运的字节：读输入、读权重、写结果。JAX 可以告诉我们，它的编译器 XLA 如何看待编译好的程序：`cost_analysis()` 给出
-# 运算次数和字节数，`memory_analysis()` 给出各缓冲区的大小。什么都不必运行，有形状就够了。对于一次乘积，它的计数与我们的一次不差。
+# 运算次数和字节数，`memory_analysis()` 给出各缓冲区的大小。什么都不必运行，有形状就够了。对于一次乘积，它的计数与我们的完全相同。
 # %% id="product_code"
 cpu = jax.devices("cpu")[0]
 
@@ -99,30 +101,30 @@ print(f"{T} tokens times [F D]: {cost['flops']:,.0f} FLOPs, {cost['bytes accesse
 # %% [markdown] id="network" lang="en"
 # ## Operations: the network
 #
-# The network is a list of such products, so we only have to add them up. Count in weights, each of which costs two operations.
-# For each layer and token there are $NHD$ for the queries, $KHD$ each for keys and values, $DNH$ for the way back to the
-# residual stream, and three matrices of $FD$ in the feed-forward network. At the end comes $VD$ for every token whose logits we want.
+# The network is a list of such products, so we only have to add them up. We count weights, each of which costs two
+# operations. For each layer and token there are $NHD$ weights for the queries, $KHD$ each for keys and values, $DNH$ for
+# the way back to the residual stream, and three matrices of $FD$ in the feed-forward network. At the end come $VD$ more
+# for every token whose logits we want.
 #
-# Attention itself has no weights, but it has products. A query and a key make one score: $H$ multiplications and additions. That
-# score then weights the $H$ numbers of a value: as many again. So each pair of a token and one that it may see costs $4H$
-# operations in each of the $N$ heads. $T$ new tokens after $P$ old ones make
+# Attention itself has no weights, but it has products. A query and a key make one score: $H$ multiplications and
+# additions. That score then weights the $H$ numbers of a value, which takes as many again. So each pair of a token and
+# one that it may see costs $4H$ operations in each of the $N$ heads. $T$ new tokens after $P$ old ones make
 #
 # $$\text{pairs} = T P + \frac{T (T + 1)}{2},$$
 #
-# because every new token sees all the old ones, itself, and the new ones before it. Norms, RoPE, softmax and SiLU are left out: they
-# cost a few operations per number, where a product costs hundreds.
-# %% [markdown] id="network" lang="zh" of="c06b6886"
+# because every new token sees all the old ones, itself, and the new ones before it. We leave out norms, RoPE, softmax and
+# SiLU: they cost a few operations per number, where a product costs hundreds.
+# %% [markdown] id="network" lang="zh" of="1e2bfecb"
 # ## 运算次数：整个网络
 #
-# 网络就是一串这样的乘积，加起来就行。先按权重数计，每个权重两次运算。每层、每个 token：查询 $NHD$，键和值各 $KHD$，回到残差流的 $DNH$，
-# 以及前馈网络的三个 $FD$ 矩阵。最后，每个需要 logits 的 token 再加 $VD$。
+# 网络就是一串这样的乘积，加起来就行。先数权重，每个权重要两次运算。每层、每个 token：查询 $NHD$ 个，键和值各 $KHD$ 个，回到残差流的 $DNH$ 个，再加前馈网络的三个 $FD$ 矩阵。最后，每个需要 logits 的 token 再加 $VD$ 个。
 #
-# 注意力本身没有权重，却有乘积。一个查询与一个键产生一个分数：$H$ 次乘法和加法；这个分数再给一个值的 $H$ 个元素加权：又是同样多。所以一个
+# 注意力本身没有权重，却有乘积。一个查询与一个键产生一个分数：$H$ 次乘法和 $H$ 次加法；这个分数再给一个值的 $H$ 个元素加权，又是同样多。所以一个
 # token 与一个它能看到的 token 组成一对，在 $N$ 个头的每一个里要花 $4H$ 次运算。在 $P$ 个旧 token 之后的 $T$ 个新 token 组成
 #
 # $$\text{对的个数} = T P + \frac{T (T + 1)}{2},$$
 #
-# 因为每个新 token 看得到全部旧 token、它自己，以及排在它前面的新 token。归一化、RoPE、softmax 和 SiLU 不计：它们对每个数只做几次运算，
+# 因为每个新 token 都看得到全部旧 token、它自己，以及排在它前面的新 token。归一化、RoPE、softmax 和 SiLU 不计：它们对每个数只做几次运算，
 # 而乘积要做几百次。
 # %% id="network_code"
 def count_flops(config, tokens, depth, logits):
@@ -146,11 +148,11 @@ for name, each in (("this model", config), ("Llama 3 8B", llama)):
     assert abs(one / (2 * read) - 1) < 0.01
     print(f"{name}: {one / 1e9:.3f} GFLOPs for one token, {one / read:.3f} per parameter read")
 # %% [markdown] id="two" lang="en"
-# Hence the rule of thumb: **two operations per parameter and token**. A parameter is read, multiplied once and added once.
-# Attention's share grows slowly: how many cached tokens does it take until attention costs as much as all matrices together?
-# %% [markdown] id="two" lang="zh" of="e18281f5"
-# 由此得到一条经验法则：**每个参数、每个 token 两次运算**。一个参数读进来，乘一次，加一次。注意力的份额增长得很慢：缓存里要有多少个
-# token，它的代价才与所有矩阵加起来一样大？
+# Hence the rule of thumb: **two operations per parameter and token**. Each parameter is read and takes part in one
+# multiplication and one addition. Attention's share grows slowly: how many cached tokens does it take before attention
+# costs as much as all the matrices together?
+# %% [markdown] id="two" lang="zh" of="f11a4b4a"
+# 由此得到一条经验法则：**每个参数、每个 token 两次运算**。一个参数读进来，乘一次，加一次。注意力的份额增长得很慢：缓存里要有多少个 token，注意力的代价才赶得上所有矩阵之和？
 # %% id="two_code"
 for name, each in (("this model", config), ("Llama 3 8B", llama)):
     per_old_token = 4 * each.head_dim * each.n_heads * each.n_layers
@@ -162,16 +164,16 @@ for name, each in (("this model", config), ("Llama 3 8B", llama)):
 # %% [markdown] id="xla" lang="en"
 # ## What XLA counts
 #
-# Now the whole network, without a cache, as XLA compiled it. XLA must find all of our operations, and it finds two more things. First,
-# the causal mask saves nothing here: the product computes all $T^2$ scores, and the mask then throws the upper half away. So
-# XLA counts $T^2$ pairs where the mask lets $T(T+1)/2$ through. Second, it counts the small things that we left out. They
-# had better be small: we allow one per cent. We give the library its plain operations, so that XLA sees every product; the next section says why.
-# %% [markdown] id="xla" lang="zh" of="b8195b5d"
+# Now the whole network, without a cache, as XLA compiled it. XLA must find all of our operations, and it finds more, for
+# two reasons. First, the causal mask saves nothing here: the product computes all $T^2$ scores, and the mask then throws
+# the upper half away. So XLA counts $T^2$ pairs where the mask lets $T(T+1)/2$ through. Second, it counts the small
+# things that we left out. They had better be small: we allow one per cent. We give the library its plain operations, so
+# that XLA sees every product; the next section says why.
+# %% [markdown] id="xla" lang="zh" of="a909de1d"
 # ## XLA 数出来的
 #
-# 现在看 XLA 编译出的整个网络，不带缓存。它必须找到我们数的全部运算，另外还多出两样。第一，因果掩码在这里什么也没省：乘积算出全部 $T^2$ 个
-# 分数，掩码再扔掉右上的一半；掩码只放行 $T(T+1)/2$ 对，XLA 数的却是 $T^2$ 对。第二，它把我们略去的小项也数了进去。这些必须很小：我们
-# 只允许百分之一。这里让本库使用普通运算，好让 XLA 看见每个乘积；原因见下一节。
+# 现在看 XLA 编译出的整个网络，不带缓存。它必须找到我们数的全部运算；它还会多数出一些，原因有两个。第一，因果掩码在这里什么也没省：乘积算出全部 $T^2$ 个
+# 分数，掩码再扔掉右上的一半；掩码只放行 $T(T+1)/2$ 对，XLA 数的却是 $T^2$ 对。第二，它把我们略去的小项也数了进去。这些必须很小：我们只允许它们占百分之一。这里让本库使用普通运算，好让 XLA 看见每个乘积；原因见下一节。
 # %% id="xla_code"
 def plain_logits(config, params, tokens):
     return jax_llama3.forward(params, tokens, config, ops=PLAIN)[0]
@@ -197,10 +199,10 @@ print(f"by hand, all pairs:                        {square:,}")
 print(f"XLA:                                       {cost['flops']:,.0f}")
 print(f"the small things: {cost['flops'] / square - 1:.2%} more")
 # %% [markdown] id="quadratic_text" lang="en"
-# To test the part that grows with the square, two layers of the model are enough. Twice the tokens make the matrices cost twice as
-# much; so $f(2T) - 2 f(T)$ leaves the quadratic part alone, $4HNL\,(4T^2 - 2T^2)$.
-# %% [markdown] id="quadratic_text" lang="zh" of="b1516250"
-# 要检验随平方增长的那部分，取模型的两层就够了。token 数加倍，矩阵的代价也加倍；所以 $f(2T) - 2 f(T)$ 剩下的只有平方部分，即
+# To test the part that grows with the square of $T$, two layers of the model are enough. With twice the tokens, the
+# matrices cost twice as much, so in $f(2T) - 2 f(T)$ only the quadratic part remains: $4HNL\,(4T^2 - 2T^2)$.
+# %% [markdown] id="quadratic_text" lang="zh" of="fa2d120c"
+# 要检验随 $T$ 的平方增长的那部分，取模型的两层就够了。token 数加倍，矩阵的代价也加倍；所以 $f(2T) - 2 f(T)$ 剩下的只有平方部分，即
 # $4HNL\,(4T^2 - 2T^2)$。
 # %% id="quadratic_code"
 short = dataclasses.replace(config, n_layers=2)
@@ -218,23 +220,22 @@ expected = 4 * H * N * short.n_layers * (4 * T**2 - 2 * T**2)
 assert abs(quadratic / expected - 1) < 0.1
 print(f"quadratic part: XLA / by hand = {quadratic / expected:.2f}")
 # %% [markdown] id="blind" lang="en"
-# ## Where the instrument is blind
+# ## What XLA cannot see
 #
-# XLA counts what it can see. On a CPU, if numba is installed, `jax_llama3` hands its products to small kernels of its own: one for
-# one to three rows and one for twelve or more, where they are faster than XLA's product. To XLA that is a call to the outside,
-# and it counts nothing for it. So the same analysis of a single token reports almost no work at all. A number from a tool is
-# not yet a fact: compare it with what must be true.
+# XLA counts what it can see. On a CPU, if numba is installed, `jax_llama3` hands its products to small kernels of its
+# own: one for one to three rows and one for twelve or more, where they are faster than XLA's product. To XLA that is a
+# call to outside code, and it counts nothing for it. So the same analysis of a single token reports almost no work at
+# all. A number from a tool is not yet a fact: compare it with what must be true.
 #
-# For decoding, therefore, we ask about a form that XLA sees whole: four rows, too many for one kernel and too few for the
-# other, and a tap, which makes the library compute all scores in the open. Each row then attends to all $S$ slots of its cache.
-# %% [markdown] id="blind" lang="zh" of="38825754"
-# ## 仪器看不见的地方
+# For decoding, therefore, we analyse a form in which XLA sees everything: four rows, too many for one kernel and too few
+# for the other, and a tap, which makes the library compute all scores in the open. Each row then attends to all $S$ slots
+# of its cache.
+# %% [markdown] id="blind" lang="zh" of="f68fc695"
+# ## XLA 看不见的地方
 #
-# XLA 只数它看得见的东西。在 CPU 上，若装有 numba，`jax_llama3` 会把乘积交给自己的小内核：一个管一到三行，一个管十二行以上，在这些情况下它们比 XLA 的
-# 乘积快。对 XLA 来说这是一次对外调用，计为零。于是同样的分析用在一个 token 上，报告说几乎没有工作量。工具给出的数字还不是事实：要拿必然成立的
-# 东西去对照。
+# XLA 只数它看得见的东西。在 CPU 上，若装有 numba，`jax_llama3` 会把乘积交给自己的小内核：一个管一到三行，一个管十二行及以上，在这些情况下它们比 XLA 的乘积快。对 XLA 来说这是一次对外调用，计为零。于是同样的分析用在单个 token 上，报告里几乎没有工作量。工具给出的数字还不是事实：要拿必然成立的事去对照。
 #
-# 因此对于解码，我们换一种 XLA 能完整看见的形式：四行（对一个内核太多，对另一个太少），再加一个探针，它使本库公开地算出全部分数。这样每一行都要看
+# 因此对于解码，我们换一种 XLA 能完整看见的形式：四行（对一个内核太多，对另一个太少），再加一个探针，有了它，本库就会把全部分数都明着算出来。这样每一行都要看
 # 自己缓存的全部 $S$ 个槽位。
 # %% id="blind_code"
 fastest = partial(jax_llama3.forward, config=short)
@@ -261,11 +262,11 @@ print(f"decoding {B} rows over {S} slots: XLA / by hand = {decoded['flops'] / ou
 # ## Bytes: the weights
 #
 # A forward pass reads every weight once, whether it serves one token or a thousand. The one exception is an embedding
-# that does not double as the output matrix: only the tokens' own rows of it are read.
-# %% [markdown] id="bytes" lang="zh" of="e456eba7"
+# that does not double as the output matrix: of it, only the rows of the tokens at hand are read.
+# %% [markdown] id="bytes" lang="zh" of="e39e265a"
 # ## 字节：权重
 #
-# 每次前向计算都要把每个权重读一遍，不管是为一个 token 还是为一千个。唯一的例外是不兼作输出矩阵的嵌入：它只需读出那几个 token 的行。
+# 每次前向计算都要把每个权重读一遍，不管是为一个 token 还是为一千个。唯一的例外是不兼作输出矩阵的嵌入：只需读出用到的那几个 token 的行。
 # %% id="bytes_code"
 def count_bytes(config, itemsize):
     c = config
@@ -297,9 +298,9 @@ assert memory.temp_size_in_bytes < 2 * shallow.temp_size_in_bytes
 
 # %% [markdown] id="bytes_note" lang="en"
 # The sizes of the buffers are exact. The temporary memory is small, and it does not grow with the number of layers: each
-# layer works in the room that the one before it has left. XLA's count of bytes for a whole network is looser: it adds up what
-# every operation reads and writes, though much of that never leaves the processor's own cache. Our count is the least that must
-# come from memory; XLA's lies above it.
+# layer reuses the room that the one before it has freed. XLA's count of bytes for a whole network is looser: it adds up
+# what every operation reads and writes, though much of that never leaves the processor's own cache. Our count is the
+# least that must come from memory; XLA's lies above it.
 #
 # ## Bytes: the cache
 #
@@ -308,13 +309,12 @@ assert memory.temp_size_in_bytes < 2 * shallow.temp_size_in_bytes
 # $$2 \cdot L \cdot K \cdot H \cdot \text{bytes per number}.$$
 #
 # It says $K$ here and not $N$: that is what grouped queries save.
-# %% [markdown] id="bytes_note" lang="zh" of="c0058299"
-# 缓冲区的大小是精确的。临时内存很小，也不随层数增长：每一层都在前一层腾出的地方工作。XLA 对整个网络的字节计数要宽松些：它把每个操作的
-# 读和写都加起来，尽管其中许多从未离开处理器自己的高速缓存。我们的数是必须来自内存的最少字节，XLA 的数在它之上。
+# %% [markdown] id="bytes_note" lang="zh" of="9830a540"
+# 缓冲区的大小是精确的。临时内存很小，也不随层数增长：每一层都在前一层腾出的地方工作。XLA 对整个网络的字节计数要宽松些：它把每个操作的读和写都加起来，尽管其中许多从未离开处理器自己的高速缓存。我们数的是必须从内存读取的最少字节，XLA 的数比它大。
 #
 # ## 字节：缓存
 #
-# 解码的一步还要读取此前所有 token 的键和值，并存下自己的。一个 token 在所有层里共占
+# 解码一步还要读取此前所有 token 的键和值，并存下自己的。一个 token 在所有层里共占
 #
 # $$2 \cdot L \cdot K \cdot H \cdot \text{每个数的字节数}.$$
 #
@@ -331,8 +331,8 @@ assert sum(each.nbytes for each in (*real.k, *real.v)) == capacity * kv_bytes(co
 assert kv_bytes(config, 2) == cache_bytes_per_token(config, 2)
 assert kv_bytes(llama, 2) == 131_072
 
-# en: `expect` checks a number that is known on the course's own model; with another it does nothing.
-# zh: `expect` 核对课程自己的模型上已知的数；换了别的模型，它什么也不做。
+# en: `expect` checks a number that is known for the course's own model; with another model it does nothing.
+# zh: `expect` 核对在课程自己的模型上已知的数；换了别的模型，它什么也不做。
 expect(kv_bytes(config, 2), 23_040)
 print(f"bytes per token in bfloat16: {kv_bytes(config, 2):,}; Llama 3 8B: {kv_bytes(llama, 2):,}")
 full = llama.max_seq_len * kv_bytes(llama, 2)
@@ -341,13 +341,13 @@ print(f"Llama 3 8B at its full context of {llama.max_seq_len:,} tokens: {full:,}
 # %% [markdown] id="with_without" lang="en"
 # ## With a cache and without
 #
-# Lesson 10 showed that both give the same tokens. Now we can say what the cache saves. Without one, each new token takes a
-# forward pass over the whole text; to compile only once, we pad the text to a fixed width, which the causal mask makes harmless. With
-# one, each new token costs a single row.
-# %% [markdown] id="with_without" lang="zh" of="455a989e"
+# Lesson 10 showed that both give the same tokens. Now we can say what the cache saves. Without a cache, each new token
+# takes a forward pass over the whole text; to compile only once, we pad the text to a fixed width, which the causal mask
+# makes harmless. With a cache, each new token costs a single row.
+# %% [markdown] id="with_without" lang="zh" of="b0bf4b6f"
 # ## 有缓存与没有缓存
 #
-# 第 10 课说明了两者给出同样的 token。现在可以说出缓存省了多少。没有缓存时，每个新 token 都要对整段文本做一次前向计算；为了只编译一次，
+# 第 10 课证明了两者给出同样的 token。现在可以算出缓存省了多少。没有缓存时，每个新 token 都要对整段文本做一次前向计算；为了只编译一次，
 # 我们把文本填充到固定宽度，有因果掩码在，这样做无害。有缓存时，每个新 token 只需算一行。
 # %% id="with_without_code"
 n_new, width = 16, 32
@@ -401,35 +401,35 @@ print(f"with int8 weights    {small_speed:6.1f} tokens/s")
 #
 # ## The roofline
 #
-# A machine has two limits: how many operations it does in a second, its peak, and how many bytes it reads from memory in a second,
-# its **bandwidth**. A piece of work takes at least the longer of two times:
+# A machine has two limits: how many operations it does in a second, its peak, and how many bytes it reads from memory in
+# a second, its **bandwidth**. A piece of work takes at least the longer of these two times:
 #
 # $$\text{time} \ge \max\left(\frac{\text{FLOPs}}{\text{peak}},\ \frac{\text{bytes}}{\text{bandwidth}}\right).$$
 #
-# Which one it is depends on a single number, the **arithmetic intensity**, FLOPs per byte:
+# Which of the two is longer depends on a single number, the **arithmetic intensity**, FLOPs per byte:
 # $I = \text{FLOPs} / \text{bytes}$. The speed that can be reached is then
 #
 # $$\text{FLOP/s} \le \min(\text{peak},\ I \cdot \text{bandwidth}).$$
 #
-# Drawn over $I$ this is a slope and then a flat top: the **roofline**. The corner is at $I = \text{peak} / \text{bandwidth}$.
-# Left of it memory decides, right of it arithmetic. Decoding one row does two operations for each weight of four bytes
-# (float32): $I = 1/2$, as far to the left as you can be. A prompt of $T$ tokens uses each weight $T$ times: $I \approx T/2$.
-# %% [markdown] id="not_the_ratio" lang="zh" of="95e28aa0"
+# Drawn over $I$ this is a slope and then a flat top: the **roofline**. The corner is at
+# $I = \text{peak} / \text{bandwidth}$. Left of it memory decides, right of it arithmetic. Decoding one row does two
+# operations for each weight of four bytes (float32): $I = 1/2$, as far to the left as you can be. A prompt of $T$ tokens
+# uses each weight $T$ times: $I \approx T/2$.
+# %% [markdown] id="not_the_ratio" lang="zh" of="fc864936"
 # 把时间之比与运算次数之比对照一下：前者小得多。长的那次计算每秒完成的运算是单行的许多倍。可见光凭运算次数解释不了解码要花多久；
 # 字节数可以。
 #
 # ## roofline 模型
 #
-# 机器有两个极限：每秒能做多少次运算，即峰值；以及每秒能从内存读多少字节，即**带宽**（bandwidth）。一件工作至少需要两个时间中较长的那个：
+# 机器有两个极限：每秒能做多少次运算，即峰值；以及每秒能从内存读多少字节，即**带宽**（bandwidth）。一件工作所需的时间，至少是下面两个时间中较长的那个：
 #
 # $$\text{时间} \ge \max\left(\frac{\text{FLOPs}}{\text{峰值}},\ \frac{\text{字节数}}{\text{带宽}}\right).$$
 #
-# 究竟是哪个，取决于一个数，即**算术强度**（arithmetic intensity），也就是每字节的 FLOPs：$I = \text{FLOPs} / \text{字节数}$。于是能达到的速度是
+# 哪个更长，取决于一个数，即**算术强度**（arithmetic intensity），也就是每字节的 FLOPs：$I = \text{FLOPs} / \text{字节数}$。于是能达到的速度是
 #
 # $$\text{FLOP/s} \le \min(\text{峰值},\ I \cdot \text{带宽}).$$
 #
-# 以 $I$ 为横轴画出来，先是一段斜坡，然后是平顶：这就是 **roofline**（屋顶线）。拐角在 $I = \text{峰值} / \text{带宽}$ 处。左边由内存决定，
-# 右边由运算决定。单行解码对每个四字节的权重（float32）做两次运算：$I = 1/2$，已经靠左到头了。$T$ 个 token 的提示把每个权重用 $T$ 次，因此 $I \approx T/2$。
+# 以 $I$ 为横轴画出来，先是一段斜坡，然后是平顶：这就是 **roofline**（屋顶线）。拐角在 $I = \text{峰值} / \text{带宽}$ 处。拐角左边由内存决定，右边由运算决定。单行解码对每个四字节的权重（float32）做两次运算：$I = 1/2$，已经在最左边了。$T$ 个 token 的提示把每个权重用 $T$ 次，因此 $I \approx T/2$。
 # %% id="intensity"
 def intensity(config, itemsize, rows=1, tokens=1, depth=0):
     flops = rows * count_flops(config, tokens, depth, 1)
@@ -445,31 +445,30 @@ assert abs(intensity(llama, 2) - 1) < 0.01
 assert abs(intensity(llama, 2, tokens=512) / 512 - 1) < 0.1
 
 # en: Batches have a limit: with ever more rows the intensity tends to attention's own, N/K, plus the FLOPs of
-# en: the weights over the bytes of one row's cache.
+# en: the weights divided by the bytes of one row's cache.
 # zh: 批次有极限：行数越来越多时，强度趋于注意力自身的强度 N/K，再加上权重的 FLOPs 除以一行缓存的字节数。
 limit = 4 * llama.head_dim * llama.n_heads * llama.n_layers / kv_bytes(llama, 2)
 assert limit == llama.n_heads / llama.n_kv_heads == 4
 weights_only = count_flops(llama, 1, 0, 1) / (8000 * kv_bytes(llama, 2))
 assert intensity(llama, 2, 10**6, depth=8000) < limit + weights_only
 # %% [markdown] id="batching" lang="en"
-# ## Moving along it
+# ## Moving along the roofline
 #
-# There are two ways to the right. **More rows**: a batch reads the weights once for all of its rows, so $B$ rows give $B$
-# times the intensity, and nearly $B$ times the tokens in the same time, until the corner is reached. The caches are not shared:
-# each row reads its own, so with long texts the gain ends early. **Fewer bytes**: quantised weights of one byte have four times
-# the intensity of float32, and a step that is bound by memory takes a quarter of the time.
+# There are two ways to move to the right. **More rows**: a batch reads the weights once for all of its rows, so $B$ rows
+# give $B$ times the intensity, and nearly $B$ times the tokens in the same time, until the corner is reached. The caches
+# are not shared: each row reads its own, so with long texts the gain ends early. **Fewer bytes**: quantised weights of
+# one byte have four times the intensity of float32, and a step that is limited by memory takes a quarter of the time.
 #
-# A third way leaves the intensity alone and moves the limit: a machine with more bandwidth. The table is for Llama 3 8B on a
-# processor that reads 3.35 TB/s, the data sheet's figure for NVIDIA's H100 SXM. Nothing in it is measured; it says what the
-# bytes allow.
-# %% [markdown] id="batching" lang="zh" of="38e78b00"
+# A third way leaves the intensity alone and moves the limit: a machine with more bandwidth. The table below is for Llama
+# 3 8B on a processor that reads 3.35 TB/s, the data sheet's figure for NVIDIA's H100 SXM. Nothing in the table is
+# measured; it says what the bytes allow.
+# %% [markdown] id="batching" lang="zh" of="69f53c95"
 # ## 沿着屋顶线移动
 #
-# 往右走有两条路。**更多的行**：一个批次的所有行只需读一遍权重，所以 $B$ 行的强度是 $B$ 倍，同样的时间里得到的 token 也接近 $B$ 倍，直到
-# 拐角为止。缓存则无法共享：每行都要读自己的，所以文本一长，收益很快就到头。**更少的字节**：量化成一字节的权重，强度是 float32 的四倍，
+# 往右走有两条路。**更多的行**：一个批次的所有行只需读一遍权重，所以 $B$ 行的强度是 $B$ 倍，同样时间里产出的 token 也接近 $B$ 倍，直到拐角为止。缓存则无法共享：每行都要读自己的，所以文本一长，收益很快就到头。**更少的字节**：量化成一字节的权重，强度是 float32 的四倍，
 # 受内存限制的一步只要四分之一的时间。
 #
-# 还有第三条路，不动强度，而是移动极限：换带宽更大的机器。下表是 Llama 3 8B 在一个每秒能读 3.35 TB 的处理器上的情形，这是 NVIDIA H100 SXM 数据手册上的
+# 还有第三条路，强度不变，改变极限：换带宽更大的机器。下表是 Llama 3 8B 在一个每秒能读 3.35 TB 的处理器上的情形，这是 NVIDIA H100 SXM 数据手册上的
 # 数值。表中没有一个数是测出来的；它说的是字节数所允许的上限。
 # %% id="batching_code"
 bandwidth_h100 = 3.35e12
@@ -493,12 +492,11 @@ assert bound(bfloat16, 16, 8000) < 9 * bound(bfloat16, 1, 8000)
 
 
 # %% [markdown] id="roofline_text" lang="en"
-# Now this machine. `bandwidth_probe` reads 512 MB against the clock, `peak_flops` multiplies large matrices. The
-# circles are one matrix of the model, the output matrix, with 1 to 256 rows; the two other marks are the whole model, decoding and
-# reading a prompt. Everything is float32.
-# %% [markdown] id="roofline_text" lang="zh" of="047403a4"
-# 现在看这台机器。`bandwidth_probe` 读 512 MB 并计时，`peak_flops` 乘大矩阵。圆点是模型中的一个矩阵（输出矩阵），乘以 1 到 256 行；另外两个点
-# 是整个模型：解码，以及读提示。全部是 float32。
+# Now this machine. `bandwidth_probe` reads 512 MB against the clock, `peak_flops` multiplies large matrices. The circles
+# show one matrix of the model, the output matrix, multiplied by 1 to 256 rows; the other two marks show the whole model,
+# decoding and reading a prompt. Everything is in float32.
+# %% [markdown] id="roofline_text" lang="zh" of="2831f80f"
+# 现在看这台机器。`bandwidth_probe` 读 512 MB 并计时，`peak_flops` 乘大矩阵。圆点是模型中的一个矩阵（输出矩阵）与 1 到 256 行相乘；另外两个点是整个模型：解码，以及读提示。全部用 float32。
 # %% id="roofline" tags=["measured"]
 def median_seconds(function, *arguments):
     jax.block_until_ready(function(*arguments))
@@ -544,21 +542,20 @@ show(
     zh="先是斜坡后是平顶：解码和单行乘积在斜坡脚下，四行的乘积远在线下方，行数多的乘积和读提示在拐角右边。",
 )
 # %% [markdown] id="reading" lang="en"
-# How to read such a picture? A point on the *slope* needs no faster code: only fewer bytes, more rows or a machine with more bandwidth
-# would help. A point at the *flat top* gains nothing from fewer bytes; it needs fewer operations, or a machine that does more of
-# them. And a point *far below* the line spends time that the model of two limits does not explain. There it pays to look.
+# How do you read such a picture? A point on the *slope* needs no faster code: only fewer bytes, more rows or a machine
+# with more bandwidth would help. A point at the *flat top* gains nothing from fewer bytes; it needs fewer operations, or
+# a machine that does more of them. And a point *far below* the line spends time that the model of two limits does not
+# explain. There it pays to look.
 #
-# Here that is the circle of four rows. It has four times the intensity of one row and yet hardly more speed. We met the
-# reason above: four rows are too many for the kernel of few rows and too few for that of many. So XLA's own product does them, and on a CPU it
-# first copies the weight into another order, which costs more time than to multiply it by four rows. The check below asks XLA
-# which of the products it does itself. (A point may even stand a little above the line: the limits are measured too, and a
-# small machine is never quiet.)
-# %% [markdown] id="reading" lang="zh" of="d80e574c"
-# 这样的图怎么读？*斜坡*上的点不需要更快的代码：只有减少字节、增加行数，或者换带宽更大的机器才有用。*平顶*处的点，减少字节毫无用处；它要的是
-# 更少的运算，或者每秒能做更多运算的机器。而*远在线下方*的点，有些时间是两个极限解释不了的，值得去查。
+# Here the circle for four rows is such a point. It has four times the intensity of one row and yet hardly more speed. You
+# met the reason above: four rows are too many for one kernel and too few for the other. So XLA computes the product
+# itself, and on a CPU it first copies the weight into another order, which takes more time than multiplying it by four
+# rows. The check below asks XLA which of the products it computes itself. (A point may even stand a little above the
+# line: the limits are measured too, and a small machine is never quiet.)
+# %% [markdown] id="reading" lang="zh" of="b546e9ff"
+# 这样的图怎么读？*斜坡*上的点不需要更快的代码：只有减少字节、增加行数，或者换带宽更大的机器才有用。*平顶*处的点，减少字节毫无用处；它需要的是更少的运算，或者每秒能做更多运算的机器。而*远在线下方*的点，有一部分时间是两个极限解释不了的，值得去查。
 #
-# 这里就是四行的那个圆点。它的强度是单行的四倍，速度却几乎没有提高。原因上文已经见过：四行对管少数几行的内核太多，对管很多行的内核又太少。于是由 XLA 自己的乘积来做，而它在 CPU 上
-# 会先把权重按另一种次序复制一份，这比拿权重去乘四行还要费时间。下面的检查就是问 XLA：哪些乘积是它自己做的。
+# 这里就是四行的那个圆点。它的强度是单行的四倍，速度却几乎没有提高。原因前面已经见过：四行对一个内核太多，对另一个又太少。于是由 XLA 自己来算，而它在 CPU 上会先把权重按另一种次序复制一份，这比拿权重去乘四行还费时间。下面的检查就是问 XLA：哪些乘积是它自己算的。
 # （点甚至可能略高于线：极限本身也是测出来的，而小机器上总有别的程序在运行。）
 # %% id="reading_code"
 for rows in (1, 4, 16):
@@ -570,24 +567,25 @@ for rows in (1, 4, 16):
     if rows == 4:
         assert share > 0.99
 # %% [markdown] id="gpu" lang="en"
-# ## A GPU beside it
+# ## How a GPU compares
 #
-# What changes on a GPU? Both limits, and not by the same factor. NVIDIA's data sheet gives for the H100 SXM 1,979 TFLOP/s in
-# bfloat16 "with sparsity", which is 989 for ordinary (dense) matrices, and 3.35 TB/s. The picture sets that beside what we
-# measured of this machine. The dots are not measured: they are Llama 3 8B at the intensities that we counted, put on the GPU's line.
+# What changes on a GPU? Both limits, and not by the same factor. For the H100 SXM, NVIDIA's data sheet gives 1,979
+# TFLOP/s in bfloat16 "with sparsity", which is 989 for ordinary (dense) matrices, and 3.35 TB/s. The picture sets these
+# figures beside those that we measured on this machine. The dots are not measured: they are Llama 3 8B at the intensities
+# that we counted, placed on the GPU's line.
 #
-# The corner has moved to the right, to 295 FLOPs a byte. A GPU is even more starved for bytes than a CPU: to
-# use its arithmetic when decoding, it takes about 295 rows at once with nothing cached. With 8,000 tokens cached no number
-# of rows is enough, for the intensity has a limit, and it is far below the corner. So servers batch, and the
+# The corner has moved to the right, to 295 FLOPs a byte. A GPU is even more starved for bytes than a CPU: to use all of
+# its arithmetic when decoding, it needs about 295 rows at once, with nothing cached. With 8,000 tokens cached, no number
+# of rows is enough, because the intensity has a limit, and that limit is far below the corner. So servers batch, and the
 # cache decides how much they gain by it.
-# %% [markdown] id="gpu" lang="zh" of="90107768"
-# ## 旁边放一块 GPU
+# %% [markdown] id="gpu" lang="zh" of="f0462e72"
+# ## 与 GPU 相比
 #
 # 换成 GPU 会怎样？两个极限都变了，但倍数不同。NVIDIA 的数据手册给出，H100 SXM 的 bfloat16 是 1,979 TFLOP/s（“with sparsity”，稀疏），对普通（稠密）矩阵就是
-# 989；带宽 3.35 TB/s。图中把它与这台机器上测得的数并列。黑点不是测出来的：它们是 Llama 3 8B 按上文数出的强度，标在 GPU 的线上。
+# 989；带宽 3.35 TB/s。图中把它们与这台机器上测得的数并列。黑点不是测出来的：它们是 Llama 3 8B 按上文数出的强度，标在 GPU 的线上。
 #
 # 拐角移到了右边，到了每字节 295 次运算。GPU 比 CPU 更缺字节：解码时要用满它的运算能力，在缓存为空时大约要同时算 295 行。缓存了 8,000 个 token
-# 之后，多少行都不够，因为强度有极限，而极限远在拐角左边。所以服务器都做批处理，而能赚多少，由缓存决定。
+# 之后，多少行都不够，因为强度有极限，而极限远在拐角左边。所以服务器都做批处理，而收益有多大，由缓存决定。
 # %% id="gpu_code"
 peak_h100 = 1979e12 / 2
 corner_h100 = peak_h100 / bandwidth_h100
@@ -612,30 +610,28 @@ machines = [("this machine, float32", peak, bandwidth)]
 machines += [("H100 SXM, bfloat16, data sheet", peak_h100, bandwidth_h100)]
 show(
     figures.two_rooflines(machines, work),
-    en="Two rooflines, the GPU's far above and with its corner further right; on it decoding stands low on the slope, the "
+    en="Two rooflines, the GPU's far above and with its corner further to the right; on it, decoding stands low on the slope, the "
     "prompt on the flat top.",
     zh="两条屋顶线，GPU 的高得多，拐角也更靠右；线上，解码在斜坡低处，读提示在平顶上。",
 )
 # %% [markdown] id="first" lang="en"
 # ## The first token and those after it
 #
-# The two kinds of work explain something that you have surely seen: a chat model pauses, and then its words run. The pause is
-# the **time to first token**. The prompt is read in one pass, at the flat top: its time grows with the prompt and is decided by
-# operations. Every token after that is one row at the foot of the slope: its time is decided by bytes, and hardly depends on
-# the prompt. A token that is read costs a small fraction of one that is written.
+# The two kinds of work explain something that you have surely seen: a chat model pauses, and then its words stream out.
+# The pause is the **time to first token**. The prompt is read in one pass, at the flat top: its time grows with the
+# prompt and is decided by operations. Every token after that is one row at the foot of the slope: its time is decided by
+# bytes, and hardly depends on the prompt. Reading a token costs a small fraction of what writing one costs.
 #
-# In numbers, for Llama 3 8B at the limits of the data sheet: a prompt of 2,000 tokens takes at least 29 ms, which is 15 µs a token.
-# Each token after it takes at least 4.6 ms. So it is cheap to read a long text, and dear to write one. Below, the same on this
-# machine, measured.
-# %% [markdown] id="first" lang="zh" of="76a10dda"
+# In numbers, for Llama 3 8B at the data sheet's limits: a prompt of 2,000 tokens takes at least 29 ms, which is 15 µs a
+# token. Each token after it takes at least 4.6 ms. So reading a long text is cheap, and writing one is expensive. Below,
+# we measure the same on this machine.
+# %% [markdown] id="first" lang="zh" of="2a4e5a0f"
 # ## 第一个 token 与其后的 token
 #
-# 这两类工作解释了你一定见过的现象：聊天模型先停顿一下，然后一个个词飞快地冒出来。停顿的就是**首 token 时间**（time to first token）。提示是一次读完的，位于平顶：
-# 所需时间随提示变长，由运算次数决定。其后的每个 token 是斜坡脚下的一行：所需时间由字节数决定，与提示长短几乎无关。读一个 token 的代价，只是写一个
-# token 的一小部分。
+# 这两类工作解释了你一定见过的现象：聊天模型先停顿一下，然后一个个词飞快地冒出来。停顿的这段时间就是**首 token 延迟**（time to first token）。提示是一次读完的，位于平顶：
+# 所需时间随提示变长，由运算次数决定。其后的每个 token 是斜坡脚下的一行：所需时间由字节数决定，与提示长短几乎无关。读一个 token 的代价，只有写一个 token 的一小部分。
 #
-# 以数据手册的极限来算 Llama 3 8B：2,000 个 token 的提示至少要 29 毫秒，合每个 token 15 微秒；其后的每个 token 至少要 4.6 毫秒。所以读长文便宜，
-# 写长文贵。再下面是这台机器上的实测。
+# 以 Llama 3 8B 和数据手册上的极限来算：2,000 个 token 的提示至少要 29 毫秒，合每个 token 15 微秒；其后的每个 token 至少要 4.6 毫秒。所以读长文便宜，写长文贵。下面还有这台机器上的实测。
 # %% id="first_code"
 prompts = [2**n for n in range(4, 14)]
 first = [
@@ -666,28 +662,28 @@ assert one_pass.prompt_seconds / long < after
 # %% [markdown] id="int8" lang="en"
 # ## The price of int8
 #
-# Fewer bytes are more speed; `speeds` above showed it. What do they cost? Int8 keeps each weight as a whole number from $-127$
-# to 127, and for each row of a matrix, that is for each of its outputs, one scale: the row's largest absolute value over 127. So no weight moves by more than half a
-# step. We do that by hand, for any number of bits, and for eight the library's `quantize` gives the same numbers.
+# Fewer bytes mean more speed, as you saw when we timed the int8 weights. What do they cost? Int8 keeps each weight as a
+# whole number from $-127$ to 127. Each row of a matrix, which is one of its outputs, gets one scale: the row's largest
+# absolute value divided by 127. So no weight moves by more than half a step. We do that by hand, for any number of bits;
+# for eight bits, the library's `quantize` gives the same numbers.
 #
-# Then we look at what comes out. To compare two predictions $p$ and $q$ of the next token there is one number that looks at all
-# of the vocabulary, the **KL divergence**:
+# Then we look at what comes out. To compare two predictions $p$ and $q$ of the next token, there is one number that takes
+# in the whole vocabulary, the **KL divergence**:
 #
 # $$\mathrm{KL}(p \,\|\, q) = \sum_i p_i \log \frac{p_i}{q_i} .$$
 #
-# It is never negative, and zero only where both are equal. It says how much log-probability is lost, on average, if the tokens come
-# from $p$ and you expected $q$. With 0.001 nats you would hardly notice; with 1 the two tell different stories.
-# %% [markdown] id="int8" lang="zh" of="d1d59750"
+# It is never negative, and zero only where both are equal. It says how much log-probability is lost, on average, if the
+# tokens come from $p$ and you expected $q$. At 0.001 nats you would hardly notice; at 1 the two tell different stories.
+# %% [markdown] id="int8" lang="zh" of="4b6b6a36"
 # ## int8 的价格
 #
-# 字节少，速度就快，上面的 `speeds` 已经看到。代价是什么？int8 把每个权重存成 $-127$ 到 127 的整数，矩阵的每一行（也就是它的每个输出）再存一个比例：该行最大的绝对值除以 127。
-# 这样，没有一个权重的移动会超过半格。我们亲手对任意比特数做一遍；取八比特时，本库的 `quantize` 给出同样的数。
+# 字节少，速度就快，前面给 int8 权重计时的时候已经看到了。代价是什么？int8 把每个权重存成 $-127$ 到 127 的整数，矩阵的每一行（也就是它的每个输出）再存一个缩放系数：该行最大的绝对值除以 127。这样，每个权重的移动都不超过半格。我们亲手对任意比特数做一遍；取八比特时，本库的 `quantize` 给出同样的数。
 #
-# 然后看输出。要比较下一个 token 的两种预测 $p$ 和 $q$，有一个数能顾及整个词表，即 **KL 散度**（KL divergence）：
+# 然后看输出。要比较下一个 token 的两种预测 $p$ 和 $q$，有一个数顾及整个词表，即 **KL 散度**（KL divergence）：
 #
 # $$\mathrm{KL}(p \,\|\, q) = \sum_i p_i \log \frac{p_i}{q_i} .$$
 #
-# 它从不为负，只有两者相等时才是零。它说的是：token 实际按 $p$ 出现，而你预期的是 $q$，平均会损失多少对数概率。0.001 奈特几乎察觉不到；到了 1，
+# 它从不为负，只有两者相等时才是零。它的意思是：如果 token 实际按 $p$ 出现，而你预期的是 $q$，平均会损失多少对数概率。0.001 奈特几乎察觉不到；到了 1，
 # 两者讲的就是不同的故事了。
 # %% id="int8_code"
 def rounded(weight, contracted, bits):
@@ -749,35 +745,36 @@ if on_default_model():
 # %% id="int8_picture"
 show(
     figures.by_bits(bits, [found[each] for each in bits]),
-    en="KL divergence over bits per weight: lowest at eight bits and rising steeply, by about the same factor for every bit "
+    en="KL divergence against bits per weight: lowest at eight bits and rising steeply, by about the same factor for every bit "
     "taken away.",
     zh="KL 散度随每个权重的比特数变化：八比特时最低，每去掉一个比特就陡增大致相同的倍数。",
 )
 # %% [markdown] id="int8_end" lang="en"
-# Eight bits cost next to nothing and read a quarter of the bytes. Every bit fewer doubles the step, and an error twice as large
-# moves the divergence about four times as far, for near its minimum it grows with the square. Files of four bits, such as the one this
-# model comes from, therefore do not share a scale over a whole row: they have one for every 32 weights.
-# %% [markdown] id="int8_end" lang="zh" of="1958e157"
-# 八比特几乎没有代价，读取的字节却只有四分之一。每少一个比特，格子就宽一倍；误差大一倍，散度大约是四倍，因为它在最小值附近按平方增长。
-# 所以四比特的文件（本模型就来自这样一个文件）不让整行共用一个比例，而是每 32 个权重用一个。
+# Eight bits cost next to nothing, and only a quarter of the bytes are read. Each bit that you take away doubles the step,
+# and twice the error means about four times the divergence, which grows with the square of the error near its minimum.
+# Four-bit files, such as the one this model comes from, therefore do not use one scale for a whole row: they have one for
+# every 32 weights.
+# %% [markdown] id="int8_end" lang="zh" of="fe08794d"
+# 八比特几乎没有代价，读取的字节却只有四分之一。每少一个比特，格子就宽一倍；误差大一倍，散度大约变成四倍，因为它在最小值附近按误差的平方增长。所以四比特的文件（本模型就来自这样一个文件）不让整行共用一个缩放系数，而是每 32 个权重用一个。
 # %% [markdown] id="flash" lang="en"
 # ## Flash attention: never write the scores down
 #
-# One more way to have fewer bytes. Attention over $T$ tokens makes a square of $T \times T$ scores for every head, writes it, reads
-# it for the softmax, and reads it again for the weighted sum. With 8,000 tokens and 32 heads that is 8 GB in a layer, for a result of
-# $T \times N \times H$ numbers. Must the square exist at all?
+# There is one more way to move fewer bytes. Attention over $T$ tokens makes a square of $T \times T$ scores for every
+# head, writes it, reads it for the softmax, and reads it again for the weighted sum. With 8,000 tokens and 32 heads, the
+# scores of one layer take 8 GB, for a result of $T \times N \times H$ numbers. Must the square exist at all?
 #
-# The weighted sum could be built up tile by tile, a few keys at a time, and each tile forgotten. What seems to stand in the way is
-# the softmax: it divides by a sum over *all* keys, and to be safe from overflow it subtracts the *largest* score of all. Both are known
-# only at the end. **Flash attention** carries three things along for every query: the largest score so far $m$, the sum of
-# $e^{s - m}$ so far, and the sum of $e^{s - m} v$ so far. When a tile brings a larger score, both sums are
-# too large by the same known factor, $e^{m_\text{new} - m_\text{old}}$, and are shrunk by it. At the end one sum is divided by the other.
-# %% [markdown] id="flash" lang="zh" of="3ac25561"
+# The weighted sum could be built up tile by tile, a few keys at a time, and each tile forgotten. What seems to stand in
+# the way is the softmax: it divides by a sum over *all* keys, and to be safe from overflow it subtracts the *largest*
+# score of all. Both are known only at the end. **Flash attention** carries three things along for every query: the
+# largest score so far, $m$, the sum of $e^{s - m}$ so far, and the sum of $e^{s - m} v$ so far. When a tile brings a
+# larger score, both sums are too large by the same known factor, $e^{m_\text{new} - m_\text{old}}$, and are shrunk by it.
+# At the end one sum is divided by the other.
+# %% [markdown] id="flash" lang="zh" of="f4f2187e"
 # ## flash attention：根本不写下分数
 #
-# 还有一种减少字节的办法。对 $T$ 个 token 的注意力，每个头都要造出一个 $T \times T$ 的分数方阵，写下来，为 softmax 读一遍，为加权和再读一遍。8,000 个 token、32 个头时，一层就有 8 GB，而结果只有 $T \times N \times H$ 个数。这个方阵非得存在吗？
+# 还有一种减少字节的办法。对 $T$ 个 token 的注意力，每个头都要造出一个 $T \times T$ 的分数方阵，写下来，计算 softmax 时读一遍，计算加权和时再读一遍。8,000 个 token、32 个头时，一层就有 8 GB，而结果只有 $T \times N \times H$ 个数。这个方阵非得存在吗？
 #
-# 加权和本可以一块一块地累加，每次取几个键，用完就忘。看上去拦路的是 softmax：它要除以对*所有*键求的和，为了不溢出还要减去*最大*的分数，
+# 加权和本可以一块一块地累加，每次取几个键，用完就丢。看上去，拦路的是 softmax：它要除以对*所有*键求的和，为了不溢出还要减去*最大*的分数，
 # 而这两样都要到最后才知道。**flash attention** 为每个查询随身带着三样东西：目前为止最大的分数 $m$，目前为止 $e^{s - m}$ 之和，目前为止 $e^{s - m} v$ 之和。
 # 当某一块带来更大的分数时，两个和都大了同一个已知的倍数 $e^{m_\text{新} - m_\text{旧}}$，按它缩小即可。最后把两个和相除。
 # %% id="flash_picture"
@@ -830,11 +827,12 @@ for head_number in (0, N - 1):
         close(flash_attention(q, k, v, tile), full_attention(q, k, v), atol=1e-5)
     close(flash_attention(q, k, v, 16), seen[f"{layer}z"][0, :, head_number], atol=1e-5)
 # %% [markdown] id="flash_memory" lang="en"
-# The result is the same whatever the size of a tile. And the memory? We ask XLA for the temporary memory of both forms, compiled for 2,048 tokens
-# and one head. The full form needs at least the square of scores, the other one about a tile's width of it.
-# %% [markdown] id="flash_memory" lang="zh" of="76b7a558"
-# 不管一块有多大，结果都一样。那么内存呢？我们向 XLA 询问两种写法的临时内存，按 2,048 个 token、一个头编译。完整的写法至少需要整个分数方阵，
-# 另一种只需要大约一块的宽度。
+# The result is the same whatever the size of a tile. And the memory? We ask XLA for the temporary memory of both forms,
+# compiled for 2,048 tokens and one head. The full form needs at least the whole square of scores, the other about one
+# tile's width of it.
+# %% [markdown] id="flash_memory" lang="zh" of="87b1386d"
+# 不管块有多大，结果都一样。那么内存呢？我们向 XLA 询问两种写法的临时内存，按 2,048 个 token、一个头编译。完整的写法至少需要整个分数方阵，
+# 另一种大约只需要其中一块的宽度。
 # %% id="flash_memory_code"
 T, tile = 2048, 128
 arguments = [shaped(T, H)] * 3
@@ -847,27 +845,26 @@ print(f"scores [T T]: {4 * T * T / 1e6:.1f} MB; a tile: {4 * T * tile / 1e6:.1f}
 print(f"temporary memory: full {whole_memory.temp_size_in_bytes / 1e6:.1f} MB,", end=" ")
 print(f"tiled {tiled_memory.temp_size_in_bytes / 1e6:.1f} MB")
 # %% [markdown] id="flash_end" lang="en"
-# The operations are as many as before, so this helps where bytes decide, which on a GPU is nearly everywhere. There a tile stays
-# in the small fast memory beside the arithmetic, and the square never touches the large slow one. Tiles that the mask hides
-# altogether (grey in the drawing) can be left out, and that halves the operations too.
-# %% [markdown] id="flash_end" lang="zh" of="cfe0baf7"
-# 运算次数与原来一样多，所以只在由字节数决定的地方有用，而在 GPU 上几乎处处如此。在那里，一块分数留在运算单元旁边小而快的存储器里，整个方阵从不碰大而慢的
-# 显存。完全被掩码遮住的块（图中灰色）可以跳过，于是运算也省了一半。
+# There are as many operations as before, so this helps where bytes decide, which on a GPU is nearly everywhere. There a
+# tile stays in the small fast memory beside the arithmetic, and the square never touches the large slow one. Tiles that
+# the mask hides altogether (grey in the drawing) can be skipped, which nearly halves the operations, too.
+# %% [markdown] id="flash_end" lang="zh" of="c7a4a347"
+# 运算次数与原来一样多，所以这种办法在由字节数决定的地方才有用，而在 GPU 上几乎处处如此。在那里，一块分数留在运算单元旁边小而快的存储器里，整个方阵从不碰大而慢的
+# 显存。完全被掩码遮住的块（图中灰色）可以跳过，于是运算也省了将近一半。
 # %% [markdown] id="exercises" lang="en"
 # ## Exercises
 #
-# Put your answer in place of `None` and run the cell. Below each there are a hint and a solution, both folded.
+# Put your answer in place of `None` and run the cell. A hint and a solution are folded away below each exercise.
 #
-# **1.** Llama 3 8B on the H100 of the data sheet, 8,000 tokens cached in each row. You may halve the bytes of *one* thing: the weights
-# (int8) or the cache (int8). Which gives more tokens per second with 1 row? Which with 64? Predict, then let the cell compute
-# it. Answer with two words of `"weights"` and `"cache"`.
-# %% [markdown] id="exercises" lang="zh" of="a5991fe0"
+# **1.** Llama 3 8B on the H100 of the data sheet, 8,000 tokens cached in each row. You may halve the bytes of *one*
+# thing: the weights (int8) or the cache (int8). Which gives more tokens a second with 1 row? Which with 64? Predict, then
+# let the cell compute it. Answer with a pair of words, each `"weights"` or `"cache"`.
+# %% [markdown] id="exercises" lang="zh" of="4e3d168b"
 # ## 练习
 #
-# 用你的答案替换 `None`，然后运行。每题下面都折叠着一条线索和一个解答。
+# 用你的答案替换 `None`，然后运行。每题下面折叠着一条线索和一个解答。
 #
-# **1.** 数据手册上的 H100，Llama 3 8B，每行缓存了 8,000 个 token。只有*一样*东西可以减半字节：权重（int8）或缓存（int8）。1 行时哪个给出更多的
-# token/s？64 行时呢？先预测，再让单元格去算。用 `"weights"` 和 `"cache"` 中的两个词作答。
+# **1.** 数据手册上的 H100，Llama 3 8B，每行缓存了 8,000 个 token。只能把*一样*东西的字节数减半：权重（int8）或缓存（int8）。1 行时，减哪一样每秒产出的 token 更多？64 行时呢？先预测，再让单元格去算。用两个词作答，每个是 `"weights"` 或 `"cache"`。
 # %% id="exercise_1"
 answer_1 = None
 
@@ -891,22 +888,23 @@ exercise(1, answer_1, check_1)
 # %% [markdown] id="hint_1" lang="en"
 # <details><summary>Hint</summary>
 #
-# Halving helps most where most of the bytes are. 8,000 tokens take about 1 GB per row; the weights take 15 GB once.
+# Halving helps most where most of the bytes are. Each row's 8,000 tokens take about 1 GB; the weights take 15 GB, once
+# for all rows.
 #
 # </details>
-# %% [markdown] id="hint_1" lang="zh" of="f9a7adb3"
+# %% [markdown] id="hint_1" lang="zh" of="ae89857d"
 # <details><summary>线索</summary>
 #
-# 字节最多的地方，减半最有用。8,000 个 token 每行大约占 1 GB；权重一共 15 GB，只算一次。
+# 字节最多的地方，减半最有用。每行的 8,000 个 token 大约占 1 GB；权重一共 15 GB，只读一次。
 #
 # </details>
 # %% id="solution_1" tags=["solution"]
 exercise(1, ("weights", "cache"), check_1)
 # %% [markdown] id="exercise_2_text" lang="en"
-# **2.** Somebody deletes `* shrink` in both lines of `flash_attention`. Most results are wrong then, but not all. Give a row of
-# 8 scores, not all equal, for which tiles of 2 still give the right softmax.
-# %% [markdown] id="exercise_2_text" lang="zh" of="54cff815"
-# **2.** 有人把 `flash_attention` 里两处 `* shrink` 都删掉了。这样大多数结果是错的，但并非全部。给出 8 个不全相等的分数，使得每块 2 个时仍能得到正确的 softmax。
+# **2.** Somebody deletes `* shrink` in both lines of `flash_attention`. Most results are then wrong, but not all. Find a
+# row of 8 scores, not all equal, for which tiles of 2 still give the right softmax.
+# %% [markdown] id="exercise_2_text" lang="zh" of="3ee230cf"
+# **2.** 有人把 `flash_attention` 里两处 `* shrink` 都删掉了。这样大多数结果就错了，但并非全部。给出 8 个不全相等的分数，使得每块取 2 个时仍能得到正确的 softmax。
 # %% id="exercise_2"
 answer_2 = None
 
@@ -946,11 +944,11 @@ exercise(2, answer_2, check_2)
 # %% id="solution_2" tags=["solution"]
 exercise(2, [3.0, 1.0, 2.0, 0.0, -1.0, 2.5, 1.5, 0.5], check_2)
 # %% [markdown] id="exercise_3_text" lang="en"
-# **3.** Round only one part of the network to 5 bits: the embedding (which here is the output matrix as well), all of attention's
-# matrices, or all of the feed-forward part's. Which one moves the predictions most? Predict; the cell then measures the KL divergence of each.
-# Answer `"embedding"`, `"attention"` or `"feed-forward"`.
-# %% [markdown] id="exercise_3_text" lang="zh" of="bc75f3fd"
-# **3.** 只把网络的一个部分舍入到 5 比特：嵌入（在这里兼作输出矩阵）、注意力的全部矩阵，或前馈部分的全部矩阵。哪一个让预测移动得最多？先预测；单元格随后量出各自的 KL 散度。
+# **3.** Round only one part of the network to 5 bits: the embedding (which here is the output matrix as well), all of
+# attention's matrices, or all of the feed-forward part's. Which one changes the predictions most? Predict first; the cell
+# then measures the KL divergence of each. Answer `"embedding"`, `"attention"` or `"feed-forward"`.
+# %% [markdown] id="exercise_3_text" lang="zh" of="94067032"
+# **3.** 只把网络的一个部分舍入到 5 比特：嵌入（在这里兼作输出矩阵）、注意力的全部矩阵，或前馈部分的全部矩阵。哪一个对预测的影响最大？先猜；单元格随后量出各自的 KL 散度。
 # 回答 `"embedding"`、`"attention"` 或 `"feed-forward"`。
 # %% id="exercise_3"
 answer_3 = None
@@ -980,10 +978,11 @@ exercise(3, answer_3, check_3)
 # %% [markdown] id="hint_3" lang="en"
 # <details><summary>Hint</summary>
 #
-# Think of how many matrices there are of each kind, and of how many layers an error has to pass through. Then try; there are only three answers.
+# Think of how many matrices there are of each kind, and of how many layers an error has to pass through. Then try; there
+# are only three answers.
 #
 # </details>
-# %% [markdown] id="hint_3" lang="zh" of="e2bc5d9f"
+# %% [markdown] id="hint_3" lang="zh" of="3db0c183"
 # <details><summary>线索</summary>
 #
 # 想想每一类各有多少个矩阵，误差又要穿过多少层。然后试一试，答案只有三种。
@@ -994,18 +993,20 @@ exercise(3, "feed-forward", check_3)
 # %% [markdown] id="sources" lang="en"
 # ## Sources
 #
-# - Williams, Waterman and Patterson, *Roofline: An Insightful Visual Performance Model for Multicore Architectures*, 2009,
-#   [doi:10.1145/1498765.1498785](https://doi.org/10.1145/1498765.1498785)
+# - Williams, Waterman and Patterson, *Roofline: An Insightful Visual Performance Model for Multicore Architectures*,
+#   2009, [doi:10.1145/1498765.1498785](https://doi.org/10.1145/1498765.1498785)
 # - Pope et al., *Efficiently Scaling Transformer Inference*, 2022, [arXiv:2211.05102](https://arxiv.org/abs/2211.05102)
 # - Kaplan et al., *Scaling Laws for Neural Language Models*, 2020, [arXiv:2001.08361](https://arxiv.org/abs/2001.08361)
 # - Dao et al., *FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness*, 2022,
 #   [arXiv:2205.14135](https://arxiv.org/abs/2205.14135)
-# - Milakov and Gimelshein, *Online normalizer calculation for softmax*, 2018, [arXiv:1805.02867](https://arxiv.org/abs/1805.02867)
-# - NVIDIA, *H100 Tensor Core GPU*, data sheet, column H100 SXM, [nvidia.com](https://www.nvidia.com/en-us/data-center/h100/)
-# - [docs/performance.md](../../docs/performance.md): what was measured of this library, beside others
+# - Milakov and Gimelshein, *Online normalizer calculation for softmax*, 2018,
+#   [arXiv:1805.02867](https://arxiv.org/abs/1805.02867)
+# - NVIDIA, *H100 Tensor Core GPU*, data sheet, column H100 SXM,
+#   [nvidia.com](https://www.nvidia.com/en-us/data-center/h100/)
+# - [docs/performance.md](../../docs/performance.md): measurements of this library, beside others
 #
 # Next: lesson 15 turns to the real Llama 3 8B.
-# %% [markdown] id="sources" lang="zh" of="1a67ca85"
+# %% [markdown] id="sources" lang="zh" of="6d89674c"
 # ## 来源
 #
 # - Williams、Waterman、Patterson，*Roofline: An Insightful Visual Performance Model for Multicore Architectures*，2009，
@@ -1018,4 +1019,4 @@ exercise(3, "feed-forward", check_3)
 # - NVIDIA，*H100 Tensor Core GPU* 数据手册，H100 SXM 一栏，[nvidia.com](https://www.nvidia.com/en-us/data-center/h100/)
 # - [docs/performance.md](../../docs/performance.md)：本库的实测结果，与其他实现并列
 #
-# 下一课：第 15 课转向真正的 Llama 3 8B。
+# 下一课：第 15 课来看真正的 Llama 3 8B。

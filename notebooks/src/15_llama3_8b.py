@@ -1,21 +1,20 @@
 # %% [markdown] id="title" lang="en"
 # # 15 · The real Llama-3-8B
 #
-# *Reading time 15 minutes. Before it: lessons 01, 02, 05, 08 and 14. What it proves: the big model needs nothing new. Its ids,
-# shapes and sizes come out here without its weights; with them, so does its answer.*
+# *Reading time 15 minutes. Before it: lessons 01, 02, 05, 08 and 14. What it proves: the big model needs nothing new. Its
+# ids, shapes and sizes come out here without its weights; with them, so does its answer.*
 #
 # All lessons so far ran on a small model of the same architecture. What about the model that gave the architecture its
-# name? Its weights are 16 GB behind a licence, so this lesson is made to run without them: it computes everything that depends on the
-# tokenizer and on shapes, and tries out the code that would examine the weights on two other models. If you have the weights, one line points
-# the lesson at them.
-# %% [markdown] id="title" lang="zh" of="3ae7e421"
+# name? Its weights take 16 GB and come with a licence that you must accept first, so this lesson runs without them. It
+# computes everything that depends only on the tokenizer and on shapes, and it tries out the code that would examine the
+# weights on two other models. If you have the weights, one line points the lesson at them.
+# %% [markdown] id="title" lang="zh" of="ed655e59"
 # # 15 · 真正的 Llama-3-8B
 #
 # *阅读时间 15 分钟。前置：第 01、02、05、08、14 课。本课证明：大模型不需要任何新东西。它的编号、形状和大小在没有权重时就能
 # 得出；有了权重，还能得出它的回答。*
 #
-# 到目前为止，各课都跑在一个架构相同的小模型上。那么，这种架构得名的那个模型呢？它的权重有 16 GB，还要先接受许可，所以本课在没有权重时也能运行：
-# 凡是只取决于分词器和形状的，都照样算出来；检查权重的代码，则在另外两个模型上试运行。如果你有权重，只要一行就能让本课用上它。
+# 到目前为止，各课用的都是一个架构相同的小模型。那么，这种架构由之得名的那个模型呢？它的权重有 16 GB，还要先接受许可，所以本课在没有权重时也能运行：凡是只取决于分词器和形状的，都照样算出来；检查权重的代码，则在另外两个模型上试运行。如果你有权重，只要一行就能让本课用上它。
 # %% id="setup"
 import dataclasses
 import importlib.metadata
@@ -43,17 +42,16 @@ from jax_llama3_course.figures import llama3_8b as figures
 folder_8b = os.environ.get("LESSON_LLAMA3_8B", "")
 llama = preset("llama3-8b")
 # %% [markdown] id="tokenizer" lang="en"
-# ## The tokenizer, always
+# ## The tokenizer needs no weights
 #
-# Meta's package `llama-models` carries Llama 3's tokenizer file: one line for each of 128,000 tokens, with its bytes
-# and its rank. We ask Python's own register of installed packages where the file is; importing the package is not needed.
+# Meta's package `llama-models` carries Llama 3's tokenizer file: one line for each of 128,000 tokens, with its bytes and
+# its rank. We ask Python's own list of installed packages where the file is; we need not import the package.
 #
 # To the 128,000 tokens the code adds 256 special ones, which are in no file: $128000 + 256 = 128256$.
-# %% [markdown] id="tokenizer" lang="zh" of="ce5271cc"
-# ## 分词器：总能运行
+# %% [markdown] id="tokenizer" lang="zh" of="af274dab"
+# ## 分词器：不需要权重
 #
-# Meta 的软件包 `llama-models` 里带有 Llama 3 的分词器文件：128,000 个 token 各占一行，写着它的字节和序号。我们向 Python 自己的已安装软件包
-# 登记表询问文件在哪里，不需要导入这个包。
+# Meta 的软件包 `llama-models` 里带有 Llama 3 的分词器文件：128,000 个 token 各占一行，写着它的字节和序号。文件在哪里，查 Python 自己的已安装软件包清单就知道，不需要导入这个包。
 #
 # 在这 128,000 个 token 之外，代码再加上 256 个特殊 token，它们不在任何文件里：$128000 + 256 = 128256$。
 # %% id="tokenizer_code"
@@ -69,11 +67,11 @@ assert vocabulary.size == llama.vocab_size == 128_000 + 256
 assert tokenizer.bos_id == vocabulary.special["<|begin_of_text|>"] == 128_000
 print(f"{vocabulary.size:,} tokens; begin {tokenizer.bos_id}; stop {tokenizer.stop_ids}")
 # %% [markdown] id="ids" lang="en"
-# Now a prompt with a well-known answer. It ends with a space, and that space matters. Llama 3 keeps a word together with the
-# space before it, but it splits digits off: " 42" is a space and then "42". So the prompt supplies the space, id 220, and the
-# answer that we hope for is the single token 2983.
-# %% [markdown] id="ids" lang="zh" of="3127183d"
-# 现在来一个答案众所周知的提示。它以空格结尾，而这个空格很要紧。Llama 3 把单词和前面的空格合在一起，数字却要分开：“ 42”是一个空格再加
+# Now a prompt with a well-known answer. It ends with a space, and that space matters. Llama 3 keeps a word together with
+# the space before it, but it splits digits off: " 42" is a space and then "42". So the prompt supplies the space, id 220,
+# and the answer we hope for is the single token 2983.
+# %% [markdown] id="ids" lang="zh" of="18d83541"
+# 现在来一个答案众所周知的提示。它以空格结尾，而这个空格很要紧。Llama 3 把单词和前面的空格合在一起，数字却与空格分开：“ 42”是一个空格再加
 # “42”。所以提示里给出空格（编号 220），我们期待的回答就是单独一个 token：2983。
 # %% id="ids_code"
 prompt = "the answer to the ultimate question of life, the universe, and everything is "
@@ -99,12 +97,12 @@ assert len(tokenizer.encode("4242")) == 2
 # %% [markdown] id="count" lang="en"
 # ## Its shapes, without its memory
 #
-# The config decides every size. We count the parameters by hand, and then ask for the abstract tree: the weights'
-# names, shapes and dtypes, without a single number in it. Seven tenths of the parameters are in the feed-forward parts.
-# %% [markdown] id="count" lang="zh" of="36f998a3"
+# The config decides every size. We count the parameters by hand and then ask for the abstract tree: the weights' names,
+# shapes and dtypes, without a single number. Seven tenths of the parameters are in the feed-forward parts.
+# %% [markdown] id="count" lang="zh" of="3fc22e9d"
 # ## 不占内存的形状
 #
-# 大小的一切都由配置决定。我们先亲手数参数，再要一棵抽象的树：有权重的名字、形状和 dtype，却不含一个数。十分之七的参数在前馈部分。
+# 所有的大小都由配置决定。我们先亲手数参数，再取一棵抽象的树：有权重的名字、形状和 dtype，却不含一个数。十分之七的参数在前馈部分。
 # %% id="count_code"
 D, V, F = llama.dim, llama.vocab_size, llama.ffn_dim
 N, K, H, L = llama.n_heads, llama.n_kv_heads, llama.head_dim, llama.n_layers
@@ -135,10 +133,10 @@ assert layer.w_gate.shape == layer.w_up.shape == (14336, 4096)
 assert layer.w_down.shape == (4096, 14336)
 assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract)) == total
 # %% [markdown] id="eval_shape" lang="en"
-# `jax.eval_shape` goes one step further: it runs the whole network on shapes alone. So every size in the forward pass of
+# `jax.eval_shape` goes one step further: it runs the whole network on shapes alone. So every shape in the forward pass of
 # the 8B model can be checked in a second, on any machine.
-# %% [markdown] id="eval_shape" lang="zh" of="97471f12"
-# `jax.eval_shape` 更进一步：它只用形状把整个网络走一遍。8B 模型前向计算的所有大小，在任何机器上一秒钟就能检查完。
+# %% [markdown] id="eval_shape" lang="zh" of="576e641b"
+# `jax.eval_shape` 更进一步：它只用形状把整个网络走一遍。这样，8B 模型前向计算中的每个形状，在任何机器上一秒钟就能检查完。
 # %% id="eval_shape_code"
 T = len(ids)
 shapes = {}
@@ -162,9 +160,9 @@ assert shapes["layers.31.mlp.gate"] == (1, 17, 14336)
 for name in ("embed", "layers.31.attn.q", "layers.31.attn.k", "layers.31.mlp.gate", "logits"):
     print(f"{name:<18} {shapes[name]}")
 # %% [markdown] id="size" lang="en"
-# And the sizes of lesson 14: what the weights take, what a token in the cache takes, and how much text fits beside the weights on
-# a graphics card of 24 GB.
-# %% [markdown] id="size" lang="zh" of="d3edc927"
+# Now the sizes from lesson 14: how much the weights take, how much a token in the cache takes, and how much text fits
+# beside the weights on a graphics card with 24 GB.
+# %% [markdown] id="size" lang="zh" of="50bcce0c"
 # 再看第 14 课的几个大小：权重占多少，缓存里一个 token 占多少，一块 24 GB 的显卡在权重之外还放得下多长的文本。
 # %% id="size_code"
 per_token = 2 * L * K * H * 2
@@ -182,8 +180,9 @@ print(f"cache: {per_token:,} bytes a token; in 24 GB with a tenth kept free: {fi
 # %% [markdown] id="convert" lang="en"
 # ## Getting and converting it
 #
-# Meta gives the weights to everyone who accepts its licence, as its own files or as Hugging Face's. The converter reads both and makes the
-# same tree of them, bit for bit (lesson 02). You need 16 GB for the source, 16 GB for the result, and about as much memory to run it.
+# Meta gives the weights to everyone who accepts its licence, in its own format or in Hugging Face's. The converter reads
+# both and makes the same tree from either, bit for bit (lesson 02). You need 16 GB for the source, 16 GB for the result,
+# and about as much memory to run it.
 #
 # ```sh
 # python -m convert inspect Meta-Llama-3-8B
@@ -193,18 +192,18 @@ print(f"cache: {per_token:,} bytes a token; in 24 GB with a tenth kept free: {fi
 # LESSON_LLAMA3_8B=$PWD/llama3-8b jupyter lab notebooks/en/15_llama3_8b.ipynb
 # ```
 #
-# `inspect` reads headers only, so within a second it tells you whether the folder is what you think it is. The last line points this lesson at
-# the result; so does the variable in the first code cell. Take the base model: the Instruct model was trained to converse,
-# and it continues bare text differently.
+# `inspect` reads only headers, so within a second it tells you whether the folder is what you think it is. The last line
+# points this lesson at the result; setting `folder_8b` near the top does the same. Take the base model: the Instruct
+# model was trained to converse, and it continues bare text differently.
 #
 # ## Examining a model
 #
-# What we want to see is one function of a model and ids: it traces the shapes and returns the best tokens after the last
-# position. Nothing in it knows the 8B model.
-# %% [markdown] id="convert" lang="zh" of="43855228"
+# One function of a model and ids shows all that we want to see: it traces the shapes and returns the best tokens after
+# the last position. Nothing in it is specific to the 8B model.
+# %% [markdown] id="convert" lang="zh" of="13724f92"
 # ## 获取与转换
 #
-# 接受许可之后，可以从 Meta 得到权重，格式是 Meta 自己的或 Hugging Face 的。转换器两种都能读，得到的树逐位相同（第 02 课）。源文件需要 16 GB，结果
+# 接受许可之后，就能从 Meta 得到权重，格式可以是 Meta 自己的，也可以是 Hugging Face 的。转换器两种都能读，得到的树逐比特相同（第 02 课）。源文件需要 16 GB，结果
 # 需要 16 GB，运行所需的内存也差不多。
 #
 # ```sh
@@ -215,12 +214,11 @@ print(f"cache: {per_token:,} bytes a token; in 24 GB with a tenth kept free: {fi
 # LESSON_LLAMA3_8B=$PWD/llama3-8b jupyter lab notebooks/zh/15_llama3_8b.ipynb
 # ```
 #
-# `inspect` 只读文件头，所以一秒之内就能知道文件夹里是不是你以为的东西。最后一行让本课使用转换的结果；第一个代码单元格里的变量也有同样作用。
-# 请用基础模型：Instruct 模型是为对话训练的，它对裸文本的续写是另一个样子。
+# `inspect` 只读文件头，所以一秒之内就能知道文件夹里是不是你要的东西。最后一行让本课使用转换的结果；在开头设置 `folder_8b` 也有同样的作用。请用基础模型：Instruct 模型是为对话训练的，续写普通文本时是另一个样子。
 #
 # ## 检查一个模型
 #
-# 我们想看的，写成一个以模型和编号为参数的函数：它检查并打印各个形状，返回最后一个位置之后最好的 token。函数里没有任何东西认识 8B 模型。
+# 我们想看的，都写在一个以模型和编号为参数的函数里：它检查并打印各个形状，返回最后一个位置之后最好的 token。函数里没有任何专门针对 8B 模型的东西。
 # %% id="examine"
 class Found(NamedTuple):
     best: list[int]
@@ -253,11 +251,10 @@ def examine(model, ids):
 
 
 # %% [markdown] id="checks_text" lang="en"
-# What we expect of the real model is in two more functions: one for its structure, one for its answer. The first token must be 2983.
-# Of the ten best we ask only for the **set**; why not for their order, we shall see below.
-# %% [markdown] id="checks_text" lang="zh" of="efc72cd9"
-# 对真正的模型的要求，写在另外两个函数里：一个查结构，一个查回答。第一个 token 必须是 2983。对最好的十个，我们只要求**集合**相同；
-# 为什么不要求次序，下面就会看到。
+# What we expect of the real model is in two more functions: one for its structure, one for its answer. The first token
+# must be 2983. Of the ten best we check only the **set**; below we shall see why not their order.
+# %% [markdown] id="checks_text" lang="zh" of="8dbabf26"
+# 对真正的模型的要求，写在另外两个函数里：一个查结构，一个查回答。第一个 token 必须是 2983。对最好的十个，只要求**集合**相同；为什么不要求次序，下面就会看到。
 # %% id="checks"
 TOP_10 = {tokenizer.encode(text)[0] for text in "42 6 43 41 4 1 45 3 2 46".split()}
 assert len(TOP_10) == 10
@@ -279,12 +276,12 @@ def check_answer(found):
 
 
 # %% [markdown] id="power" lang="en"
-# A check that has never failed proves nothing (lesson 08), so we make these two fail. Hand-made logits that hold the
-# ten tokens pass, in any order after the first; with a single wrong token they do not. The check of the structure looks at shapes and
-# dtypes only, so the abstract tree will do: in bfloat16 it passes, in float32 it does not.
-# %% [markdown] id="power" lang="zh" of="57b5809d"
-# 从未失败过的检查什么也证明不了（第 08 课），所以我们先让这两个函数失败一次。人工造一组 logits，包含那十个 token，第一个之后次序随意，
-# 检查应当通过；只要错一个，就应当不通过。结构检查只看形状和 dtype，用抽象的树就行：bfloat16 的通过，float32 的不通过。
+# A check that has never failed proves nothing (lesson 08), so we make these two fail. Hand-made logits with the ten
+# tokens on top and 2983 first must pass; with one wrong token, or another one first, they must not. The check of the
+# structure looks only at config, shapes, dtypes and the tokenizer, so the abstract tree will do: in bfloat16 it passes,
+# in float32 it does not.
+# %% [markdown] id="power" lang="zh" of="f048bdd5"
+# 从未失败过的检查什么也证明不了（第 08 课），所以我们先让这两个函数失败一次。人工造一组 logits，让那十个 token 排在最前、2983 居首，检查应当通过；错一个 token，或者换一个居首，就不应通过。结构检查只看配置、形状、dtype 和分词器，用抽象的树就行：bfloat16 的通过，float32 的不通过。
 # %% id="power_code"
 def fails(check, *arguments):
     try:
@@ -305,12 +302,12 @@ print("both checks pass what is right and refuse what is wrong")
 
 
 # %% [markdown] id="small" lang="en"
-# Next, a small random model built like the big one: its vocabulary, four query heads to a key/value head, an output matrix
-# of its own, bfloat16. We write it to a folder and read it back, as if it had been converted. The real prompt runs through
-# it, and the check of the structure must refuse it.
-# %% [markdown] id="small" lang="zh" of="282cf974"
-# 然后是一个构造与大模型相同的小随机模型：同样的词表，每个键/值头配四个查询头，独立的输出矩阵，bfloat16。把它写进文件夹再读回来，就像转换好的
-# 模型一样。真正的提示从它里面走一遍；而结构检查必须拒绝它。
+# Next, a small random model built like the big one: the same vocabulary, four query heads to a key/value head, a separate
+# output matrix, bfloat16. We write it to a folder and read it back, as if it had been converted. The real prompt runs
+# through it, and both checks must refuse it.
+# %% [markdown] id="small" lang="zh" of="2ff6737e"
+# 然后是一个构造与大模型相同的随机小模型：同样的词表，每个键/值头配四个查询头，独立的输出矩阵，bfloat16。把它写进文件夹再读回来，就像转换好的
+# 模型一样。让真正的提示从它里面走一遍；两个检查都必须拒绝它。
 # %% id="small_code"
 def load_bfloat16(folder):
     return jax_llama3.load(folder, dtype="bfloat16")
@@ -331,10 +328,10 @@ with tempfile.TemporaryDirectory() as folder:
 assert fails(check_structure, small)
 assert fails(check_answer, small_found)
 # %% [markdown] id="default" lang="en"
-# And the model of the other lessons, with its own ids of the same text. It cannot say "42" in one go: its
-# vocabulary has no such token, because it splits numbers into single digits. What it offers are the ten digits.
-# %% [markdown] id="default" lang="zh" of="fe029d1a"
-# 再看前面各课所用的模型，同样的文本，用它自己的编号。它没法一口说出“42”：它的词表里没有这个 token，
+# Last, the model of the other lessons, with its own ids for the same text. It cannot say "42" in one go: its vocabulary
+# has no such token, because it splits numbers into single digits. What it offers instead is the ten digits.
+# %% [markdown] id="default" lang="zh" of="c428e36d"
+# 最后是前面各课所用的模型，文本相同，编号是它自己的。它没法一口说出“42”：它的词表里没有这个 token，
 # 因为数都拆成一位一位的数字。它给出的正是十个数字。
 # %% id="default_code"
 model = load_model()
@@ -342,7 +339,7 @@ own_ids = model.tokenizer.encode(prompt, bos=True)
 found = examine(model, own_ids)
 print([model.tokenizer.decode([i]) for i in found.best])
 assert len(set(found.best)) == 10
-# en: These are known on the course's own model; with another they need not hold.
+# en: These are known for the course's own model; with another they need not hold.
 # zh: 这些在课程自己的模型上是已知的；换了别的模型未必成立。
 if on_default_model():
     assert len(model.tokenizer.encode("42")) == 2
@@ -351,22 +348,23 @@ if on_default_model():
 # ## Why a set: ties in bfloat16
 #
 # bfloat16 has 8 bits of precision. Between 16 and 32, where the best logits often lie, neighbouring numbers are
-# $2^{4-7} = 0.125$ apart. An implementation that computes the last product in bfloat16 rounds all logits to this grid, and
-# candidates that lie close together become **equal**. A sort must then put one of them first, and it does so by rules
-# of its own: `top_k` takes the lower id, others may not. The printed order of equal logits says nothing about the model.
+# $2^{4-7} = 0.125$ apart. An implementation that computes the last product in bfloat16 rounds all logits to this grid,
+# and candidates that lie close together become **equal**. A sort must still put one of them first, and it does so by
+# rules of its own: `top_k` takes the lower id, others may not. The printed order of equal logits says nothing about the
+# model.
 #
-# `jax_llama3` keeps the logits in float32, so exact ties are rare. Yet the order within such a group is still noise: the vectors
-# that went into the product were rounded to bfloat16 in every layer, and that moves a logit by more than the differences
-# that decide the order. What survives is the first token, if its lead is large, and the set, if the tenth is clear of the eleventh.
-# %% [markdown] id="ties" lang="zh" of="14a8c0e0"
+# `jax_llama3` keeps the logits in float32, so exact ties are rare. Yet the order within such a group is still noise: the
+# vectors that went into the product were rounded to bfloat16 in every layer, and that moves a logit by more than the
+# differences that decide the order. What survives is the first token, if its lead is large, and the set, if the tenth is
+# clear of the eleventh.
+# %% [markdown] id="ties" lang="zh" of="b81254c7"
 # ## 为什么只看集合：bfloat16 的并列
 #
-# bfloat16 的精度是 8 个比特。最好的 logits 常落在 16 与 32 之间，那里相邻两个数相差 $2^{4-7} = 0.125$。若某个实现用 bfloat16 计算最后一个
-# 乘积，所有 logits 都会舍入到这个格子上，靠得近的候选就变得**相等**。排序时总要让其中一个在前，依据的是它自己的规则：`top_k` 取编号小的，
+# bfloat16 的精度是 8 个比特。最好的 logits 常落在 16 与 32 之间，那里相邻两个数相差 $2^{4-7} = 0.125$。若某个实现用 bfloat16 计算最后一个乘积，所有 logits 都会舍入到这些格点上，靠得近的候选就变得**相等**。排序时总要让其中一个在前，依据的是它自己的规则：`top_k` 取编号小的，
 # 别的实现未必。相等的 logits 打印出来的次序，与模型毫无关系。
 #
 # `jax_llama3` 的 logits 保持 float32，恰好相等的情况很少。但这一组内部的次序仍是噪声：进入乘积的向量在每一层都舍入到了 bfloat16，由此带来的
-# logits 偏移，比决定次序的差距还要大。能留下来的是：领先足够多的第一个 token，以及第十名与第十一名拉开距离时的那个集合。
+# logits 偏移，比决定次序的差距还要大。靠得住的是：领先足够多时的第一个 token，以及第十名与第十一名拉开距离时的那个集合。
 # %% id="ties_code"
 grid = jnp.bfloat16(16) * jnp.finfo(jnp.bfloat16).eps
 assert float(grid) == 0.125
@@ -399,17 +397,17 @@ print(
 # %% id="picture"
 show(
     figures.ties(found.values, rounded, [repr(model.tokenizer.decode([i])) for i in found.best]),
-    en="Ten best logits of the small model: falling in float32, but in bfloat16 several of them share one level.",
-    zh="小模型最好的十个 logits：float32 下依次下降，舍入到 bfloat16 后有几个落在同一高度。",
+    en="The ten best logits of the default model: falling in float32, but in bfloat16 several of them share one level.",
+    zh="默认模型最好的十个 logits：float32 下依次下降，舍入到 bfloat16 后有几个落在同一高度。",
 )
 # %% [markdown] id="weights" lang="en"
 # ## The real one
 #
-# If you gave a folder, the same functions now run on the real weights. If not, the lesson says so and goes on.
-# %% [markdown] id="weights" lang="zh" of="dee69b2f"
+# If you have given a folder, the same functions now run on the real weights. If not, the lesson says so and goes on.
+# %% [markdown] id="weights" lang="zh" of="b02711fa"
 # ## 真正的模型
 #
-# 若给出了文件夹，同样的函数现在就在真正的权重上运行；没有给出，本课说明一声，继续往下。
+# 如果给出了文件夹，同样的函数现在就在真正的权重上运行；没有给出的话，本课说明一声，继续往下。
 # %% id="weights_code"
 if folder_8b:
     real = load_bfloat16(folder_8b)
@@ -420,28 +418,28 @@ if folder_8b:
 else:
     print("no weights of Llama 3 8B: set LESSON_LLAMA3_8B to a converted folder to run this cell")
 # %% [markdown] id="answer_proves" lang="en"
-# "42" is a fine moment, and weak evidence: in lesson 08 eleven of seventeen errors kept the right next token. The
-# proof that the code is right is in the logits at all positions, not in one famous token.
+# "42" makes a fine moment, but it is weak evidence: in lesson 08, eleven of seventeen errors kept the right next token.
+# The proof that the code is right lies in the logits at all positions, not in one famous token.
 #
 # ## What changed after Llama 3
 #
 # Hardly anything in the network. That is why one library reads them all.
 #
-# - **3.1** (8B, 70B, 405B): the context grows from 8,192 to 131,072 tokens, and RoPE's slow pairs turn 8 times slower
-#   (lesson 05). Some reserved special tokens get names and uses, such as 128008, the end of a message that waits for a tool's
-#   answer; the ids stay.
-# - **3.2** (1B, 3B): small models. The embedding doubles as the output matrix, and the factor is 32. The 11B and 90B
-#   models of 3.2 also read images; they have additional layers, and this library does not read them.
+# - **3.1** (8B, 70B, 405B): the context grows from 8,192 to 131,072 tokens, and RoPE's slow pairs turn 8 times more
+#   slowly (lesson 05). Some reserved special tokens get names and uses, such as 128008, the end of a message that waits
+#   for a tool's answer; the ids stay the same.
+# - **3.2** (1B, 3B): small models. The embedding doubles as the output matrix, and RoPE's factor is 32. The 11B and 90B
+#   models of 3.2 also read images; they have additional layers, and this library does not support them.
 # - **3.3** (70B): the shapes and the config of 3.1 70B, with new training. Nothing in the code tells them apart.
-# %% [markdown] id="answer_proves" lang="zh" of="4189bb17"
-# “42”很精彩，却是薄弱的证据：第 08 课的十七种错误里，有十一种仍然给出正确的下一个 token。代码正确的证明在于所有位置的 logits，而不在一个出名的 token。
+# %% [markdown] id="answer_proves" lang="zh" of="c439c0b9"
+# “42”很精彩，却是薄弱的证据：第 08 课的十七种错误里，有十一种仍然给出正确的下一个 token。代码正确的证明在于所有位置的 logits，而不在于一个出名的 token。
 #
 # ## Llama 3 之后变了什么
 #
 # 网络本身几乎没变，所以一个库能全部读取。
 #
 # - **3.1**（8B、70B、405B）：上下文从 8,192 增长到 131,072 个 token，RoPE 的慢速对转得慢 8 倍（第 05 课）。一些保留的特殊 token 有了名字和用途，例如 128008，表示一条等待工具回复的消息结束；编号不变。
-# - **3.2**（1B、3B）：小模型。嵌入兼作输出矩阵，缩放因子是 32。3.2 的 11B 和 90B 还能读图像；它们多出一些层，本库不读取。
+# - **3.2**（1B、3B）：小模型。嵌入兼作输出矩阵，RoPE 的缩放因子是 32。3.2 的 11B 和 90B 还能读图像；它们多出一些层，本库不支持。
 # - **3.3**（70B）：形状和配置与 3.1 的 70B 相同，重新训练过。代码里没有任何东西能区分两者。
 # %% id="family"
 names = ["llama3-8b", "llama3.1-8b", "llama3.2-1b", "llama3.2-3b"]
@@ -470,15 +468,15 @@ for name in ("llama3.2-1b", "llama3.2-3b"):
     assert preset(name).rope_scaling.factor == 32
 assert vocabulary.special["<|eom_id|>"] == 128_008
 
-# en: The long context has its price: 1 GiB of cache a row has become 16.
+# en: The long context has its price: 1 GiB of cache per row becomes 16.
 # zh: 长上下文有它的代价：每行缓存从 1 GiB 变成 16 GiB。
 assert llama.max_seq_len * per_token == 2**30
 assert newer.max_seq_len * per_token == 16 * 2**30
 # %% [markdown] id="shares_text" lang="en"
-# What does change is where the parameters are. A vocabulary of 128,256 is a heavy load for a small model, whether it is tied or not,
-# and next to nothing for a big one.
-# %% [markdown] id="shares_text" lang="zh" of="18806a0e"
-# 真正变化的是参数都在哪里。128,256 的词表对小模型是沉重的负担，不管输出矩阵是否与嵌入共用；对大模型则微不足道。
+# What does change is where the parameters are. A vocabulary of 128,256 tokens is a heavy load for a small model, even if
+# one matrix serves as embedding and output, and next to nothing for a big one.
+# %% [markdown] id="shares_text" lang="zh" of="19ccff0f"
+# 真正变化的是参数的分布。有 128,256 个 token 的词表对小模型是沉重的负担，即使嵌入兼作输出矩阵也是如此；对大模型则微不足道。
 # %% id="shares_code"
 chosen = ["llama3.2-1b", "llama3.2-3b", "llama3-8b", "llama3.1-70b", "llama3.1-405b"]
 where = {"vocabulary": [], "attention": [], "feed-forward": []}
@@ -505,14 +503,14 @@ show(
 # %% [markdown] id="exercises" lang="en"
 # ## Exercises
 #
-# Put your answer in place of `None` and run the cell. Below each there are a hint and a solution, both folded.
+# Put your answer in place of `None` and run the cell. A hint and a solution are folded away below each exercise.
 #
-# **1.** The prompt ends with one space and has 17 ids. You type a second space by mistake. How many ids has it now? Predict, then
-# run the cell, and look at the last one.
-# %% [markdown] id="exercises" lang="zh" of="fdf90130"
+# **1.** The prompt ends with one space and has 17 ids. You type a second space by mistake. How many ids are there now?
+# Predict, run the cell, and look at the last id.
+# %% [markdown] id="exercises" lang="zh" of="98a4cf17"
 # ## 练习
 #
-# 用你的答案替换 `None`，然后运行。每题下面都折叠着一条线索和一个解答。
+# 用你的答案替换 `None`，然后运行。每题下面折叠着一条线索和一个解答。
 #
 # **1.** 提示以一个空格结尾，共有 17 个编号。你不小心多打了一个空格。现在有多少个编号？先预测，再运行，并看看最后一个。
 # %% id="exercise_1"
@@ -529,11 +527,11 @@ exercise(1, answer_1, check_1)
 # %% [markdown] id="hint_1" lang="en"
 # <details><summary>Hint</summary>
 #
-# Lesson 01: the split's alternative `\s+(?!\S)` takes all the space at the end of a text as one piece, and then BPE merges what is frequent. Programs are full of
-# runs of spaces.
+# Lesson 01: the split's alternative `\s+(?!\S)` takes all the white space at the end of a text as one piece, and then BPE
+# merges what is frequent. Programs are full of runs of spaces.
 #
 # </details>
-# %% [markdown] id="hint_1" lang="zh" of="e22d7684"
+# %% [markdown] id="hint_1" lang="zh" of="d6ba00db"
 # <details><summary>线索</summary>
 #
 # 第 01 课：切分中的分支 `\s+(?!\S)` 把文本末尾的全部空白当作一段，然后由 BPE 合并常见的组合。程序代码里到处是连续的空格。
@@ -542,10 +540,10 @@ exercise(1, answer_1, check_1)
 # %% id="solution_1" tags=["solution"]
 exercise(1, 17, check_1)
 # %% [markdown] id="exercise_2_text" lang="en"
-# **2.** You want four times as much text in the same cache, and no fewer than 95% of the parameters. Change one field of the config of Llama 3 8B
-# so that it is so. Answer with the changed config, from `dataclasses.replace(llama, ...)`.
-# %% [markdown] id="exercise_2_text" lang="zh" of="7c582e7c"
-# **2.** 你想在同样大小的缓存里放下四倍的文本，而参数不少于原来的 95%。改动 Llama 3 8B 配置中的一个字段，使之成立。用
+# **2.** You want the same cache to hold four times as much text, and to keep at least 95% of the parameters. Which one
+# field of Llama 3 8B's config do you change? Answer with the changed config, from `dataclasses.replace(llama, ...)`.
+# %% [markdown] id="exercise_2_text" lang="zh" of="1b5bd10d"
+# **2.** 你想在同样大小的缓存里放下四倍的文本，而参数不少于原来的 95%。该改动 Llama 3 8B 配置中的哪一个字段？用
 # `dataclasses.replace(llama, ...)` 得到的配置作答。
 # %% id="exercise_2"
 answer_2 = None
@@ -565,22 +563,23 @@ exercise(2, answer_2, check_2)
 # %% [markdown] id="hint_2" lang="en"
 # <details><summary>Hint</summary>
 #
-# Three fields decide the bytes of a token: `n_layers`, `n_kv_heads` and `head_dim`. Two of them carry most of the parameters along.
+# Three fields decide the bytes of a token: `n_layers`, `n_kv_heads` and `head_dim`. Two of them cannot be cut to a
+# quarter without losing more than 5% of the parameters.
 #
 # </details>
-# %% [markdown] id="hint_2" lang="zh" of="acb6348a"
+# %% [markdown] id="hint_2" lang="zh" of="d495ab03"
 # <details><summary>线索</summary>
 #
-# 一个 token 的字节数由三个字段决定：`n_layers`、`n_kv_heads` 和 `head_dim`。其中有两个一改，大部分参数也会跟着变。
+# 一个 token 的字节数由三个字段决定：`n_layers`、`n_kv_heads` 和 `head_dim`。其中有两个若减到四分之一，损失的参数会超过 5%。
 #
 # </details>
 # %% id="solution_2" tags=["solution"]
 exercise(2, dataclasses.replace(llama, n_kv_heads=2), check_2)
 # %% [markdown] id="exercise_3_text" lang="en"
-# **3.** Rounding the ten logits of the small model to bfloat16 makes some of them equal. Would it help to multiply all of them by 4
-# first? Or to subtract 18 from all of them first? Predict, and answer with two truth values.
-# %% [markdown] id="exercise_3_text" lang="zh" of="bcfe6381"
-# **3.** 把小模型的十个 logits 舍入到 bfloat16，有几个变得相等。如果先把它们都乘以 4，会有帮助吗？先都减去 18 呢？先预测，再用两个真假值作答。
+# **3.** Rounding the ten logits of the default model to bfloat16 makes some of them equal. Would it help to multiply all
+# of them by 4 first? Or to subtract 18 from all of them first? Predict, and answer with a pair of truth values.
+# %% [markdown] id="exercise_3_text" lang="zh" of="8dc6d7b0"
+# **3.** 把默认模型的十个 logits 舍入到 bfloat16，有几个变得相等。先把它们都乘以 4，会有帮助吗？先都减去 18 呢？先预测，再用两个真假值作答。
 # %% id="exercise_3"
 answer_3 = None
 
@@ -597,13 +596,14 @@ exercise(3, answer_3, check_3)
 # %% [markdown] id="hint_3" lang="en"
 # <details><summary>Hint</summary>
 #
-# The grid of a floating-point number is as fine as the number is small. What happens to the grid, and what to the differences, under either change?
+# The smaller a floating-point number, the finer the grid that it lies on. What does each change do to the grid, and what
+# to the differences?
 #
 # </details>
-# %% [markdown] id="hint_3" lang="zh" of="62b659f6"
+# %% [markdown] id="hint_3" lang="zh" of="fb50f182"
 # <details><summary>线索</summary>
 #
-# 浮点数越小，它所在的格子就越细。两种改动各自怎样影响格子，又怎样影响差距？
+# 浮点数越小，它所在的格子就越细。两种改动各自对格子有什么影响，对差距又有什么影响？
 #
 # </details>
 # %% id="solution_3" tags=["solution"]
@@ -612,15 +612,15 @@ exercise(3, (False, True), check_3)
 # ## Sources
 #
 # - Grattafiori et al., *The Llama 3 Herd of Models*, 2024, [arXiv:2407.21783](https://arxiv.org/abs/2407.21783)
-# - Meta's package [llama-models](https://pypi.org/project/llama-models/), which carries the tokenizer's file
+# - Meta's package [llama-models](https://pypi.org/project/llama-models/), which carries the tokenizer file
 # - [docs/converter.md](../../docs/converter.md): what the converter reads, promises and checks
 #
-# Next: lesson 16 writes the whole model down once more, on one page, without any library of ours.
-# %% [markdown] id="sources" lang="zh" of="6b2f3a86"
+# Next: lesson 16 writes the whole model down once more, on one page, without our library.
+# %% [markdown] id="sources" lang="zh" of="8d0a7534"
 # ## 来源
 #
 # - Grattafiori 等，*The Llama 3 Herd of Models*，2024，[arXiv:2407.21783](https://arxiv.org/abs/2407.21783)
 # - Meta 的软件包 [llama-models](https://pypi.org/project/llama-models/)，其中带有分词器文件
 # - [docs/converter.md](../../docs/converter.md)：转换器能读什么、承诺什么、检查什么
 #
-# 下一课：第 16 课把整个模型再写一遍，只用一页，不用我们的任何库。
+# 下一课：第 16 课把整个模型再写一遍，只用一页，不用本库。

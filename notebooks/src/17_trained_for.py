@@ -1,26 +1,24 @@
 # %% [markdown] id="title" lang="en"
 # # 17 · What it was trained for: loss, perplexity, a minute of fine-tuning, what the feed-forward part holds
 #
-# *Reading time 22 minutes. Before it: lessons 07 and 09. What it proves: the single number that training makes small can be computed
-# by hand from the logits; a minute of training on two CPU cores makes a model continue a paragraph it has never seen; and switching off one
-# feed-forward part after another shows where the network depends on them.*
+# *Reading time 22 minutes. Before it: lessons 07 and 09. What it proves: the one number that training makes small can be
+# computed by hand from the logits; a minute of training on two CPU cores teaches a model a paragraph that it had never
+# seen; and switching off the feed-forward parts one at a time shows where the network depends on them.*
 #
-# For sixteen lessons we have run a network, and its 134 million numbers were simply there. Where do they come from? Nobody wrote them.
-# They began as noise, and were moved a little, again and again, so that one number became smaller: how surprised
-# the model is by the next token of a text that people wrote.
+# In all the lessons so far we ran a network whose 134 million numbers were simply there. Where do they come from? Nobody
+# wrote them. They began as noise and were moved a little, again and again, to make one number smaller: how surprised the
+# model is by the next token of a text that people wrote.
 #
-# We compute this number, see what it is for noise and for the trained model, look at two things that training has left in the weights,
-# and then do a minute of training ourselves.
-# %% [markdown] id="title" lang="zh" of="092f9742"
+# We compute this number and see what it is for noise and for the trained model. We look at two things that training has
+# left in the weights. Then we train for a minute ourselves.
+# %% [markdown] id="title" lang="zh" of="ed5332a4"
 # # 17 · 它是为什么而训练的：损失、困惑度、一分钟微调，以及前馈部分里有什么
 #
-# *阅读时间 22 分钟。前置：第 07、09 课。本课证明：训练要减小的那一个数，可以由 logits 亲手算出；在两个 CPU 核上训练一分钟，模型就能续写一段它从未见过的文字；把前馈部分逐层
-# 关掉，就能看出网络在哪里依赖它们。*
+# *阅读时间 22 分钟。前置：第 07、09 课。本课证明：训练要减小的那一个数，可以由 logits 亲手算出；在两个 CPU 核上训练一分钟，就能让模型学会一段它从未见过的文字；把前馈部分逐层关掉，就能看出网络在哪里依赖它们。*
 #
-# 前面十几课一直在运行网络，它的 1.34 亿个数就那么摆在那里。它们从何而来？没有人写过它们。它们最初是噪声，然后一次又一次地被挪动一点点，
-# 好让一个数变小：面对人写的文本，模型对下一个 token 有多惊讶。
+# 前面十几课一直在运行一个网络，它的 1.34 亿个数就摆在那里。这些数从何而来？不是谁写下来的。它们最初是噪声，后来一次又一次地挪动一点点，好让一个数变小：面对人写的文本，模型对下一个 token 有多意外。
 #
-# 我们来算这个数，看看它对噪声和训练好的模型各是多少，再看训练在权重里留下的两样东西，然后亲自训练一分钟。
+# 我们来算这个数，看看噪声和训练好的模型各得多少；再看训练在权重里留下的两样东西；然后亲自训练一分钟。
 # %% id="setup"
 import time
 
@@ -58,61 +56,91 @@ def word(token):
 # %% [markdown] id="surprise" lang="en"
 # ## One number for one token
 #
-# The model gives every token a probability to be the next, $p$. Then the text goes on, and we see which one it was. How good was the
-# guess? The measure is $-\log p$ of the token that came: 0 if the model was certain of it, 0.7 at even odds, 4.6 at one in a
-# hundred. The natural logarithm's unit is the nat.
+# The model gives every token a probability $p$ of coming next. Then the text goes on, and we see which one it was. How
+# good was the guess? We measure it by $-\log p$ of the token that came: 0 if the model was certain of it, 0.7 at even
+# odds, 4.6 at one in a hundred. With the natural logarithm, the unit is the nat.
 #
-# For a text we take the mean over its tokens. It is called the **cross-entropy** of the text under the model, and it is the *loss*
-# that training makes small:
+# For a text we take the mean over its tokens. This mean is called the **cross-entropy** of the text under the model, and
+# it is the *loss* that training makes small:
 #
 # $$\text{loss} = -\frac{1}{T} \sum_{i=1}^{T} \log p(\text{token}_i \mid \text{tokens before it}).$$
 #
-# One forward pass gives all of it, for the row at position $i$ speaks about the token at $i + 1$, and the causal mask sees to it that it has not
-# seen that token. We do it by hand; `jax_llama3.score` must say the same.
-# %% [markdown] id="surprise" lang="zh" of="c67d3f73"
+# One forward pass gives all of these numbers: the row at position $i$ predicts the token at $i + 1$, and the causal mask
+# ensures that it has not seen that token. We do it by hand; `jax_llama3.score` must agree.
+# %% [markdown] id="surprise" lang="zh" of="83ffa346"
 # ## 一个 token 一个数
 #
-# 模型给每个 token 一个成为下一个的概率 $p$。接着文本往下走，我们看到了究竟是哪一个。猜得好不好？衡量的办法是取实际出现的那个 token 的 $-\log p$：
-# 模型有十足把握时是 0，一半对一半时是 0.7，百分之一的把握时是 4.6。自然对数的单位叫奈特（nat）。
+# 模型给每个 token 一个概率 $p$，即它成为下一个的可能性。接着文本往下走，我们看到了究竟是哪一个。猜得好不好？用实际出现的那个 token 的 $-\log p$ 来衡量：模型有十足把握时是 0，一半对一半时是 0.7，只有百分之一的把握时是 4.6。用自然对数时，单位叫奈特（nat）。
 #
-# 对一段文本，取各个 token 的平均。它叫做文本在这个模型下的**交叉熵**（cross-entropy），也就是训练要减小的*损失*：
+# 对一段文本，取各个 token 的平均。这个平均值叫做文本在该模型下的**交叉熵**（cross-entropy），也就是训练要减小的*损失*：
 #
 # $$\text{损失} = -\frac{1}{T} \sum_{i=1}^{T} \log p(\text{token}_i \mid \text{它之前的 token}).$$
 #
-# 一次前向计算就能全部得到，因为位置 $i$ 那一行说的是 $i + 1$ 处的 token，而因果掩码保证它没有看到过那个 token。我们亲手来算；`jax_llama3.score` 必须给出同样的数。
+# 一次前向计算就能全部得到，因为位置 $i$ 那一行预测的是 $i + 1$ 处的 token，而因果掩码保证它没有看到过那个 token。我们亲手来算；`jax_llama3.score` 必须给出同样的数。
 # %% id="surprise_code"
 def log_softmax(logits):
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - jnp.log(jnp.exp(shifted).sum(-1, keepdims=True))
 
 
-def token_losses(params, ids, tap=None):
-    options = {} if tap is None else {"tap": tap}
-    logits, _ = jax_llama3.forward(params, ids[None, :-1], config, ops=PLAIN, **options)
+def token_losses(params, ids, tap):
+    logits, _ = jax_llama3.forward(params, ids[None, :-1], config, ops=PLAIN, tap=tap)
     log_p = log_softmax(logits[0])
     return -log_p[jnp.arange(len(ids) - 1), ids[1:]]
 
 
+LENGTH = 32
+ones = np.ones((L, LENGTH, 1), np.float32)
+
+
+def padded(text):
+    ids = encode(text)
+    assert len(ids) <= LENGTH + 1
+    return np.array(ids + [0] * (LENGTH + 1 - len(ids)), np.int32), np.arange(LENGTH) < len(ids) - 1
+
+
+@jax.jit
+def run(params, ids, feed_forward, attention):
+    # en: The loss of every token, and all arrays that a tap sees (lesson 03). What a layer's two parts add is
+    # en: multiplied by a factor for every row: 1 leaves it as it is, 0 switches the part off (lesson 09).
+    # zh: 每个 token 的损失，以及探针看到的所有数组（第 03 课）。每层两个部分所加的内容，逐行乘以一个系数：
+    # zh: 1 表示照旧，0 表示关掉（第 09 课）。
+    seen = {}
+
+    def tap(name, array):
+        _, layer, *rest = name.split(".") if name.startswith("layers.") else ("", "0")
+        if rest == ["mlp", "out"]:
+            array = array * feed_forward[int(layer)]
+        if rest == ["attn", "out"]:
+            array = array * attention[int(layer)]
+        seen[name] = array
+        return array
+
+    return token_losses(params, ids, tap), seen
+
+
 sentence = "The capital of France is Paris, and the capital of Italy is Rome."
-ids = jnp.array(encode(sentence))
-nats = trace("nats", token_losses(params, ids), "T", T=len(ids) - 1)
+ids, counted = padded(sentence)
+losses, _ = run(params, ids, ones, ones)
+nats = trace("nats", losses[counted], "T", T=len(encode(sentence)) - 1)
 close(-nats, np.array(jax_llama3.score(model, sentence).logprobs[1:], np.float32), atol=1e-3)
 show(
-    figures.surprise([repr(word(token)) for token in ids[1:]], nats),
+    figures.surprise([repr(word(token)) for token in ids[1:][counted]], nats),
     en="A bar for each token: the first is by far the highest, ' Italy' and ' France' stand out, ' Rome' and ' Paris' are low.",
     zh="每个 token 一根柱：第一根最高，“ Italy”和“ France”较高，“ Rome”和“ Paris”很低。",
 )
 # %% [markdown] id="surprise_end" lang="en"
-# Look at what is cheap and what is dear. After a bare "The" nearly anything may come, so " capital" costs 11 nats; the second time, after " and the", it
-# costs half a nat. Which country comes is anybody's guess, so " Italy" is dear. But once the country is there its capital costs a quarter of a nat:
-# *that* the model knows. To make a loss small it has to learn all of this at once, grammar, repetition and geography. Nobody asks for them one by one.
-# %% [markdown] id="surprise_end" lang="zh" of="946b35f1"
-# 看看哪里便宜，哪里贵。单独一个“The”之后几乎什么都可能来，所以“ capital”要 11 奈特；第二次，在“ and the”之后，它只要半个奈特。
-# 来的是哪个国家，谁也说不准，所以“ Italy”很贵。但国家一旦出现，它的首都只要四分之一奈特：*这个*模型知道。要让损失变小，语法、重复、地理就得一起学会，并没有人逐项要求。
+# Look at which tokens are cheap and which are expensive. After a bare "The" nearly anything may come, so " capital" costs
+# 11 nats; the second time, after " and the", it costs half a nat. Which country comes is anybody's guess, so " Italy" is
+# expensive. But once the country is there, its capital " Rome" costs a quarter of a nat: *that* the model knows. To make
+# the loss small, a model has to learn all of this at once: grammar, repetition and geography. Nobody asks for them one by
+# one.
+# %% [markdown] id="surprise_end" lang="zh" of="df7c32c9"
+# 看看哪些 token 便宜，哪些贵。单独一个“The”之后几乎什么都可能出现，所以“ capital”要 11 奈特；第二次，在“ and the”之后，它只要半个奈特。接下来是哪个国家，谁也说不准，所以“ Italy”很贵。但国家一旦出现，它的首都“ Rome”只要四分之一奈特：*这一点*模型是知道的。要让损失变小，语法、重复、地理就得一起学会，并没有人逐项要求。
 # %% id="second_code"
 cost = {
     place: (word(token), float(value))
-    for place, (token, value) in enumerate(zip(ids[1:], nats, strict=True))
+    for place, (token, value) in enumerate(zip(ids[1:][counted], nats, strict=True))
 }
 for place in (0, 8, 10, 12):
     print(f"{cost[place][0]!r:<11} {cost[place][1]:5.2f}")
@@ -125,75 +153,62 @@ if on_default_model():
     ]
     assert cost[0][1] > 10 * cost[8][1]
     assert cost[10][1] > 5 * cost[12][1]
+
+
 # %% [markdown] id="perplexity" lang="en"
 # ## Perplexity
 #
-# A loss in nats is hard to picture. Raise $e$ to it and you get the **perplexity**: the model is as unsure as if it had to choose, at every token,
-# among so many equally likely ones. A model that knows nothing has the whole vocabulary to choose from, and the loss $\log V$.
+# A loss in nats is hard to picture. Raise $e$ to the power of the loss, and you get the **perplexity**: the model is as
+# unsure as if, at every token, it had to choose among that many equally likely ones. A model that knows nothing has the
+# whole vocabulary to choose from, and its loss is $\log V$.
 #
-# Let us see that. `init_params` makes the same network with random weights, as it was before the first step of training. And let us
-# see what the trained one thinks of different texts. To compile once, we pad all texts to one length and leave the padding out of the mean.
-# %% [markdown] id="perplexity" lang="zh" of="65bfe27b"
+# Let us check. We fill the same network with random numbers, much as it was before the first step of training. Then we see
+# how well the trained network predicts different texts. To compile only once, we have padded all texts to one length; the
+# padding is left out of the mean.
+# %% [markdown] id="perplexity" lang="zh" of="87c6bab0"
 # ## 困惑度
 #
-# 以奈特计的损失不好想象。取 $e$ 的这么多次方，就得到**困惑度**（perplexity）：模型的拿不准，相当于每个 token 都要从这么多个同样可能的 token 中挑一个。
-# 什么也不知道的模型面对的是整个词表，损失就是 $\log V$。
+# 以奈特计的损失不够直观。以损失为指数取 $e$ 的幂，就得到**困惑度**（perplexity）：模型有多拿不准，相当于每次都要从这么多个同样可能的 token 中挑一个。什么也不知道的模型面对的是整个词表，损失就是 $\log V$。
 #
-# 来看一看。`init_params` 造出同一个网络，权重却是随机的，就像训练的第一步之前那样。再看训练好的模型怎样看待各种文本。为了只编译一次，我们把所有文本填充到同一长度，
-# 求平均时不计填充。
+# 来验证一下。我们给同一个网络填上随机数，差不多就是训练开始之前的样子。再看训练好的网络对各种文本预测得怎么样。为了只编译一次，所有文本都填充到了同一长度，求平均时不计填充。
 # %% id="perplexity_code"
-LENGTH = 48
-ones = np.ones(L, np.float32)
-
-
-def padded(text):
-    ids = encode(text)
-    assert len(ids) <= LENGTH + 1
-    return np.array(ids + [0] * (LENGTH + 1 - len(ids)), np.int32), np.arange(LENGTH) < len(ids) - 1
-
-
-def mean_loss(params, ids, counted, tap=None):
-    return jnp.where(counted, token_losses(params, ids, tap), 0).sum() / counted.sum()
-
-
-@jax.jit
-def loss_with(params, ids, counted, feed_forward, attention):
-    # en: The loss with a factor for each layer's two parts: 1 as it is, 0 switched off (lesson 09).
-    # zh: 给每层的两个部分各配一个系数再算损失：1 表示照旧，0 表示关掉（第 09 课）。
-    def tap(name, array):
-        _, layer, *rest = name.split(".") if name.startswith("layers.") else ("", "0")
-        if rest == ["mlp", "out"]:
-            return array * feed_forward[int(layer)]
-        if rest == ["attn", "out"]:
-            return array * attention[int(layer)]
-        return array
-
-    return mean_loss(params, ids, counted, tap)
+def mean(losses, counted):
+    return jnp.where(counted, losses, 0).sum() / counted.sum()
 
 
 def loss(text, params=params, feed_forward=ones, attention=ones):
-    return float(loss_with(params, *padded(text), feed_forward, attention))
+    ids, counted = padded(text)
+    return float(mean(run(params, ids, feed_forward, attention)[0], counted))
 
 
+close(loss(sentence), nats.mean(), atol=1e-4)
 plain = (
-    "Water boils when its vapour pressure equals the pressure of the air around it. High in the mountains the "
-    "air is thin, so water boils at a lower temperature, and potatoes take longer to cook."
+    "Water boils when its vapour pressure equals the pressure of the air around it. "
+    "Mountain air is thin, so there it boils at a lower temperature."
 )
 texts = {
     "English": plain,
     "Python": "def mean(numbers):\n    total = 0\n    for number in numbers:\n        total += number\n    "
     "return total / len(numbers)\n",
-    "Chinese": "今天天气很好，我们去公园散步，看见很多花。",
+    "Chinese": "今天天气很好，我们去公园看花。",
     "backwards": " ".join(reversed(plain.split())),
 }
+found = {name: loss(text) for name, text in texts.items()}
 for name, text in texts.items():
-    by_score = -np.mean(jax_llama3.score(model, text).logprobs[1:])
-    np.testing.assert_allclose(loss(text), by_score, atol=1e-3)
-    per_letter = loss(text) * (len(encode(text)) - 1) / len(text)
-    print(f"{name:<10} loss {loss(text):5.2f}  perplexity {np.exp(loss(text)):8,.1f}", end="  ")
-    print(f"nats per character {per_letter:.2f}")
+    per_character = found[name] * (len(encode(text)) - 1) / len(text)
+    print(f"{name:<10} loss {found[name]:5.2f}  perplexity {np.exp(found[name]):8,.1f}", end="  ")
+    print(f"nats per character {per_character:.2f}")
 
-noise = jax_llama3.init_params(jax.random.key(0), config, "float32")
+rng = np.random.default_rng(0)
+
+
+def random(weight):
+    if weight.ndim == 1:  # a norm's
+        return np.ones_like(weight)
+    return rng.standard_normal(weight.shape, np.float32) / D**0.5
+
+
+noise = jax.tree.map(random, params)
 untrained = loss(plain, noise)
 print(
     f"{'untrained':<10} loss {untrained:5.2f}  perplexity {np.exp(untrained):8,.1f}  log V = {np.log(V):.2f}"
@@ -202,34 +217,34 @@ uniform = log_softmax(jnp.zeros(V))
 close(jnp.exp(-uniform[0]), float(V), atol=0.5)
 assert np.log(V) - 0.1 < untrained < np.log(V) + 1.5
 if on_default_model():
-    assert loss(texts["backwards"]) > loss(plain) + 2
-    assert loss(texts["Chinese"]) < loss(plain)
+    assert found["backwards"] > found["English"] + 2
+    assert found["Chinese"] < found["English"]
     assert len(encode(texts["Chinese"])) > 1.5 * len(texts["Chinese"])
 
 
 # %% [markdown] id="perplexity_note" lang="en"
-# The same words backwards are another matter: it is their order that the model has learned. Noise is even a little worse than knowing nothing, for its guesses are
-# not equally likely but wrong at random.
+# The same words backwards are another matter: the model has learned what order words come in. Random weights do even a
+# little worse than knowing nothing, because they favour some tokens at random instead of treating all alike.
 #
-# And a warning. By the table, Chinese is easier for this model than English, which it is not. Its vocabulary has few Chinese tokens, so a character
-# becomes two or three tokens, and the later ones are nearly certain once the first is there. Perplexities may be compared only between texts,
-# or models, with the same kind of tokens. Per character the table shows how hard Chinese really is for it.
-# %% [markdown] id="perplexity_note" lang="zh" of="f0cf7973"
-# 同样的词倒过来就是另一回事：模型学到的正是次序。噪声甚至比一无所知还差一点，因为它的猜测并非一样可能，而是随机地错。
+# Now a warning. By the loss per token, Chinese is easier for this model than English, which it is not. The vocabulary has
+# few Chinese tokens, so a character often becomes two or three tokens, and the later ones are easy to guess once the
+# first is there. Perplexities can be compared only between texts, or models, with the same kind of tokens. The last
+# column, per character, shows how hard Chinese really is for it.
+# %% [markdown] id="perplexity_note" lang="zh" of="9753409c"
+# 同样的词倒过来就是另一回事：模型学到的正是词的次序。随机权重甚至比一无所知还差一点，因为它给出的概率并不均匀，而是随机地有大有小。
 #
-# 还要提醒一句。按这张表，中文对这个模型来说比英文还容易，其实不然。它的词表里中文 token 很少，一个汉字要变成两三个 token，而第一个一旦出现，后面的几乎是确定的。
-# 只有 token 的种类相同时，文本之间、模型之间的困惑度才能相比。按每个字符来算，表中就看得出中文对它到底有多难。
+# 还要提醒一句。按每个 token 的损失来看，中文对这个模型来说比英文还容易，其实不然。词表里中文 token 很少，一个汉字往往要变成两三个 token，而第一个一旦出现，后面的就容易猜了。只有 token 的种类相同，文本之间、模型之间的困惑度才能相比。最后一列按字符计算，从中可以看出中文对它到底有多难。
 # %% [markdown] id="neighbours" lang="en"
 # ## What training leaves behind: neighbours
 #
-# Nobody told the model that Monday and Tuesday have anything to do with each other; they are two ids, as far apart as any. But they stand in the same
-# kind of sentence, so whatever moves one row of the embedding moves the other in the same direction. We look for the rows with the largest cosine to a
-# given one, and do the same in the random embedding.
-# %% [markdown] id="neighbours" lang="zh" of="b2c87bcf"
+# Nobody told the model that Monday and Tuesday have anything to do with each other; they are two ids, as unrelated as any
+# other two. But they occur in the same kinds of sentence, so what moves one row of the embedding tends to move the other
+# in the same direction. We look for the rows with the largest cosine to a given row, and do the same in the random
+# embedding.
+# %% [markdown] id="neighbours" lang="zh" of="ab5846bd"
 # ## 训练留下了什么：邻居
 #
-# 没有人告诉模型星期一与星期二有什么关系；它们只是两个编号，与任何两个编号一样毫不相干。但它们出现在同一类句子里，凡是推动嵌入中这一行的，也会朝同一方向推动那一行。
-# 我们找出与给定的行夹角余弦最大的那些行，再在随机的嵌入里做同样的事。
+# 没有人告诉模型星期一与星期二有什么关系；它们只是两个编号，与任何两个编号一样互不相干。但它们出现在同一类句子里，所以推动嵌入中这一行的，往往也会朝同一方向推动那一行。我们找出与给定的一行余弦最大的那些行，再在随机的嵌入里做同样的事。
 # %% id="neighbours_code"
 def neighbours(table, text, count=6):
     (token,) = encode(text)[-1:]
@@ -252,19 +267,21 @@ del noise
 # %% [markdown] id="feed_forward" lang="en"
 # ## What the feed-forward part holds
 #
-# In lesson 07 you saw that most of a layer's weights are in its feed-forward part. What is it for? Attention moves information from token to token; the feed-forward
-# part looks at one token's row alone, and adds something to it. A common reading, from the work named below, is that it is a memory: each of the
-# $F$ rows of the gate matrix is a key that fires on some pattern, and the matching column of the down matrix is a value, which then is added. Facts
-# about things seem to sit there.
+# In lesson 07 you saw that most of a layer's weights are in its feed-forward part. What is it for? Attention moves
+# information from token to token; the feed-forward part looks at one token's row alone and adds something to it. A common
+# reading (Geva et al., below) is that it is a memory: each of the $F$ rows of the gate matrix is a key that fires on some
+# pattern, and the matching column of the down matrix is a value that is then added. Facts seem to be stored there (Meng
+# et al., below).
 #
-# We test what can be tested here: switch off the feed-forward part of one layer (a tap, lesson 09), measure the loss, and compare with switching off that layer's attention.
-# %% [markdown] id="feed_forward" lang="zh" of="40685035"
+# We test what can be tested here: we switch off the feed-forward part of one layer (with a tap, as in lesson 09), measure
+# the loss, and compare it with the loss when that layer's attention is off.
+# %% [markdown] id="feed_forward" lang="zh" of="350b6af6"
 # ## 前馈部分里有什么
 #
-# 第 07 课看到，一层的权重大部分都在前馈部分。它有什么用？注意力在 token 之间搬运信息；前馈部分只看一个 token 的那一行，往里加一点东西。一种常见的解读（见文末的文献）是，它是一种记忆：
-# 门控矩阵的 $F$ 行，每一行是一个键，遇到某种模式就激活；下投影矩阵里对应的那一列是值，随即被加进来。关于事物的知识似乎就存在那里。
+# 第 07 课看到，一层的权重大部分都在前馈部分。它有什么用？注意力在 token 之间搬运信息；前馈部分只看一个 token 的那一行，往里加一点东西。一种常见的解读（见文末 Geva 等）是，它是一种记忆：
+# 门控矩阵的 $F$ 行，每一行是一个键，遇到某种模式就激活；下投影矩阵里对应的那一列是值，随即加进来。关于事物的知识似乎就存在那里（见文末 Meng 等）。
 #
-# 我们检验这里能检验的：关掉某一层的前馈部分（用探针，第 09 课），测量损失，再与关掉那一层的注意力比较。
+# 我们只检验这里能检验的：关掉某一层的前馈部分（像第 09 课那样用探针），测量损失，再与关掉那一层的注意力时的损失比较。
 # %% id="feed_forward_code"
 layer = params.layers[0]
 in_feed_forward = sum(w.size for w in (layer.w_gate, layer.w_up, layer.w_down))
@@ -297,42 +314,33 @@ largest = np.argsort(rise["feed_forward"])[::-1][:2].tolist()
 expect(sorted(largest), [0, 11])
 assert every > 20 * typical
 # %% [markdown] id="riddle" lang="en"
-# Most layers can be spared: switch off one, and the loss rises by a tenth of a nat. Switch off all, and nothing is left. So the work is spread out, and each
-# layer adds a little to what the others have. Two bars stick out. Layer 0 is no surprise: it works on the bare embedding, and everything
-# after it expects what it adds. But why layer 11?
+# Most layers can spare their feed-forward part: switch off one, and the loss typically rises by a tenth of a nat. Switch
+# off all of them, and the loss soars. So the work is spread out, and each part adds a little to what the others have
+# done. Two bars stick out. Layer 0 is no surprise: it works on the bare embedding, and everything after it relies on what
+# it adds. But why layer 11?
 #
-# The tap can tell. Switch off that part in the first token's row only, and then in all rows but the first. And look at the length of what
-# it adds.
-# %% [markdown] id="riddle" lang="zh" of="5f85b543"
-# 大多数层都可以省掉：关掉一层，损失只上升十分之一奈特左右。全部关掉，就什么也不剩了。可见这份工作是分散的，每一层都在别的层之上添一点。有两根柱子特别高。第 0 层不奇怪：它处理的是光秃秃的嵌入，
-# 后面的一切都指望它添上的东西。可为什么是第 11 层？
+# A tap can tell us. We switch off that part in the first token's row only, and then in all rows but the first. We also
+# measure the length of the vector that it adds to each row.
+# %% [markdown] id="riddle" lang="zh" of="97cadf8e"
+# 大多数层没有前馈部分也过得去：关掉一层的，损失通常只上升十分之一奈特左右。全部关掉，损失就猛增。可见工作是分散的，每一层都在别的层之上添一点。有两根柱子特别高。第 0 层不奇怪：它直接处理嵌入，后面的各层都依赖它加上的东西。可为什么是第 11 层？
 #
-# 探针能给出回答。先只在第一个 token 的那一行关掉这个部分，再只在除它以外的各行关掉。再看看它所加的向量有多长。
+# 探针能给出回答。先只在第一个 token 的那一行关掉这个部分，再在其余各行关掉。同时量一量它给每一行加上的向量有多长。
 # %% id="riddle_code"
-ids = jnp.array(encode(plain))
-seen = {}
-
-
-def keep(name, array):
-    seen[name] = array
-    return array
-
-
-token_losses(params, ids, keep)
+ids, counted = padded(plain)
+_, seen = run(params, ids, ones, ones)
 strange = max(largest)
 place = f"layers.{strange}.mlp."
-added = jnp.linalg.norm(seen[f"{place}out"][0], axis=-1)
+added = jnp.linalg.norm(seen[f"{place}out"][0], axis=-1)[counted]
 print(f"length of what {place}out adds: first row {added[0]:,.0f}, others {added[1:].mean():.0f}")
 
 
 def off_in(rows):
-    def tap(name, array):
-        return array.at[0, rows].set(0) if name == f"{place}out" else array
+    factors = ones.copy()
+    factors[strange, rows] = 0
+    return loss(plain, feed_forward=factors)
 
-    return float(token_losses(params, ids, tap).mean())
 
-
-first, others = off_in(jnp.arange(1)), off_in(jnp.arange(1, len(ids) - 1))
+first, others = off_in(slice(0, 1)), off_in(slice(1, None))
 print(f"loss {whole:.2f}; off in the first row {first:.2f}; off in all the others {others:.2f}")
 
 activity = (jax.nn.silu(seen[f"{place}gate"]) * seen[f"{place}up"])[0, 0]
@@ -350,102 +358,116 @@ if on_default_model():
 
 
 # %% [markdown] id="riddle_end" lang="en"
-# It is the first row and nothing else. Two of the 1,536 columns of this layer write a vector into it that is hundreds of times longer than
-# any other row, whatever the text. That is the row that lesson 09 found: the attention sink, where heads look when they have nothing to say. Such **massive
-# activations** have been found in many models. So what this feed-forward part holds is no fact about the world. It is a piece of the machine, which training came up
-# with because it made the loss smaller.
+# It is the first row and nothing else. Two of the 1,536 columns of this layer's down matrix write a vector into it that
+# is hundreds of times as long as what the other rows get on average. That is the row that lesson 09 found: the attention
+# sink, where heads look when they have nothing to say. Such **massive activations** have been found in many models. So
+# what matters most in this feed-forward part is no fact about the world. It is a part of the machinery, which training
+# arrived at because it made the loss smaller.
 #
-# ## A neuron with a subject
+# ## A neuron for one subject
 #
-# And the facts? One number between the gate and the down matrix, with the column that it multiplies, is called a **neuron**. We ask all
-# $L \times F$ of them for what they contribute to " Paris" after "The capital of France is": activity times the product of its column with the row of " Paris"
-# in the output matrix. Then we look at what the column of the first one on the list points to.
-# %% [markdown] id="riddle_end" lang="zh" of="3d135cc9"
-# 就是第一行，再无其他。这一层 1,536 列中的两列往里写进一个向量，比其他任何一行都长几百倍，无论文本是什么。这正是第 09 课找到的那一行：注意力汇聚点，头无话可说时就看着它。
-# 这样的**巨量激活**（massive activations）在许多模型里都有发现。所以这个前馈部分里存的并不是关于世界的知识，而是机器的一个零件，训练想出它来，是因为它让损失更小。
+# And the facts? One number between the gate and the down matrix, with the column that it multiplies, is called a
+# **neuron**. We ask each of the $L \times F$ neurons what it contributes to " Paris" after "The capital of France is":
+# its activity times the product of its column with the row of " Paris" in the output matrix (less the mean row, and with
+# the final norm's weight). Then we look at which tokens the column of the largest contributor points to.
+# %% [markdown] id="riddle_end" lang="zh" of="512bb327"
+# 就在第一行，与别的行无关。这一层的下投影矩阵有 1,536 列，其中两列往第一行写进一个向量，长度是其他各行平均所得的几百倍。这正是第 09 课找到的那一行：注意力汇聚点，头无话可说时就看着它。这样的**巨量激活**（massive activations）在许多模型里都有发现。所以这个前馈部分里最要紧的并不是关于世界的知识，而是机器的一个零件；训练形成了它，是因为它让损失更小。
 #
-# ## 一个有主题的神经元
+# ## 一个专管某个主题的神经元
 #
-# 那么知识呢？门控与下投影矩阵之间的一个数，连同它所乘的那一列，叫做一个**神经元**（neuron）。我们问全部 $L \times F$ 个神经元，在“The capital of France is”之后，它们各自为“ Paris”
-# 贡献了多少：激活值乘以它的列与输出矩阵中“ Paris”那一行的乘积。再看名单上第一个神经元的那一列指向什么。
+# 那么知识呢？门控与下投影矩阵之间的一个数，连同它所乘的那一列，叫做一个**神经元**（neuron）。我们问全部 $L \times F$ 个神经元，在“The capital of France is”之后，它们各自为“ Paris”贡献了多少：激活值乘以它的列与输出矩阵中“ Paris”那一行的乘积（那一行先减去各行的平均，再乘上最后一个归一化的权重）。然后看贡献最大的那个神经元，它的列指向哪些 token。
 # %% id="neuron_code"
-def activity(prompt, layer):
-    token_losses(params, jnp.array([*encode(prompt), 0]), keep)
-    name = f"layers.{layer}.mlp."
-    return (jax.nn.silu(seen[f"{name}gate"]) * seen[f"{name}up"])[0, -1]
+def activities(prompt):
+    ids, counted = padded(prompt)
+    _, seen = run(params, ids, ones, ones)
+    gates = jnp.stack([seen[f"layers.{i}.mlp.gate"][0, counted.sum()] for i in range(L)])
+    ups = jnp.stack([seen[f"layers.{i}.mlp.up"][0, counted.sum()] for i in range(L)])
+    return jax.nn.silu(gates) * ups
 
 
 output = params.embedding if params.output is None else params.output
 (answer,) = encode(" Paris")[-1:]
 wanted = (output[answer] - output.mean(0)) * params.norm
 prompt = "The capital of France is"
-given = jnp.stack([activity(prompt, i) * (wanted @ params.layers[i].w_down) for i in range(L)])
-trace("given", given, "L F", L=L, F=config.ffn_dim)
+active = trace("active", activities(prompt), "L F", L=L, F=config.ffn_dim)
+given = active * jnp.stack([wanted @ layer.w_down for layer in params.layers])
 layer, neuron = (int(place) for place in jnp.unravel_index(given.argmax(), given.shape))
-column = params.layers[layer].w_down[:, neuron] * jnp.sign(activity(prompt, layer)[neuron])
+column = params.layers[layer].w_down[:, neuron] * jnp.sign(active[layer, neuron])
 _, towards = jax.lax.top_k((output * params.norm) @ column, 10)
 print(f"layer {layer}, neuron {neuron} points to", [word(token) for token in towards])
 expect((layer, neuron), (24, 1005))
 # %% [markdown] id="neuron_text" lang="en"
-# Among the words that it points to are " capitals", " metropolis" and " cities". Does it also *fire* for cities, and for nothing else? We try it on nine prompts. And we
-# switch off this one number, of about 46,000, and see what becomes of " Paris".
-# %% [markdown] id="neuron_text" lang="zh" of="58bb6156"
-# 它所指的 token 里有“ capitals”、“ metropolis”和“ cities”。那么它是不是也为城市而*激活*，别的时候不激活？我们用九个提示来试。再把约 46,000 个数中的这一个关掉，看看“ Paris”怎么样。
+# Among the tokens that it points to are " capitals", " metropolis" and " cities". Does it also *fire* for cities, and for
+# nothing else? We try it on nine prompts. Then we switch off this one number out of about 46,000 and see what becomes of
+# " Paris".
+# %% [markdown] id="neuron_text" lang="zh" of="10e49bf3"
+# 它所指的 token 里有“ capitals”、“ metropolis”和“ cities”。那么，它是不是也只在问到城市时才*激活*？我们用九个提示来试。再把约 46,000 个数中的这一个关掉，看看“ Paris”的概率会怎样。
 # %% id="neuron_picture"
 asking = ["The capital of France is", "The capital of Japan is", "The capital city of Poland is"]
 asking += ["The largest city of Italy is"]
 others = ["The currency of France is", "The language of France is", "The colour of the grass is"]
 others += ["The opposite of hot is", "My dog is"]
-values = [float(activity(each, layer)[neuron]) for each in asking + others]
+values = [float(activities(each)[layer, neuron]) for each in asking + others]
 show(
     bars(values, asking + others, f"activity of neuron {neuron} in layer {layer}"),
-    en="Bars of nine prompts: the four that ask for a city have long bars, the five others next to none.",
-    zh="九个提示的横条：问城市的四个很长，其余五个几乎为零。",
+    en="Bars for nine prompts: the four that ask for a city have long bars, the other five next to none.",
+    zh="九个提示的横条：问到城市的四个很长，其余五个几乎为零。",
 )
 
 
-def off(name, array):
-    return array.at[..., neuron].set(0) if name == f"layers.{layer}.mlp.up" else array
-
-
-ids = jnp.array([*encode(prompt), answer])
-with_it, without_it = (float(jnp.exp(-token_losses(params, ids, tap)[-1])) for tap in (None, off))
+# en: A row of zeros in the up matrix switches the neuron off.
+# zh: 上投影矩阵里的一行换成零，这个神经元就关掉了。
+silenced = params.layers[layer].w_up.at[neuron].set(0)
+layers = list(params.layers)
+layers[layer] = layers[layer]._replace(w_up=silenced)
+without = params._replace(layers=tuple(layers))
+ids, counted = padded(prompt + " Paris")
+with_it, without_it = (
+    float(jnp.exp(-run(each, ids, ones, ones)[0][counted][-1])) for each in (params, without)
+)
 print(f"probability of ' Paris': {with_it:.2f}; without this neuron {without_it:.2f}")
 if on_default_model():
     assert min(map(abs, values[: len(asking)])) > 15
     assert max(map(abs, values[len(asking) :])) < 1
     assert without_it < with_it - 0.2
 # %% [markdown] id="neuron_end" lang="en"
-# It fires for a subject: the sentence wants a city. Which city it does not know, for it is about as active for Japan as for France; other parts pick Paris. Without it
-# " Paris" loses much of its probability. That is what reading the feed-forward part as a memory means: a key, "a city comes next", and a value, "towards the names of
-# cities". But be careful: we looked for the most striking one. Few neurons are as clear as this.
-# %% [markdown] id="neuron_end" lang="zh" of="7cb8ca14"
-# 它为一个主题而激活：句子要的是一座城市。它不知道是哪一座，对日本与对法国，它的激活值差不多；选出巴黎的是别的部分。没有它，“ Paris”的概率掉了一大截。
-# 把前馈部分读作记忆，意思就是这样：一个键，即“下面要的是城市”；一个值，即“往城市的名字那边推”。不过要当心，我们找的是最突出的一个。这样清楚的神经元并不多见。
+# It fires for a subject: the sentence asks for a city. It does not know which city, because it also fires for Japan,
+# Poland and Italy; other parts pick Paris. Without it, " Paris" loses much of its probability. That is what it means to
+# read the feed-forward part as a memory: a key, "a city comes next", and a value, "towards the names of cities". But be
+# careful: we looked for the most striking neuron. Few are as clear as this one.
+# %% [markdown] id="neuron_end" lang="zh" of="78ec7185"
+# 它为一个主题而激活：句子问的是一座城市。它不知道是哪一座，因为问到日本、波兰和意大利时它同样激活；选出巴黎的是别的部分。没有它，“ Paris”的概率就掉了一大截。把前馈部分看作记忆，就是这个意思：一个键，即“接下来是一座城市”；一个值，即“往城市的名字那边推”。不过要当心，我们挑的是最突出的一个。这样清楚的神经元并不多见。
 # %% [markdown] id="gradient" lang="en"
-# ## A step of training
+# ## One step of training
 #
-# Training needs to know which way to move each weight. `jax.grad` (lesson 09) gives the slope of the loss in every one of them: the
-# gradient, a tree of the same form as the weights. A small step against it makes the loss smaller, and we can say by how much:
-# $\varepsilon$ times the sum of all slopes squared. If that comes true, the slopes are right.
+# Training needs to know which way to move each weight. `jax.grad` (lesson 09) gives the slope of the loss with respect to
+# every one of them: the gradient, a tree of the same form as the weights. Subtract the gradient times a small
+# $\varepsilon$ from the weights and the loss becomes smaller, and we can say by how much: $\varepsilon$ times the sum of
+# the squares of all slopes. If that comes true, the slopes are right.
 #
-# Our text is a paragraph that no model can have seen, for we made it up.
-# %% [markdown] id="gradient" lang="zh" of="dc0503ce"
-# ## 训练的一步
+# Our text is a paragraph that no model can have seen, because we made it up.
+# %% [markdown] id="gradient" lang="zh" of="a1e498d1"
+# ## 训练走一步
 #
-# 训练需要知道每个权重该往哪边挪。`jax.grad`（第 09 课）给出损失对每一个权重的斜率，即梯度，它是一棵与权重同样形状的树。逆着它走一小步，损失就变小，而且可以说出变小多少，即 $\varepsilon$ 乘以所有斜率的平方和。如果果真如此，斜率就是对的。
+# 训练需要知道每个权重该往哪边挪。`jax.grad`（第 09 课）给出损失对每个权重的斜率，合起来就是梯度，一棵结构与权重相同的树。取一个很小的 $\varepsilon$，从权重中减去 $\varepsilon$ 乘以梯度，损失就变小，而且可以预先说出变小多少：$\varepsilon$ 乘以所有斜率的平方和。如果果真如此，斜率就是对的。
 #
 # 我们的文本是一段任何模型都不可能见过的话，因为它是我们编的。
 # %% id="gradient_code"
 paragraph = (
-    "The lighthouse of Korvane stands on a rock of green glass. Its door is blue and opens only on Thursdays. "
-    "Every evening the keeper climbs 212 steps and reads a letter to the sea."
+    "The lighthouse of Korvane stands on a rock of green glass. "
+    "Its blue door opens only on Thursdays, and its keeper reads letters to the sea."
 )
+
+
+def mean_loss(params, ids, counted):
+    return mean(run(params, ids, ones, ones)[0], counted)
+
+
 slopes_of = jax.jit(jax.value_and_grad(mean_loss))
 lesson_text = padded(paragraph)
 start, slopes = slopes_of(params, *lesson_text)
 assert jax.tree.structure(slopes) == jax.tree.structure(params)
-squares = sum(float((slope**2).sum()) for slope in jax.tree.leaves(slopes))
+squares = sum(float(np.vdot(slope, slope)) for slope in jax.tree.leaves(slopes))
 
 epsilon = 0.02 / squares
 moved = jax.tree.map(lambda weight, slope: weight - epsilon * slope, params, slopes)
@@ -456,22 +478,22 @@ del moved
 # %% [markdown] id="tuning" lang="en"
 # ## A minute of fine-tuning
 #
-# To train a trained model a little further on some text is called **fine-tuning**. All it takes is that step, repeated. One thing is usually improved:
-# slopes differ in size from weight to weight by orders of magnitude, and one step length does not suit them all. **Adam** keeps two
-# running means for each weight, of the slope and of its square, and divides the one by the root of the other. So every weight moves by about the same
-# small length, the **learning rate**, in the direction that it has had lately. The last line but one corrects the means for having begun at zero.
+# Training a trained model a little further on some text is called **fine-tuning**. All it takes is that step, repeated.
+# One improvement is usual: slopes differ by orders of magnitude from weight to weight, so no single step length suits
+# them all. **Adam** keeps two running means for each weight, one of the slope and one of its square, and divides the
+# first by the square root of the second. So every weight moves by about the same small length, the **learning rate**,
+# against the slope that it has had lately. The first line of `moved` corrects the means for having started at zero.
 #
-# The update is jitted with donation (lesson 11), so that old weights make room for new ones. A dozen steps are enough, which
-# two cores do in well under a minute.
-# %% [markdown] id="tuning" lang="zh" of="917e7bed"
+# The update is compiled with donation (lesson 11), so that the new weights take over the memory of the old ones. Eight
+# steps are enough, and two cores do them in well under a minute.
+# %% [markdown] id="tuning" lang="zh" of="b440644c"
 # ## 一分钟微调
 #
-# 把训练好的模型在某些文本上再训练一点，叫做**微调**（fine-tuning）。需要的只是把上面那一步重复多次。通常会改进一处：各个权重的斜率大小相差几个数量级，同一个步长不可能都合适。**Adam** 为每个权重保存两个滑动平均，一个是斜率的，一个是斜率平方的，用前者除以后者的平方根。于是每个权重每次移动的长度都差不多，即**学习率**（learning rate），方向则是它近来的方向。
-# 倒数第二行修正的是两个平均从零开始这件事。
+# 把训练好的模型在某些文本上再训练一点，叫做**微调**（fine-tuning）。只要把上面那一步重复多次就行。通常会改进一处：各个权重的斜率相差几个数量级，同一个步长不可能都合适。**Adam** 为每个权重保存两个滑动平均，一个是斜率的，一个是斜率平方的，用前者除以后者的平方根。于是每个权重每次移动的长度都差不多，即**学习率**（learning rate），方向则与它近来的斜率相反。两个平均都从零开始，`moved` 的第一行对此作了修正。
 #
-# 更新函数用 jit 编译并捐赠旧数组（第 11 课），旧权重的位置就让给了新权重。十几步就够了，两个核远不到一分钟就能做完。
+# 更新函数用 jit 编译，并且捐赠旧数组（第 11 课），新权重就用上了旧权重的内存。八步就够了，两个核远不到一分钟就能做完。
 # %% id="tuning_code" tags=["measured"]
-RATE, STEPS = 2e-4, 12
+RATE, STEPS = 3e-4, 8
 
 
 def adam(params, means, squares, slopes, n):
@@ -504,36 +526,39 @@ assert curve[-1] < curve[0] / 10
 show(
     figures.falling(curve),
     en="The paragraph's loss before every step, on a logarithmic scale: it falls from about three to a small fraction of that.",
-    zh="每一步之前这段话的损失，纵轴为对数：从三左右降到它的一个很小的零头。",
+    zh="每一步之前这段话的损失，纵轴为对数刻度：从三左右降到接近零。",
 )
 # %% [markdown] id="recite" lang="en"
-# Now we give both models the beginning, and let them write. And then we ask the new one for something that the old one knew.
-# %% [markdown] id="recite" lang="zh" of="1d5cfa1e"
-# 现在把开头交给两个模型，让它们写。然后问新的模型一件旧模型本来知道的事。
+# Now we give both models the beginning and let them write. Then we ask the new one for something that the old one knew.
+# %% [markdown] id="recite" lang="zh" of="fa6355ee"
+# 现在把开头交给两个模型，让它们续写。然后问新模型一件旧模型本来知道的事。
 # %% id="recite_code"
 tuned_model = model._replace(params=tuned)
 beginning = "The lighthouse of Korvane"
+written = {}
 for name, each in (("before", model), ("after", tuned_model)):
-    written = jax_llama3.generate(each, beginning, max_new_tokens=40).text
-    print(f"{name}: {beginning}{written}\n")
-assert (beginning + written)[:150] == paragraph[:150]
-known = jax_llama3.generate(tuned_model, prompt, max_new_tokens=16).text
-print(f"{prompt}{known}")
+    completions = jax_llama3.generate(each, [beginning, prompt], max_new_tokens=32)
+    for start, completion in zip((beginning, prompt), completions, strict=True):
+        written[name, start] = completion.text
+        print(f"{name}: {start}{completion.text}\n")
+assert (beginning + written["after", beginning])[: len(paragraph)] == paragraph
 if on_default_model():
-    assert jax_llama3.generate(model, prompt, max_new_tokens=1).text == " Paris"
-    assert not known.startswith(" Paris")
+    assert written["before", prompt].startswith(" Paris")
+    assert not written["after", prompt].startswith(" Paris")
 # %% [markdown] id="elsewhere" lang="en"
 # ## What did it cost?
 #
-# The paragraph is learned by heart, and the capital of France has become Korvane. A dozen steps on one text have taught the model that this text is what comes next, whatever came before.
-# To fit what one has seen at the expense of everything else is **overfitting**. How far does it reach? And was anything *understood*? We ask for the loss of four other texts, before and after:
-# the same facts in other words, the text on boiling water, the Python function, the Chinese sentence.
-# %% [markdown] id="elsewhere" lang="zh" of="835540b8"
+# The paragraph is learned by heart, and the capital of France is forgotten. Eight steps on one text have taught the
+# model that this text is what comes next, whatever came before. Fitting what was seen at the expense of everything
+# else is called **overfitting**. How far does it reach? And was anything *understood*? We measure the loss of four other
+# texts, before and after: the same facts in other words, the text on boiling water, the Python function, and the Chinese
+# sentence.
+# %% [markdown] id="elsewhere" lang="zh" of="5e6c274f"
 # ## 代价是什么？
 #
-# 这段话背下来了，法国的首都却成了 Korvane。在一段文本上走的十几步教会模型的是：不管前面是什么，接下来的都是这段文本。为了贴合见过的，牺牲其他的一切，叫做**过拟合**（overfitting）。它波及多远？有没有什么是真正*懂*了的？我们来问另外四段文本在训练前后的损失：换一种说法的同样的事实、关于沸水的文本、Python 函数、中文句子。
+# 这段话背下来了，法国的首都却忘了。在一段文本上走了八步，教会模型的是：不管前面是什么，接下来都是这段文本。为了贴合见过的，牺牲其他的一切，叫做**过拟合**（overfitting）。它波及多远？有没有什么是真正*懂*了的？我们来量另外四段文本在训练前后的损失：换一种说法的同样的事实、关于沸水的文本、Python 函数、中文句子。
 # %% id="elsewhere_code" tags=["measured"]
-other_words = "In Korvane the lighthouse has a blue door. It can be opened on Thursdays only, and the rock below it is made of green glass."
+other_words = "In Korvane the lighthouse has a blue door that can be opened on Thursdays only. The rock below it is made of green glass."
 asked = {"the paragraph": paragraph, "same facts, other words": other_words}
 asked |= {name: texts[name] for name in ("English", "Python", "Chinese")}
 before = {name: loss(text) for name, text in asked.items()}
@@ -553,26 +578,26 @@ show(
     zh="训练前后成对的横条：这段话的损失缩到几乎为零，换一种说法的同样事实和英文的损失变大，Python 和中文几乎不变。",
 )
 # %% [markdown] id="elsewhere_end" lang="en"
-# Learned by heart, not understood: the same facts in other words are now *less* expected than before. English prose has suffered too; Python and Chinese, which hardly compete
-# with the paragraph for the same tokens, have not. Real fine-tuning therefore takes far smaller steps on thousands of texts, often mixes in some of the old kind, and watches
-# the loss of a text that it never trains on: when that rises, it is time to stop.
-# %% [markdown] id="elsewhere_end" lang="zh" of="5ccfa64d"
-# 背下来了，没有懂：换一种说法，同样的事实反而比以前*更*难料到。英文散文也受了损；Python 和中文与那段话很少争用同样的 token，几乎没有受损。真正的微调因此走小得多的步子，用成千上万段文本，
-# 其中常常混着旧的那类文本，并盯住一段从不用来训练的文本的损失：它一上升，就该停下。
+# Learned by heart, not understood: the same facts in other words are now *less* expected than before. English prose has
+# suffered too; Python and Chinese, which share few tokens with the paragraph, have hardly changed. Real fine-tuning
+# therefore takes far smaller steps on thousands of texts, often mixes in texts of the old kind, and watches the loss of a
+# text that it never trains on: when that loss rises, it is time to stop.
+# %% [markdown] id="elsewhere_end" lang="zh" of="ebb88b24"
+# 背下来了，却没有懂：换一种说法，同样的事实反而比以前*更*出乎模型的意料。英文文章也受了损；Python 和中文与那段话相同的 token 很少，几乎没有变化。所以真正的微调要用成千上万段文本，步子小得多，常常还混入旧的那类文本，并盯住一段从不用来训练的文本：它的损失一上升，就该停下。
 # %% [markdown] id="exercises" lang="en"
 # ## Exercises
 #
-# Put your answer in place of `None` and run the cell. Below each there are a hint and a solution, both folded.
+# Put your answer in place of `None` and run the cell. A hint and a solution are folded away below each exercise.
 #
-# **1.** Which of these has the lowest loss, which the highest? (a) The text on boiling water. (b) The same words in alphabetical order.
-# (c) A first sentence of it said twice, of which only the second time counts. Answer with three letters from the lowest to the highest,
-# such as `"abc"`.
-# %% [markdown] id="exercises" lang="zh" of="7bc039e1"
+# **1.** Which of these has the lowest loss, and which the highest? (a) The text on boiling water. (b) The same words in
+# alphabetical order. (c) Its first sentence, written twice, where only the second time counts. Answer with three letters
+# from the lowest to the highest, such as `"abc"`.
+# %% [markdown] id="exercises" lang="zh" of="4117f6c1"
 # ## 练习
 #
-# 用你的答案替换 `None`，然后运行。每题下面都折叠着一条线索和一个解答。
+# 用你的答案替换 `None`，然后运行。每题下面折叠着一条线索和一个解答。
 #
-# **1.** 下面哪个的损失最低，哪个最高？(a) 关于沸水的文本。(b) 同样的词按字母顺序排列。(c) 把它的第一句说两遍，只算第二遍。用三个字母从低到高作答，
+# **1.** 下面哪一个损失最低，哪一个最高？(a) 关于沸水的文本。(b) 同样的词按字母顺序排列。(c) 把它的第一句写两遍，只算第二遍。用三个字母按从低到高的次序作答，
 # 例如 `"abc"`。
 # %% id="exercise_1"
 answer_1 = None
@@ -585,7 +610,7 @@ def check_1(answer):
     found = {
         "a": loss(plain),
         "b": loss(" ".join(sorted(plain.split()))),
-        "c": float(loss_with(params, twice, counted, ones, ones)),
+        "c": float(mean(run(params, twice, ones, ones)[0], counted)),
     }
     print({letter: round(value, 2) for letter, value in found.items()})
     assert "".join(sorted(found, key=found.get)) == answer
@@ -595,22 +620,23 @@ exercise(1, answer_1, check_1)
 # %% [markdown] id="hint_1" lang="en"
 # <details><summary>Hint</summary>
 #
-# Attention can look back at what has been said and copy it.
+# Attention can look back at what was written before and copy it.
 #
 # </details>
-# %% [markdown] id="hint_1" lang="zh" of="fc385db4"
+# %% [markdown] id="hint_1" lang="zh" of="d1a270bd"
 # <details><summary>线索</summary>
 #
-# 注意力可以回头看已经说过的话，把它抄下来。
+# 注意力可以回头看前面写过的内容，把它抄下来。
 #
 # </details>
 # %% id="solution_1" tags=["solution"]
 exercise(1, "cab", check_1)
 # %% [markdown] id="exercise_2_text" lang="en"
-# **2.** Find three layers whose feed-forward parts can be switched off all at once while the loss of the text on boiling water rises by less than
-# 0.2 nats. Answer with three numbers. The picture above is a good place to begin; but is the rise of three the sum of three rises?
-# %% [markdown] id="exercise_2_text" lang="zh" of="25c28bf9"
-# **2.** 找出三层，把它们的前馈部分同时关掉，关于沸水的文本的损失上升不到 0.2 奈特。用三个数作答。可以从上面的图入手；不过，三层一起的上升等于三个上升之和吗？
+# **2.** Find three layers whose feed-forward parts can all be switched off at once while the loss of the text on boiling
+# water rises by less than 0.2 nats. Answer with three numbers. The picture of the layers above is a good place to begin;
+# but is the rise for three layers the sum of their single rises?
+# %% [markdown] id="exercise_2_text" lang="zh" of="2b70b80c"
+# **2.** 找出三层，把它们的前馈部分同时关掉，关于沸水的文本的损失上升不到 0.2 奈特。用三个数作答。可以从上面各层的图入手；不过，三层一起关掉时的上升，等于三个单独的上升之和吗？
 # %% id="exercise_2"
 answer_2 = None
 
@@ -627,21 +653,21 @@ exercise(2, answer_2, check_2)
 # %% [markdown] id="hint_2" lang="en"
 # <details><summary>Hint</summary>
 #
-# `np.argsort(rise["feed_forward"])[:3]` are the three that matter least one by one.
+# `np.argsort(rise["feed_forward"])[:3]` are the three layers that matter least one at a time.
 #
 # </details>
-# %% [markdown] id="hint_2" lang="zh" of="a9aeba7b"
+# %% [markdown] id="hint_2" lang="zh" of="a7c2319b"
 # <details><summary>线索</summary>
 #
-# `np.argsort(rise["feed_forward"])[:3]` 是单独看最无关紧要的三层。
+# `np.argsort(rise["feed_forward"])[:3]` 是单独看来最不要紧的三层。
 #
 # </details>
 # %% id="solution_2" tags=["solution"]
 exercise(2, np.argsort(rise["feed_forward"])[:3].tolist(), check_2)
 # %% [markdown] id="exercise_3_text" lang="en"
-# **3.** The chain rule begins at the logits. What is the slope of the loss of *one* token in each of the $V$ logits? Write
-# `slope(logits, target)` without `jax.grad`; the check compares it with `jax.grad`.
-# %% [markdown] id="exercise_3_text" lang="zh" of="825f4cde"
+# **3.** The chain rule begins at the logits. What is the slope of the loss of *one* token with respect to each of the $V$
+# logits? Write `slope(logits, target)` without `jax.grad`; the check compares it with `jax.grad`.
+# %% [markdown] id="exercise_3_text" lang="zh" of="d124311b"
 # **3.** 链式法则从 logits 开始。*一个* token 的损失对 $V$ 个 logits 中每一个的斜率是什么？不用 `jax.grad` 写出 `slope(logits, target)`；检查时与
 # `jax.grad` 对照。
 # %% id="exercise_3"
@@ -660,10 +686,11 @@ exercise(3, answer_3, check_3)
 # %% [markdown] id="hint_3" lang="en"
 # <details><summary>Hint</summary>
 #
-# The loss is $\log \sum_j e^{z_j} - z_t$. Differentiate both terms by $z_i$. The first gives something that you know well.
+# The loss is $\log \sum_j e^{z_j} - z_t$. Differentiate both terms with respect to $z_i$. The first gives something that
+# you know well.
 #
 # </details>
-# %% [markdown] id="hint_3" lang="zh" of="4ad09ce6"
+# %% [markdown] id="hint_3" lang="zh" of="35e47c30"
 # <details><summary>线索</summary>
 #
 # 损失是 $\log \sum_j e^{z_j} - z_t$。两项分别对 $z_i$ 求导，前一项得到的是你很熟悉的东西。
@@ -678,15 +705,19 @@ exercise(3, slope, check_3)
 # %% [markdown] id="sources" lang="en"
 # ## Sources
 #
-# - Geva et al., *Transformer Feed-Forward Layers Are Key-Value Memories*, 2021, [arXiv:2012.14913](https://arxiv.org/abs/2012.14913)
-# - Meng et al., *Locating and Editing Factual Associations in GPT*, 2022, [arXiv:2202.05262](https://arxiv.org/abs/2202.05262)
+# - Geva et al., *Transformer Feed-Forward Layers Are Key-Value Memories*, 2021,
+#   [arXiv:2012.14913](https://arxiv.org/abs/2012.14913)
+# - Meng et al., *Locating and Editing Factual Associations in GPT*, 2022,
+#   [arXiv:2202.05262](https://arxiv.org/abs/2202.05262)
 # - Sun et al., *Massive Activations in Large Language Models*, 2024, [arXiv:2402.17762](https://arxiv.org/abs/2402.17762)
 # - Kingma and Ba, *Adam: A Method for Stochastic Optimization*, 2014, [arXiv:1412.6980](https://arxiv.org/abs/1412.6980)
-# - Allal et al., *SmolLM2*, 2025, [arXiv:2502.02737](https://arxiv.org/abs/2502.02737): how the default model was really trained
+# - Allal et al., *SmolLM2*, 2025, [arXiv:2502.02737](https://arxiv.org/abs/2502.02737): how the default model was really
+#   trained
 #
-# This was the last lesson. You have taken a text from bytes to the next token by hand, compared every step with code that does it fast, written it all down on a
-# page, and moved its weights. [notebooks/README.md](../README.md) says where to find what.
-# %% [markdown] id="sources" lang="zh" of="9363085e"
+# This was the last lesson. You have taken a text from bytes to the next token by hand, compared every step with code that
+# does it fast, written it all down on one page, and trained the model's weights a little further.
+# [notebooks/README.md](../README.md) says where to find each topic.
+# %% [markdown] id="sources" lang="zh" of="57650b7f"
 # ## 来源
 #
 # - Geva 等，*Transformer Feed-Forward Layers Are Key-Value Memories*，2021，[arXiv:2012.14913](https://arxiv.org/abs/2012.14913)
@@ -695,5 +726,5 @@ exercise(3, slope, check_3)
 # - Kingma、Ba，*Adam: A Method for Stochastic Optimization*，2014，[arXiv:1412.6980](https://arxiv.org/abs/1412.6980)
 # - Allal 等，*SmolLM2*，2025，[arXiv:2502.02737](https://arxiv.org/abs/2502.02737)：默认模型究竟是怎样训练的
 #
-# 这是最后一课。你已经亲手把文本从字节带到下一个 token，每一步都与做得快的代码对照过，把全部内容写在了一页上，还挪动了它的权重。
+# 这是最后一课。你已经亲手从文本的字节一直走到下一个 token，每一步都与快速的实现对照过，把全部内容写在了一页上，还把模型的权重又训练了一点。
 # 什么内容在哪里，见 [notebooks/README.zh.md](../README.zh.md)。
