@@ -21,7 +21,7 @@ from transformers_reference import state_dict, transformers_logits
 from convert.fetch.models import PACKAGES, download
 from jax_llama3 import Model, generate
 from jax_llama3.decoding.programs import bucket
-from jax_llama3.model.ops import Ops
+from jax_llama3.model.ops import PLAIN, Ops
 
 # transformers takes half a minute to read the file, and longer to compute in bfloat16.
 pytestmark = [pytest.mark.real, pytest.mark.reference, pytest.mark.slow]
@@ -117,22 +117,21 @@ def test_default_model_equals_transformers(
 
 
 def test_bfloat16_is_at_least_as_close_to_float32_as_transformers_own(
-    default_model: Model,
-    reference: torch.nn.Module,
-    record_property: Callable[[str, object], None],
-    ops: Ops | None,
+    default_model: Model, reference: torch.nn.Module, record_property: Callable[[str, object], None]
 ) -> None:
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), default_model.params)
     theirs_narrow = copy.deepcopy(reference).to(torch.bfloat16)
-    ours, theirs = [], []
+    found: dict[str, list[np.ndarray]] = {"our plain": [], "our": [], "transformers'": []}
     for batch in texts(default_model):
         exact = transformers_logits(reference, batch)
-        logits, _ = jitted(narrow, batch, default_model.config, ops=ops)
-        ours.append(divergence(exact, np.asarray(logits)))
-        theirs.append(divergence(exact, transformers_logits(theirs_narrow, batch)))
-    for name, values in (("our", ours), ("transformers'", theirs)):
+        for name, ops in {"our plain": PLAIN, "our": None}.items():
+            logits, _ = jitted(narrow, batch, default_model.config, ops=ops)
+            found[name].append(divergence(exact, np.asarray(logits)))
+        found["transformers'"].append(divergence(exact, transformers_logits(theirs_narrow, batch)))
+    for name, values in found.items():
         half = 1.96 * np.std(values, ddof=1) / math.sqrt(np.size(values))
         record_property(f"mean KL of {name} bfloat16 to float32", float(np.mean(values)))
         record_property(f"half its 95 % interval, {name}", float(half))
-    excess = np.subtract(ours, theirs)
-    assert excess.mean() + 1.96 * excess.std(ddof=1) / math.sqrt(excess.size) <= 0
+    for name in ("our plain", "our"):
+        excess = np.subtract(found[name], found["transformers'"])
+        assert excess.mean() + 1.96 * excess.std(ddof=1) / math.sqrt(excess.size) <= 0, name

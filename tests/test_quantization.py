@@ -429,8 +429,8 @@ def with_norms(params: Params, dtype: object) -> Params:
 
 @pytest.fixture(scope="module")
 def batches(default_model: Model) -> list[np.ndarray]:
-    """Eight pieces of every text."""
-    return [batch[:8] for batch in texts(default_model)]
+    """Four pieces of every text."""
+    return [batch[:4] for batch in texts(default_model)]
 
 
 @pytest.mark.real

@@ -24,6 +24,7 @@ import json
 import os
 import tempfile
 import warnings
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,7 +43,16 @@ import jax_llama3
 from convert.export import to_hf, to_meta
 from convert.fetch.models import PACKAGES, download
 from convert.layout import interleaved
-from jax_llama3_course import close, exercise, expect, load_model, on_default_model, show, trace
+from jax_llama3_course import (
+    close,
+    exercise,
+    expect,
+    load_model,
+    model_folder,
+    on_default_model,
+    show,
+    trace,
+)
 from jax_llama3_course.figures import parity as figures
 
 model = load_model()
@@ -77,6 +87,29 @@ def rope(x, angle):
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+# en: `jax.jit` (lesson 11) makes one program of a block's steps, one for every choice of the named functions.
+# zh: `jax.jit`（第 11 课）把一个块的各步编译成一个程序，每换一种下列函数就编译一次。
+@partial(jax.jit, static_argnames=("norm", "rotate", "rotate_v", "activation", "swap_gate"))
+def block(
+    x, layer, angle, mask, heads, eps, masked, scale, norm, rotate, rotate_v, activation, swap_gate
+):
+    h = norm(x, layer.attn_norm, eps)
+    q = jnp.einsum("TD,NHD->TNH", h, layer.wq)
+    k = jnp.einsum("TD,KHD->TKH", h, layer.wk)
+    v = jnp.einsum("TD,KHD->TKH", h, layer.wv)
+    q, k = rotate(q, angle), rotate(k, angle)
+    v = rotate(v, angle) if rotate_v else v
+    scores = jnp.einsum("TNH,SNH->NTS", q, k[:, heads]) * scale
+    scores = jnp.where(mask, scores, masked)
+    z = jnp.einsum("NTS,SNH->TNH", jax.nn.softmax(scores, axis=-1), v[:, heads])
+    x = x + jnp.einsum("TNH,DNH->TD", z, layer.wo)
+    h = norm(x, layer.ffn_norm, eps)
+    gate = jnp.einsum("TD,FD->TF", h, layer.w_gate)
+    up = jnp.einsum("TD,FD->TF", h, layer.w_up)
+    gate, up = (up, gate) if swap_gate else (gate, up)
+    return x + jnp.einsum("TF,DF->TD", activation(gate) * up, layer.w_down)
+
+
 def network(
     ids,
     params=params,
@@ -98,24 +131,11 @@ def network(
     mask = sees(t[:, None], t[None, :])
     heads = jnp.array([kv_head(n) for n in range(N)])
     eps = config.norm_eps
+    numbers = angle, mask, heads, eps, masked, scale
     x = params.embedding[jnp.array(ids)]
     stream = [x]
     for layer in params.layers:
-        h = norm(x, layer.attn_norm, eps)
-        q = jnp.einsum("TD,NHD->TNH", h, layer.wq)
-        k = jnp.einsum("TD,KHD->TKH", h, layer.wk)
-        v = jnp.einsum("TD,KHD->TKH", h, layer.wv)
-        q, k = rotate(q, angle), rotate(k, angle)
-        v = rotate(v, angle) if rotate_v else v
-        scores = jnp.einsum("TNH,SNH->NTS", q, k[:, heads]) * scale
-        scores = jnp.where(mask, scores, masked)
-        z = jnp.einsum("NTS,SNH->TNH", jax.nn.softmax(scores, axis=-1), v[:, heads])
-        x = x + jnp.einsum("TNH,DNH->TD", z, layer.wo)
-        h = norm(x, layer.ffn_norm, eps)
-        gate = jnp.einsum("TD,FD->TF", h, layer.w_gate)
-        up = jnp.einsum("TD,FD->TF", h, layer.w_up)
-        gate, up = (up, gate) if swap_gate else (gate, up)
-        x = x + jnp.einsum("TF,DF->TD", activation(gate) * up, layer.w_down)
+        x = block(x, layer, *numbers, norm, rotate, rotate_v, activation, swap_gate)
         stream.append(x)
     x = norm(x, params.norm, eps)
     stream[-1] = x
@@ -125,8 +145,19 @@ def network(
 
 logits, stream = network(ids[PROMPT])
 trace("logits", logits, "T V", T=len(ids[PROMPT]), V=V)
-library, _ = jax_llama3.forward(params, np.array([ids[PROMPT]]), config)
-close(logits, library[0], atol=1e-3)
+
+# en: The library's function, compiled once: zeros after a text change nothing before them.
+# zh: 本库的函数，只编译一次：在文本之后补零，不影响前面的任何位置。
+forward = jax.jit(jax_llama3.forward, static_argnames="config")
+
+
+def library(ids, params=params):
+    padded = np.zeros((1, 40), np.int32)
+    padded[0, : len(ids)] = ids
+    return forward(params, padded, config)[0][0, : len(ids)]
+
+
+close(logits, library(ids[PROMPT]), atol=1e-3)
 
 
 # %% [markdown] id="fool" lang="en"
@@ -167,8 +198,7 @@ transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 scratch = tempfile.TemporaryDirectory()
 work = Path(scratch.name)
-jax_llama3.save(work / "ours", model._replace(tokenizer=None))
-to_hf(work / "ours", work / "hf")
+to_hf(model_folder(), work / "hf")
 
 
 def read(folder, **options):
@@ -288,6 +318,7 @@ if on_default_model():
 if original is None:
     print("the original file cannot be downloaded here: skipped")
 else:
+    jax_llama3.save(work / "ours", model._replace(tokenizer=None))
     to_meta(work / "ours", work / "meta")
     weights = torch.load(work / "meta/consolidated.00.pth", weights_only=True, mmap=True)
     foreign = gguf.GGUFReader(original)
@@ -363,11 +394,11 @@ def difference(ours, text):
 noise = 0.0
 for text in ids:
     by_hand, _ = network(ids[text])
-    library = jax_llama3.forward(params, np.array([ids[text]]), config)[0][0]
+    by_library = library(ids[text])
     close(by_hand, reference[text], atol=TOLERANCE)
-    close(library, reference[text], atol=TOLERANCE)
-    noise = max(noise, difference(by_hand, text).max(), difference(library, text).max())
-    assert (library.argmax(-1) == reference[text].argmax(-1)).all()
+    close(by_library, reference[text], atol=TOLERANCE)
+    noise = max(noise, difference(by_hand, text).max(), difference(by_library, text).max())
+    assert (by_library.argmax(-1) == reference[text].argmax(-1)).all()
 largest = float(np.abs(reference[TEXT]).max())
 print(f"the largest logit is about {largest:.0f}")
 # %% [markdown] id="noise" lang="en"
@@ -647,7 +678,7 @@ def divergence(ours, text):
 effects = {}
 for text in ids:
     results = {
-        "right, bfloat16": jax_llama3.forward(narrow, np.array([ids[text]]), config)[0][0],
+        "right, bfloat16": library(ids[text], narrow),
         "eps / 10, float32": network(ids[text], **MUTATIONS["eps / 10"])[0],
         "theta x 5, float32": network(ids[text], **MUTATIONS["theta x 5"])[0],
     }

@@ -130,20 +130,20 @@ if on_default_model():
 # ## Ties
 #
 # A ranking of ten means something only if the ten numbers differ. In float32 they nearly always do. In bfloat16 (lesson
-# 02), neighbouring numbers between 16 and 32 are an eighth apart, and logits are of that size, so some of the ten fall on
-# the same number. Which of those comes first is decided by a rule of the program, not by the model: `top_k` puts the
-# smaller id first. So when you compare two programs in bfloat16, compare their ten best as a **set**, and do even that
-# only if the tenth and the eleventh differ.
-# %% [markdown] id="positions" lang="zh" of="c9bf5e41"
+# 02), neighbouring numbers are a sixteenth apart between 8 and 16, and an eighth between 16 and 32. Our ten best logits are
+# of that size, so some of them fall on the same number. Which of those comes first is decided by a rule of the program,
+# not by the model: `top_k` puts the smaller id first. So when you compare two programs in bfloat16, compare their ten
+# best as a **set**, and do even that only if the tenth and the eleventh differ.
+# %% [markdown] id="positions" lang="zh" of="53eb66ff"
 # 每个位置都做了一次预测；就到该处为止的文本而言，这些预测大多说得通。它们来自同一次计算，但只有最后一个告诉我们提示里还没有的东西。模型在有些地方很有把握，
 # 在另一些地方毫无把握：“The capital of”之后可以是任何一个国家。
 #
 # ## 并列
 #
-# 十个数互不相同，名次才有意义。用 float32 几乎总是如此。用 bfloat16（第 02 课）时，16 到 32 之间相邻的数相差八分之一，而 logits 正是这个量级，所以
-# 十个里会有几个落在同一个数上。其中谁排在前面由程序的规则决定，不是模型的意见：`top_k` 把较小的编号放在前面。所以用 bfloat16 比较两个程序时，应把前十名
+# 十个数互不相同，名次才有意义。用 float32 几乎总是如此。用 bfloat16（第 02 课）时，8 到 16 之间相邻的数相差十六分之一，16 到 32 之间相差八分之一，而最好的十个 logits 正是这个量级，所以其中会有几个落在同一个数上。其中谁排在前面由程序的规则决定，不是模型的意见：`top_k` 把较小的编号放在前面。所以用 bfloat16 比较两个程序时，应把前十名
 # 当作**集合**来比，而且只有第十名与第十一名不同时才能这样比。
 # %% id="ties_code"
+assert jnp.finfo(jnp.bfloat16).eps * 8 == 1 / 16
 assert jnp.bfloat16(16) + jnp.bfloat16(0.125) > jnp.bfloat16(16)
 assert jnp.bfloat16(16) + jnp.bfloat16(0.06) == jnp.bfloat16(16)
 np.testing.assert_array_equal(jax.lax.top_k(jnp.array([1.0, 3.0, 2.0, 3.0]), 2)[1], [1, 3])
@@ -159,7 +159,7 @@ for name, counts in distinct.items():
 if on_default_model():
     assert min(distinct["float32"]) == 10
     assert min(distinct["bfloat16"]) < 10
-    assert 16 < wide[-1, 9] < wide[-1, 0] < 32
+    assert 8 < wide[:, 9].min() < wide[:, 0].max() < 32
 # %% [markdown] id="no_mask" lang="en"
 # ## Without the mask
 #

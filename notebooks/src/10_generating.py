@@ -75,11 +75,15 @@ def rotate(x, positions):
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+# en: `jax.jit` (lesson 11) makes one program of a function's steps. The numbers stay; the lesson takes less time.
+# zh: `jax.jit`（第 11 课）把函数的各步编译成一个程序。数值照旧，只是这一课跑得快些。
+@jax.jit
 def feed_forward(layer, x):
     h = norm(x, layer.ffn_norm)
     return (jax.nn.silu(h @ layer.w_gate.T) * (h @ layer.w_up.T)) @ layer.w_down.T
 
 
+@jax.jit
 def project(layer, x, positions):
     h = norm(x, layer.attn_norm)
     q = jnp.einsum("TD,NHD->TNH", h, layer.wq)
@@ -88,6 +92,7 @@ def project(layer, x, positions):
     return rotate(q, positions), rotate(k, positions), v
 
 
+@jax.jit
 def mix(layer, q, k, v, mask):
     grouped = q.reshape(len(q), K, G, H)
     scores = jnp.einsum("TKGH,SKH->KGTS", grouped, k) / H**0.5

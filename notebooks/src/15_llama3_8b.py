@@ -577,18 +577,18 @@ exercise(2, answer_2, check_2)
 exercise(2, dataclasses.replace(llama, n_kv_heads=2), check_2)
 # %% [markdown] id="exercise_3_text" lang="en"
 # **3.** Rounding the ten logits of the default model to bfloat16 makes some of them equal. Would it help to multiply all
-# of them by 4 first? Or to subtract 18 from all of them first? Predict, and answer with a pair of truth values.
-# %% [markdown] id="exercise_3_text" lang="zh" of="8dc6d7b0"
-# **3.** 把默认模型的十个 logits 舍入到 bfloat16，有几个变得相等。先把它们都乘以 4，会有帮助吗？先都减去 18 呢？先预测，再用两个真假值作答。
+# of them by 4 first? Or to subtract the largest from all of them first? Predict, and answer with a pair of truth values.
+# %% [markdown] id="exercise_3_text" lang="zh" of="6dab0391"
+# **3.** 把默认模型的十个 logits 舍入到 bfloat16，有几个变得相等。先把它们都乘以 4，会有帮助吗？先都减去其中最大的一个呢？先预测，再用两个真假值作答。
 # %% id="exercise_3"
 answer_3 = None
 
 
 def check_3(answer):
     plain, scaled, shifted = (
-        distinct(v) for v in (found.values, found.values * 4, found.values - 18)
+        distinct(v) for v in (found.values, found.values * 4, found.values - found.values.max())
     )
-    print(f"different values: {plain}; times 4: {scaled}; minus 18: {shifted}")
+    print(f"different values: {plain}; times 4: {scaled}; minus the largest: {shifted}")
     assert list(answer) == [scaled > plain, shifted > plain]
 
 

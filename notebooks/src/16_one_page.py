@@ -502,7 +502,7 @@ exercise(2, answer_2, check_2)
 #
 # </details>
 # %% id="solution_2" tags=["solution"]
-exercise(2, "five, six, seven, eight,", check_2)
+exercise(2, "We flew from New York to Los", check_2)
 # %% [markdown] id="exercise_3_text" lang="en"
 # **3.** So far the page only takes the most likely token. Write `probability(prompt, continuation)` with the functions of
 # the page: how likely does the model find it that the prompt goes on like this? The continuation may have several tokens.

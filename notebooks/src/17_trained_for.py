@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import jax_llama3
-from jax_llama3.model.ops import PLAIN
 from jax_llama3_course import (
     bars,
     close,
@@ -84,7 +83,7 @@ def log_softmax(logits):
 
 
 def token_losses(params, ids, tap):
-    logits, _ = jax_llama3.forward(params, ids[None, :-1], config, ops=PLAIN, tap=tap)
+    logits, _ = jax_llama3.forward(params, ids[None, :-1], config, tap=tap)
     log_p = log_softmax(logits[0])
     return -log_p[jnp.arange(len(ids) - 1), ids[1:]]
 
