@@ -686,8 +686,9 @@ assert one_pass.prompt_seconds / long < after
 # 它从不为负，只有两者相等时才是零。它的意思是：如果 token 实际按 $p$ 出现，而你预期的是 $q$，平均会损失多少对数概率。0.001 奈特几乎察觉不到；到了 1，
 # 两者讲的就是不同的故事了。
 # %% id="int8_code"
+@partial(jax.jit, static_argnames="contracted")
 def rounded(weight, contracted, bits):
-    levels = 2 ** (bits - 1) - 1
+    levels = 2.0 ** (bits - 1) - 1
     axes = tuple(range(-contracted, 0))
     scale = jnp.abs(weight).max(axis=axes, keepdims=True) / levels
     return jnp.round(weight / jnp.where(scale == 0, 1, scale)) * scale
@@ -828,12 +829,12 @@ def keep(name, array):
 
 jax_llama3.forward(params, row, config, tap=keep)
 layer = f"layers.{L // 2}.attn."
-for head_number in (0, N - 1):
+for head_number, tile in ((0, 1), (0, 16), (N - 1, 7), (N - 1, row.shape[1])):
     q = seen[f"{layer}q"][0, :, head_number]
     k, v = (seen[layer + name][0, :, head_number * K // N] for name in "kv")
-    for tile in (1, 7, 16, len(k)):
-        close(flash_attention(q, k, v, tile), full_attention(q, k, v), atol=1e-5)
-    close(flash_attention(q, k, v, 16), seen[f"{layer}z"][0, :, head_number], atol=1e-5)
+    by_tiles = flash_attention(q, k, v, tile)
+    close(by_tiles, full_attention(q, k, v), atol=1e-5)
+    close(by_tiles, seen[f"{layer}z"][0, :, head_number], atol=1e-5)
 # %% [markdown] id="flash_memory" lang="en"
 # The result is the same whatever the size of a tile. And the memory? We ask XLA for the temporary memory of both forms,
 # compiled for 2,048 tokens and one head. The full form needs at least the whole square of scores, the other about one
