@@ -14,7 +14,7 @@ ADDRESS = ""
 _BRANCH = "main"
 _EXTRAS = {"torch": "convert", "transformers": "compare"}  # what brings a package that not all need
 _IMPORT = re.compile(r"^\s*(?:import|from) (\w+)", re.MULTILINE)
-_TITLE = re.compile(r"^# (\d\d · .*)$", re.MULTILINE)
+_TITLE = re.compile(r"^# # (\d\d · .*)$", re.MULTILINE)
 
 _WORDS = {
     "en": {
@@ -66,9 +66,12 @@ def titles(folder: Path, language: str) -> dict[str, str]:
     """The name of every lesson's file, in order, and the lesson's title."""
     found = {}
     for path in sorted(folder.glob("*.py")):
-        texts = path.read_text(encoding="utf-8").replace("\n# ", "\n").split("# %% ")
-        text = next(t for t in texts if t.startswith("[markdown]") and f'lang="{language}"' in t)
-        title = _TITLE.search(text.partition("\n")[2])
+        title = None
+        for text in path.read_text(encoding="utf-8").split("# %% ")[1:]:
+            head, _, body = text.partition("\n")
+            if head.startswith("[markdown]") and f'lang="{language}"' in head:
+                title = _TITLE.search(body)
+                break
         if title is None:
             raise ValueError(f"{path.name}: its first text in {language} has no title '# NN · ...'")
         found[path.stem] = title[1]

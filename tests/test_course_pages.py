@@ -84,8 +84,8 @@ def test_with_an_address_every_badge_and_link_is_one_of_the_web(
 
 
 _LINE = {
-    "en": r"\*Reading time (\d+) minutes\. Before it: (.*?)\. What it proves: (.*)\.\*",
-    "zh": r"\*阅读时间 (\d+) 分钟。前置：(.*?)。本课证明：(.*)。\*",
+    "en": r"\*Reading time (\d+) minutes\. Before it: (.*?)\. What it proves: (.*?)\.\*",
+    "zh": r"\*阅读时间 (\d+) 分钟。前置：(.*?)。本课证明：(.*?)。\*",
 }
 
 
@@ -99,7 +99,9 @@ def test_the_index_says_of_a_lesson_what_the_lesson_says(language: str) -> None:
         line = re.search(_LINE[language], " ".join(text.split("\n")))
         assert line, path.stem
         number, _, title = titles[path.stem].partition(" · ")
-        row = f"| {number} | [{title}]({language}/{path.stem}.ipynb) | {' | '.join(line.groups())} |"
+        row = (
+            f"| {number} | [{title}]({language}/{path.stem}.ipynb) | {' | '.join(line.groups())} |"
+        )
         assert row in index, row
 
 

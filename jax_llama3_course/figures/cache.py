@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from .. import BLUE, GREEN, GREY, ORANGE, arrow, box, canvas
 
@@ -23,7 +24,7 @@ def grow_and_write(prompt: int, rounds: int) -> Figure:
             for s in range(end):
                 is_new = s < held and (r == 0 or s == held - 1)
                 colour = ORANGE if is_new else BLUE if s < held else GREY
-                cell = plt.Rectangle((s, r + 0.1), 1, 0.8, facecolor=colour, edgecolor=_INK)
+                cell = Rectangle((s, r + 0.1), 1, 0.8, facecolor=colour, edgecolor=_INK)
                 panel.add_patch(cell)
             program = f"program {min(r, 1) + 1 if is_fixed else r + 1}"
             panel.text(end + 0.4, r + 0.5, program, va="center", fontsize=9)
@@ -37,7 +38,7 @@ def grow_and_write(prompt: int, rounds: int) -> Figure:
     panels[0].set_title("grow: a new shape, a new program")
     panels[1].set_title("write: two programs in all")
     colours = (ORANGE, BLUE, GREY)
-    handles = [plt.Rectangle((0, 0), 1, 1, facecolor=c, edgecolor=_INK) for c in colours]
+    handles = [Rectangle((0, 0), 1, 1, facecolor=c, edgecolor=_INK) for c in colours]
     names = ["written in this round", "kept", "empty slot"]
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
     return figure

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..drawings import BLUE, GREEN, GREY, ORANGE, arrow, box, canvas
@@ -54,7 +55,7 @@ def two_rooflines(
     return figure
 
 
-def _scale(axes: plt.Axes) -> None:
+def _scale(axes: Axes) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("arithmetic intensity, FLOPs per byte")

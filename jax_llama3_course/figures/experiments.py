@@ -36,9 +36,10 @@ def lens(
     figure, (table, line) = plt.subplots(1, 2, figsize=size, width_ratios=(5, 2), sharey=True)
     colours = np.where(settled[..., None], _SETTLED(certain), _OTHER(certain))
     table.imshow(colours, aspect="auto", origin="lower")
-    for (row, column), probability in np.ndenumerate(certain):
-        text = f"{visible(best[row][column])}  {probability:.2f}"
-        table.text(column, row, text, ha="center", va="center", fontsize=8)
+    for row, tokens in enumerate(best):
+        for column, token in enumerate(tokens):
+            text = f"{visible(token)}  {certain[row, column]:.2f}"
+            table.text(column, row, text, ha="center", va="center", fontsize=8)
     table.spines[:].set_visible(False)
     table.set_xticks(range(len(words)), [visible(word) for word in words])
     table.set_yticks(range(0, n_layers, 5))
@@ -107,7 +108,8 @@ def patching(
     figure, axes = plt.subplots(figsize=(9.5, 3.3))
     names = [visible(word) for word in words]
     image = heat_map(axes, lead.T, names, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    axes.set_xticks(range(0, len(lead), 5), range(0, len(lead), 5), rotation=0, ha="center")
+    marked = range(0, len(lead), 5)
+    axes.set_xticks(marked, list(map(str, marked)), rotation=0, ha="center")
     axes.set_xlabel("layer after which one row is replaced")
     axes.set_ylabel("row that is replaced")
     bar = figure.colorbar(image, ax=axes, aspect=12)
@@ -125,7 +127,8 @@ def ablation(change: Any, layer: int, head: int) -> Figure:
     limit = float(np.ceil(10 * np.abs(change).max()) / 10)
     figure, axes = plt.subplots(figsize=(9.5, 3.3))
     image = heat_map(axes, change.T, cmap="RdBu", vmin=-limit, vmax=limit)
-    axes.set_xticks(range(0, len(change), 5), range(0, len(change), 5), rotation=0, ha="center")
+    marked = range(0, len(change), 5)
+    axes.set_xticks(marked, list(map(str, marked)), rotation=0, ha="center")
     axes.set_yticks(range(change.shape[1]))
     axes.set_xlabel("layer")
     axes.set_ylabel("head switched off")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from .. import BLUE, GREY, ORANGE, arrow, box, canvas
 
@@ -71,7 +72,7 @@ def rows(prompt: int, rounds: int) -> Figure:
                 is_kept = is_cached and r > 0 and t < prompt + r - 1
                 count += not is_kept
                 colour = BLUE if is_kept else ORANGE
-                square = plt.Rectangle((t, r), 1, 1, facecolor=colour, edgecolor="white")
+                square = Rectangle((t, r), 1, 1, facecolor=colour, edgecolor="white")
                 panel.add_patch(square)
         panel.set_xlim(0, last)
         panel.set_ylim(rounds, 0)
@@ -81,7 +82,7 @@ def rows(prompt: int, rounds: int) -> Figure:
         panel.set_xlabel("position")
         panel.set_title(f"{'with a KV cache' if is_cached else 'without'}: {count} rows")
     panels[0].set_ylabel("round")
-    handles = [plt.Rectangle((0, 0), 1, 1, facecolor=c) for c in (ORANGE, BLUE)]
+    handles = [Rectangle((0, 0), 1, 1, facecolor=c) for c in (ORANGE, BLUE)]
     names = ["computed", "read from the cache"]
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
     return figure

@@ -53,8 +53,8 @@ def _cells(axes: Axes, x: float, y: float, rows: list[list[tuple[int, int]]]) ->
     for down, row in enumerate(rows):
         for right, (token, head) in enumerate(row):
             place = (x + 1.2 * right, y + 1.1 * (len(rows) - 1 - down))
-            style = {"facecolor": _COLOURS[head], "edgecolor": "#333333"}
-            axes.add_patch(Rectangle(place, 1.2, 1.1, **style))
+            colour = _COLOURS[head]
+            axes.add_patch(Rectangle(place, 1.2, 1.1, facecolor=colour, edgecolor="#333333"))
             middle = (place[0] + 0.6, place[1] + 0.55)
             axes.text(*middle, f"t{token}", ha="center", va="center", fontsize=9)
 
@@ -89,7 +89,7 @@ def patterns(weights: Any, words: Sequence[str], n_kv_heads: int) -> Figure:
     colours.set_bad("#dddddd")
     image = None
     for n in range(n_heads):
-        panel = panels[n // group, n % group]
+        panel = panels.item(n // group, n % group)
         hidden = np.where(later, np.nan, np.asarray(weights[n]))
         below = words if n // group == n_kv_heads - 1 else [""] * tokens
         beside = words if n % group == 0 else [""] * tokens

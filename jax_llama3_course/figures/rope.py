@@ -57,7 +57,7 @@ def _hand(axes: Axes, angle: float, colour: str, name: str) -> None:
     tip = np.array([np.cos(angle), np.sin(angle)])
     style = {"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0, "linewidth": 1.5}
     axes.annotate("", xy=tuple(tip), xytext=(0, 0), arrowprops=style)
-    axes.text(*(1.2 * tip), name, color=colour, ha="center", va="center")
+    axes.text(1.2 * tip[0], 1.2 * tip[1], name, color=colour, ha="center", va="center")
 
 
 def score_over_distance(single: Mapping[str, Any], together: Mapping[str, Any]) -> Figure:

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from ..drawings import BLUE, GREEN, GREY, ORANGE, canvas
 
@@ -116,7 +116,7 @@ def conversation(lines: Sequence[Sequence[tuple[str, int, str]]], width: float =
         for place, size, kind, token, text in cells:
             corner = (place, bottom)
             axes.add_patch(
-                plt.Rectangle(corner, size, 1.2, facecolor=_KINDS[kind], edgecolor=_INK, lw=0.8)
+                Rectangle(corner, size, 1.2, facecolor=_KINDS[kind], edgecolor=_INK, lw=0.8)
             )
             middle = place + size / 2
             axes.text(middle, bottom + 0.8, text, ha="center", va="center", fontsize=9)

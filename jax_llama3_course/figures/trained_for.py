@@ -43,7 +43,9 @@ def falling(losses: Sequence[float]) -> Figure:
     return figure
 
 
-def before_and_after(names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> Figure:
+def before_and_after(
+    names: Sequence[str], before: Sequence[float], after: Sequence[float]
+) -> Figure:
     """The loss of several texts before the fine-tuning and after it."""
     figure, axes = plt.subplots(figsize=(7, 0.9 + 0.6 * len(names)))
     place = np.arange(len(names))
