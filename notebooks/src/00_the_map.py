@@ -417,17 +417,17 @@ show(
 # ## Is the map true?
 #
 # A drawing proves nothing, so we check it against the network that ran. `forward` hands every intermediate array, with
-# its name, to a function of ours, here `look`, which keeps them in a dictionary. Lesson 03 says more about this window.
+# its name, to a function of ours, here `look`, which keeps them in a dictionary. Lesson 03 says more about such functions.
 # The names: `resid_pre` is the stream where it enters a layer, `resid_mid` between the two additions, `resid_post`
 # where it leaves; `attn.out` and `mlp.out` are what the two parts add.
 #
 # If the map is right, each addition is exactly an addition, and the stream at the top is the embedding plus everything that
 # all layers have added.
-# %% [markdown] id="proof_text" lang="zh" of="808d7f9c"
+# %% [markdown] id="proof_text" lang="zh" of="6daa43c1"
 # ## 这张图是真的吗？
 #
 # 图本身证明不了什么，所以我们拿真正运行过的网络来检验它。`forward` 会把每个中间数组连同名字交给我们的一个函数，这里叫 `look`，它把
-# 数组存进字典。这扇“窗”在第 03 课细说。名字的含义：`resid_pre` 是进入一层时的残差流，`resid_mid` 是两次加法之间的，`resid_post` 是离开这一层时的；`attn.out` 与 `mlp.out` 是两个部件加进去的内容。
+# 数组存进字典。这样的函数第 03 课会细说。名字的含义：`resid_pre` 是进入一层时的残差流，`resid_mid` 是两次加法之间的，`resid_post` 是离开这一层时的；`attn.out` 与 `mlp.out` 是两个部件加进去的内容。
 #
 # 如果图是对的，那么每次加法都恰好是加法，顶端的残差流就等于嵌入加上所有层加进去的一切。
 # %% id="proof_code"

@@ -496,36 +496,38 @@ assert (z >= v.min(axis=0) - 1e-5).all()
 #
 # What does an attention head do? It lets each token collect something from the tokens before it. Every token holds a
 # *query* (what it is looking for), a *key* (what it can be found by) and a *value* (what it hands over). The three pictures
-# show the head above at work on the five tokens of "The capital of France is". Each row is a token that asks, each column a
-# token that is asked.
+# show one head of layer 0 at work on the five tokens of "The capital of France is". Each row is a token that
+# asks, each column a token that is asked.
 #
-# 1. **Scores.** The number in a cell is the dot product of the row's query and the column's key, divided by $\sqrt H$.
-#    The larger, the better they match. So far every token asks every token.
+# 1. **Scores.** The number in a cell is the dot product of the row's query and the column's key, divided by $\sqrt H$,
+#    where $H$ is the number of entries of a query. The larger, the better they match. So far every token asks every token.
 # 2. **Mask.** A token may look back and at itself, but never ahead. All cells above the diagonal become $-\infty$.
 # 3. **Pattern.** The softmax turns each row into weights that add up to one. Minus infinity becomes a weight of exactly 0.
+#    With these weights the head then adds up the values.
 #
 # Read the third picture row by row: a row says where its token takes its values from. "The" has no choice, it sees only
 # itself. With this model, "of" takes 84 percent of its sum from itself. "is" takes most of its sum from "of", "The" and
 # "France", and hardly anything from itself. So the row of "is" now carries a part of what "France" handed over: this is
-# how it finds out.
+# how tokens learn of each other.
 #
-# Do not look for grammar in the numbers. This is one of 270 heads, in the very first layer, and it does not know yet in
-# which order the words stand; that is lesson 05.
-# %% [markdown] id="maps" lang="zh" of="58d395fd"
+# Do not look for grammar in the numbers. This is one of 270 heads (9 in each of 30 layers), in the very first layer, and it
+# does not know yet in which order the words stand; that is lesson 05. And what is handed over need not be used: lesson 09
+# shows that the answer depends on the row of "France" itself up to layer 22; then another head fetches what counts.
+# %% [markdown] id="maps" lang="zh" of="0e9fdbe1"
 # ## 三幅图看懂一个头
 #
 # 注意力头做什么？它让每个 token 从前面的 token 那里收集一些东西。每个 token 都有一个*查询*（在找什么）、一个*键*（凭什么被找到）和一
-# 个*值*（交出什么）。下面三幅图是上面那个头处理“The capital of France is”五个 token 的情形。每行是一个提问的 token，每列是一个被问
+# 个*值*（交出什么）。下面三幅图是第 0 层的一个头处理“The capital of France is”五个 token 的情形。每行是一个提问的 token，每列是一个被问
 # 的 token。
 #
-# 1. **分数**。格子里的数是该行的查询与该列的键的点积，再除以 $\sqrt H$。数越大，两者越匹配。此时每个 token 都在问所有的 token。
+# 1. **分数**。格子里的数是该行的查询与该列的键的点积，再除以 $\sqrt H$，$H$ 是查询的维数。数越大，两者越匹配。此时每个 token 都在问所有的 token。
 # 2. **掩码**。一个 token 可以往回看，也可以看自己，但绝不能往前看。对角线以上的格子全部变成 $-\infty$。
-# 3. **模式**。softmax 把每一行变成和为 1 的权重。负无穷变成的权重恰好是 0。
+# 3. **模式**。softmax 把每一行变成和为 1 的权重。负无穷变成的权重恰好是 0。然后这个头按这些权重把各个值加起来。
 #
 # 请逐行看第三幅图：一行说明这个 token 从哪里取值。“The”别无选择，只看得到自己。在本模型上，“of”的和有 84% 来自它自己。“is”的和大部
-# 分取自“of”、“The”和“France”，几乎不取自己。于是“is”这一行就带上了“France”交出的一部分内容：它就是这样知道的。
+# 分取自“of”、“The”和“France”，几乎不取自己。于是“is”这一行就带上了“France”交出的一部分内容：token 之间就是这样互通消息的。
 #
-# 不要在这些数里找语法。这只是 270 个头中的一个，位于最前面的一层，而且还不知道词的先后次序；那是第 05 课的内容。
+# 不要在这些数里找语法。这只是 270 个头（30 层，每层 9 个）中的一个，位于最前面的一层，而且还不知道词的先后次序；那是第 05 课的内容。交出的东西也未必用得上：第 09 课会看到，直到第 22 层，答案靠的都是“France”自己那一行，随后由另一个头把要紧的内容取走。
 # %% id="heat_maps"
 show(
     figures.three_maps(scaled, masked, pattern, words),

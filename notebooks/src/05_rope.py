@@ -469,7 +469,7 @@ close(np.linalg.matrix_power(rotation, 5), axes @ planes(5) @ axes.T, atol=1e-12
 #
 # Here is all that RoPE does. A token has a query, the vector by which it asks, and a key, the vector by which others find
 # it. Cut the query into pairs of numbers and draw each pair as an arrow. Before the query meets any key, turn every arrow
-# by an angle: the token's position times the speed of that pair. Do the same with the keys. The speeds differ from pair
+# by an angle: the token's position times the speed of that pair (`omega` in the code, in radians). Do the same with the keys. The speeds differ from pair
 # to pair, like the hands of a clock: pair 0 turns by one radian, 57.3 degrees, per position, and every later pair is
 # slower.
 #
@@ -479,20 +479,22 @@ close(np.linalg.matrix_power(rotation, 5), axes @ planes(5) @ axes.T, atol=1e-12
 #
 # The lower row shows why it works. A query (blue) asks a key (orange) that stands two positions before it: at the
 # beginning of the text, a little later, and far into it. Both arrows have turned, but the angle between them is the same,
-# twice 57.3 degrees. How well a query fits a key is their dot product, and that depends on the lengths of the arrows and
-# the angle between them. So the score knows how far apart two tokens are, but nothing else about their places.
-# %% [markdown] id="circle_text" lang="zh" of="02f14182"
+# twice 57.3 degrees. (Here the two arrows start in the same direction. If they start apart, that angle is added, and stays
+# the same as well.) How well a query fits a key is their dot product. That is a sum over the pairs, in which each pair
+# counts by the lengths of its two arrows and the angle between them. So the score knows how far apart two tokens are, but nothing else about their places.
+# %% [markdown] id="circle_text" lang="zh" of="3e50776b"
 # ## 一幅图看懂 RoPE：转动的箭头
 #
 # RoPE 做的事全在这里。token 有一个查询，即它用来提问的向量，还有一个键，即别的 token 用来找到它的向量。把查询分成一对一对的数，每一
-# 对画成一个箭头。在查询遇到任何键之前，把每个箭头转过一个角度：token 的位置乘以这一对的速度。对键也这样做。各对的速度不同，就像钟表
+# 对画成一个箭头。在查询遇到任何键之前，把每个箭头转过一个角度：token 的位置乘以这一对的速度（代码里的 `omega`，以弧度计）。对键也这样做。各对的速度不同，就像钟表
 # 的指针：第 0 对每个位置转一弧度，即 57.3 度，后面的数对一对比一对慢。
 #
 # 上排从较快的数对里取三对，画出同一个箭头在位置 1、3、5 上转到哪里（虚线是位置 0）。第 0 对走六个位置就差不多转完一圈，另外两对落在后
 # 面。没有画出的最后几对，在短文本里几乎不动：它们量的是长距离。
 #
 # 下排说明它为什么有效。查询（蓝）去问它前面第二个位置上的键（橙）：分别在文本开头、稍后一点和很靠后的地方。两个箭头都转了，夹角却总
-# 是一样，是 57.3 度的两倍。查询与键有多匹配，看的是两者的点积，而点积只取决于箭头的长度和夹角。所以分数只知道两个 token 相距多远，
+# 是一样，是 57.3 度的两倍。（这里两个箭头的起始方向相同；若不同，夹角里就多出这个差，它同样不变。）查询与键有多匹配，看的是两者的点积：
+# 它对各对求和，每一对的贡献只取决于两个箭头的长度和夹角。所以分数只知道两个 token 相距多远，
 # 不知道它们各自在哪里。
 # %% id="circle"
 places = [(2, 0), (5, 3), (1002, 1000)]

@@ -502,11 +502,11 @@ expect(bool(jnp.linalg.norm(ffn_out) > 3 * jnp.linalg.norm(mid)), True)
 #
 # After the last layer comes one more norm, and then the output matrix. It has one row for each token of the vocabulary.
 # The dot product of that row with a position's final row is the token's logit: the larger it is, the more the model
-# expects that token next. In our model the output matrix *is* the embedding. The two are **tied**, and the parameters
+# expects that token next. (The function `head` does both. It is the end of the network, not an attention head.) In our model the output matrix *is* the embedding. The two are **tied**, and the parameters
 # hold `None` in place of the second. Llama 3 8B has two different matrices.
 #
 # Is this really the network? The last line compares it with the library: all $T$ positions, all $V$ tokens.
-# %% [markdown] id="whole" lang="zh" of="8cb1105b"
+# %% [markdown] id="whole" lang="zh" of="b12325fc"
 # ## 完整的网络
 #
 # 现在把一切合起来，从编号到 logits，不过十来行。每个 token 从嵌入中属于它的那一行出发。每一层就是函数 `block`，往这些行里加两次：先
@@ -514,7 +514,7 @@ expect(bool(jnp.linalg.norm(ffn_out) > 3 * jnp.linalg.norm(mid)), True)
 # 到统一的大小。（这三个函数来自第 03 至 06 课和上面的单元格。）网络就是对各层的循环。
 #
 # 最后一层之后再做一次归一化，然后是输出矩阵。词表中的每个 token 在其中占一行，这一行与某个位置最终的行做点积，就是该 token 的 logit：
-# 它越大，模型就越认为接下来是这个 token。我们这个模型的输出矩阵*就是*嵌入矩阵：两者**共享**（tied），参数里第二个矩阵的位置是 `None`。Llama 3
+# 它越大，模型就越认为接下来是这个 token。（这两步就是函数 `head`：它是网络的末端，不是注意力头。）我们这个模型的输出矩阵*就是*嵌入矩阵：两者**共享**（tied），参数里第二个矩阵的位置是 `None`。Llama 3
 # 8B 用的是两个不同的矩阵。
 #
 # 这真的就是那个网络吗？最后一行拿它与库比较：全部 $T$ 个位置，全部 $V$ 个 token。

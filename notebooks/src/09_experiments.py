@@ -291,9 +291,9 @@ show(
 # Read a column from bottom to top (␣ is a space). After " capital" the network has settled on " of" by layer 18 and stays
 # with it: that is ordinary grammar. After " is" the story is different. " Paris" stands somewhere beyond place 1,000 up
 # to layer 22, enters the first thousand at layer 23, and wins only after the very last layer. Something happens in layer
-# 23; we find out below what it is.
-# %% [markdown] id="lens_read" lang="zh" of="59809f5c"
-# 每一列从下往上读（␣ 表示空格）。在“ capital”之后，网络至迟从第 18 层起认定“ of”，不再改变：这只是普通的语法。在“ is”之后就不同了。直到第 22 层，“ Paris”都排在 1000 名以外，第 23 层进入前一千名，到最后一层之后才胜出。第 23 层里发生了什么？下文会找出来。
+# 23. The section on patching shows what, and the one on switching heads off shows who does it.
+# %% [markdown] id="lens_read" lang="zh" of="bba9279b"
+# 每一列从下往上读（␣ 表示空格）。在“ capital”之后，网络至迟从第 18 层起认定“ of”，不再改变：这只是普通的语法。在“ is”之后就不同了。直到第 22 层，“ Paris”都排在 1000 名以外，第 23 层进入前一千名，到最后一层之后才胜出。第 23 层里发生了什么？打补丁一节会查明，关掉注意力头一节会找出是谁做的。
 # %% [markdown] id="sink" lang="en"
 # ## Attention sinks
 #
@@ -462,6 +462,8 @@ for position in (country, T - 1):
     once = float(lead(patched_once(2, position)[-1]))
     print(f"  row of {word(ids[position])!r} replaced after layer 2: {once:.1f}")
 # %% [markdown] id="compiled" lang="en"
+# *These two paragraphs only say how it is made fast, and may be skipped.*
+#
 # A run for every layer and every position: these are many runs, so we compile. At its first call, `jax.jit(f)` runs the
 # Python code of `f` once, records what it does to its arguments, and compiles that record. Later calls with the same
 # shapes run only the compiled program (lesson 11). A tap is an ordinary function inside the network, so it is compiled
@@ -471,7 +473,9 @@ for position in (country, T - 1):
 # **one** compilation serves all layers. The weights are an argument too: if the function took them from outside, they
 # would be compiled in as constants. And all positions go in as one batch, in which row $t$ gets its patch at position
 # $t$.
-# %% [markdown] id="compiled" lang="zh" of="d8c8864e"
+# %% [markdown] id="compiled" lang="zh" of="60565a85"
+# *这两段只讲怎样让它快，可以跳过。*
+#
 # 每一层、每个位置都要运行一次，次数很多，所以先编译。第一次调用时，`jax.jit(f)` 把 `f` 的 Python 代码运行一遍，记下它对参数做的事，再把记录编译成程序；之后形状相同的调用只运行编译好的程序（第 11 课）。探针是网络内部的普通函数，所以也一起编译。Python 代码每运行一遍，列表 `traced` 就多一项，也就是每编译一次多一项。
 #
 # 三个细节让它开销很小。要打补丁的层是一个参数，即编译后的程序收到的一个数，所以只需编译**一次**，所有层都能用。权重也作为参数传入：若函数直接取用外面的权重，它们就会作为常量编译进程序。所有位置组成一批送入，其中第 $t$ 行在位置 $t$ 打补丁。
@@ -534,8 +538,13 @@ show(
     "then at once red in the last row, and blue everywhere else.",
     zh="各层各位置打补丁之后 Tokyo 的领先量，大于零为红色，小于零为蓝色：直到第 22 层，红色在国家所在的那一行，随后一下子转到最后一行，其余各处都是蓝色。",
 )
-
-
+# %% [markdown] id="patching_read" lang="en"
+# Up to layer 22, only a patch in the country's row turns the answer to Tokyo; from layer 23 on, only a patch in the last row
+# does. So the country stays in its own row for most of the way, and is then in the row that gives the answer. (On the
+# colour scale, "first run" marks the France run and "second run" the Japan run, both without a patch. Why the country's row
+# counts less from the middle layers on, this experiment does not tell.)
+# %% [markdown] id="patching_read" lang="zh" of="be754232"
+# 直到第 22 层，只有在国家那一行打补丁，答案才会变成 Tokyo；从第 23 层起，只有在最后一行打补丁才会。可见国家的信息在大部分路程上都留在自己那一行，然后就到了给出答案的那一行。（色标上的“first run”是 France 的运行，“second run”是 Japan 的运行，都没有打补丁。为什么从中间的层起国家那一行的分量变小，这个实验回答不了。）
 # %% [markdown] id="ablation" lang="en"
 # ## Switching heads off
 #

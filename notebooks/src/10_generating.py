@@ -229,7 +229,8 @@ print(f"without a mask, old keys of layer 1 move by up to {moved:.3f}")
 # %% [markdown] id="needed" lang="en"
 # ## What a new token needs
 #
-# *(This section can be read on its own.)*
+# *(This section can be read on its own. Of the code you need to know: `project` makes queries, keys and values, `mix` is
+# attention with all heads, and `P0` is the number of tokens of the prompt.)*
 #
 # A language model writes one token at a time. It reads the text so far and proposes the next token; we append that token to
 # the text and start over. Does the model have to read everything again?
@@ -238,6 +239,7 @@ print(f"without a mask, old keys of layer 1 move by up to {moved:.3f}")
 # work treats each row by itself. There is one exception, attention, where a row looks at other rows (the maps of lesson
 # 04). It compares its *query* with the *key* of every token up to and including its own. This gives weights, with which
 # it takes the weighted sum of their *values*. For the new token, at position $t$, one head computes
+# (the softmax runs over all $s$ up to $t$)
 #
 # $$z_t = \sum_{s \le t} \mathrm{softmax}_s\!\left(\frac{q_t \cdot k_s}{\sqrt H}\right) v_s .$$
 #
@@ -254,14 +256,14 @@ print(f"without a mask, old keys of layer 1 move by up to {moved:.3f}")
 #
 # The cell below checks both halves of the claim on real queries, keys and values. Ruin all old queries, and the new row
 # stays the same bit for bit. Ruin one old key or one old value, and it changes.
-# %% [markdown] id="needed" lang="zh" of="d6cb05d8"
+# %% [markdown] id="needed" lang="zh" of="6949607c"
 # ## 新 token 需要什么
 #
-# *（这一节可以单独阅读。）*
+# *（这一节可以单独阅读。代码里只需知道：`project` 算出查询、键和值，`mix` 是全部头的注意力，`P0` 是提示的 token 数。）*
 #
 # 语言模型一次写一个 token。它读完到此为止的文本，提出下一个 token；我们把这个 token 接到文本后面，再从头来过。模型一定要把全部文本重读一遍吗？
 #
-# 在网络内部，每个 token 都有自己的一行数，每一层都把各行变成新的一行。几乎所有计算都逐行进行，各行互不相干。只有一个例外：注意力。在那里，一行会去看别的行（第 04 课的那些图）：它用自己的*查询*与到自己为止每个 token 的*键*相比，得到权重，再对它们的*值*加权求和。对位置 $t$ 上的新 token，一个头计算的是
+# 在网络内部，每个 token 都有自己的一行数，每一层都把各行变成新的一行。几乎所有计算都逐行进行，各行互不相干。只有一个例外：注意力。在那里，一行会去看别的行（第 04 课的那些图）：它用自己的*查询*与到自己为止每个 token 的*键*相比，得到权重，再对它们的*值*加权求和。对位置 $t$ 上的新 token，一个头计算的是（softmax 遍及不大于 $t$ 的所有 $s$）
 #
 # $$z_t = \sum_{s \le t} \mathrm{softmax}_s\!\left(\frac{q_t \cdot k_s}{\sqrt H}\right) v_s .$$
 #
