@@ -9,15 +9,18 @@ import io
 import json
 import sys
 import traceback
+import types
 
 import matplotlib.pyplot as plt
 
 
 def ending(code: str) -> str:
     """The name of the exception in which code ends; "" if it ends well."""
+    # A module of its own, since a function can be pickled only if its module knows it.
+    lesson = sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(code, "lesson", "exec"), {"__name__": "__main__"})
+            exec(compile(code, "lesson", "exec"), vars(lesson))
     except Exception as error:
         if not isinstance(error, AssertionError):
             traceback.print_exc()

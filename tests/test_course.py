@@ -24,7 +24,7 @@ from notebooks.source import LANGUAGES, localized, notebook, read_lesson, stamp,
 ROOT = Path(__file__).parent.parent / "notebooks"
 SOURCES = sorted((ROOT / "src").glob("*.py"))
 # Lessons that compile many small programs and compute little: they are done sooner if XLA optimises less.
-COMPILED_QUICKLY = ("00", "01", "02", "03", "04", "05", "06", "07", "15")
+COMPILED_QUICKLY = ("00", "01", "02", "03", "04", "05", "06", "15")
 COUNTED = ("assert", "close(", "trace(", "assert_allclose(", "assert_array_equal(")
 each_lesson = pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 

@@ -812,7 +812,8 @@ say = {}
 for name, line in {"with the line": 1.0, "without it": 0.0}.items():
     gradient, entries = derivative(jnp.zeros((L, T, width)), line)
     say[name] = jnp.linalg.norm(gradient, axis=(1, 2)) * jnp.linalg.norm(entries, axis=(1, 2))
-    print(f"{name:<13}: largest over smallest {say[name].max() / say[name].min():,.1f}")
+    ratio = float(f"{say[name].max() / say[name].min():.1g}")
+    print(f"{name:<13}: largest over smallest about {ratio:,.0f}")
 show(
     figures.depth(say),
     en="Two curves over the layers on a logarithmic scale: with the residual line the effect is level; without it, it falls by "
