@@ -31,6 +31,7 @@ _FOLDED = {
 _LINK = re.compile(r'<a href="([^"]*)">(.*?)</a>', re.DOTALL)
 _CELL = re.compile(r"<code>(\d\d):(\w+)</code>")
 _HEADING = re.compile(r'<h2 id="([^"]*)">(.*?)</h2>', re.DOTALL)
+_FUNCTION = re.compile(r"<mi>(cos|sin|log|ln|exp)</mi>")  # they lack the space around them
 _TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 _DESCRIPTION = 300  # characters of a page's first paragraph that search engines are given
 
@@ -38,7 +39,9 @@ _DESCRIPTION = 300  # characters of a page's first paragraph that search engines
 def _math(content: str, options: dict) -> str:
     from latex2mathml.converter import convert
 
-    return convert(content, display="block" if options["display_mode"] else "inline")
+    made = convert(content, display="block" if options["display_mode"] else "inline")
+    made = made.replace("<mi>&#x00069;</mi>", '<mi mathvariant="normal">i</mi>')  # what \mathrm{i} becomes
+    return _FUNCTION.sub(r'<mo lspace="0.167em" rspace="0.167em">\1</mo>', made)
 
 
 _MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table")
@@ -134,7 +137,8 @@ def _output(output: NotebookNode) -> str:
         words = output.metadata.get("image/png", {})
         width = f' width="{words["width"]}"' if "width" in words else ""
         alt = html.escape(words.get("alt", ""))
-        return f'<img alt="{alt}"{width} src="data:image/png;base64,{data["image/png"]}">'
+        source = f"data:image/png;base64,{data['image/png']}"
+        return f'<div class="picture"><img alt="{alt}"{width} src="{source}"></div>'
     return f"<pre class=output>{html.escape(data.get('text/plain', ''))}</pre>"
 
 
