@@ -40,7 +40,9 @@ def _math(content: str, options: dict) -> str:
     from latex2mathml.converter import convert
 
     made = convert(content, display="block" if options["display_mode"] else "inline")
-    made = made.replace("<mi>&#x00069;</mi>", '<mi mathvariant="normal">i</mi>')  # what \mathrm{i} becomes
+    made = made.replace(
+        "<mi>&#x00069;</mi>", '<mi mathvariant="normal">i</mi>'
+    )  # what \mathrm{i} becomes
     return _FUNCTION.sub(r'<mo lspace="0.167em" rspace="0.167em">\1</mo>', made)
 
 

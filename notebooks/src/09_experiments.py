@@ -291,9 +291,9 @@ show(
 # Read a column from bottom to top (␣ is a space). After " capital" the network has settled on " of" by layer 18 and stays
 # with it: that is ordinary grammar. After " is" the story is different. " Paris" stands somewhere beyond place 1,000 up
 # to layer 22, enters the first thousand at layer 23, and wins only after the very last layer. Something happens in layer
-# 23. The section on patching shows what, and the one on switching heads off shows who does it.
-# %% [markdown] id="lens_read" lang="zh" of="bba9279b"
-# 每一列从下往上读（␣ 表示空格）。在“ capital”之后，网络至迟从第 18 层起认定“ of”，不再改变：这只是普通的语法。在“ is”之后就不同了。直到第 22 层，“ Paris”都排在 1000 名以外，第 23 层进入前一千名，到最后一层之后才胜出。第 23 层里发生了什么？打补丁一节会查明，关掉注意力头一节会找出是谁做的。
+# 23. An experiment further down shows what it is, and the one after it which head does it.
+# %% [markdown] id="lens_read" lang="zh" of="dd9e03a2"
+# 每一列从下往上读（␣ 表示空格）。在“ capital”之后，网络至迟从第 18 层起认定“ of”，不再改变：这只是普通的语法。在“ is”之后就不同了。直到第 22 层，“ Paris”都排在 1000 名以外，第 23 层进入前一千名，到最后一层之后才胜出。第 23 层里发生了什么？下文的一个实验会查明，再下一个实验会找出是哪个头做的。
 # %% [markdown] id="sink" lang="en"
 # ## Attention sinks
 #
@@ -538,6 +538,8 @@ show(
     "then at once red in the last row, and blue everywhere else.",
     zh="各层各位置打补丁之后 Tokyo 的领先量，大于零为红色，小于零为蓝色：直到第 22 层，红色在国家所在的那一行，随后一下子转到最后一行，其余各处都是蓝色。",
 )
+
+
 # %% [markdown] id="patching_read" lang="en"
 # Up to layer 22, only a patch in the country's row turns the answer to Tokyo; from layer 23 on, only a patch in the last row
 # does. So the country stays in its own row for most of the way, and is then in the row that gives the answer. (On the
