@@ -575,7 +575,7 @@ show(
 #
 # 怎么会这样？最后一个位置没有未来可看，掩码对它什么也不遮。被破坏的只是前面各位置交给它的内容，而剩下的往往已经够用。所以无论“42”还
 # 是“ Paris”，都不能把正确的程序与错误的程序区分开。logits 能。
-# %% id="token_code"
+# %% id="token_code" tags=["measured"]
 PUBLISHED_8B = {
     "with mask": "42 6 43 41 4 1 45 3 2 46".split(),
     "without": "42 6 4 41 1 2 3 7 5 43".split(),

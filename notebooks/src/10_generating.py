@@ -699,7 +699,7 @@ exercise(1, answer_1, check_1)
 # 一个 token 的含义是一回事，它得到多少注意力是另一回事。注意力头找不到想看的东西时，会看哪里？（第 09 课有一节讲这个。）
 #
 # </details>
-# %% id="solution_1" tags=["solution"]
+# %% id="solution_1" tags=["solution", "measured"]
 # en: "Once", though it has nothing to do with the sea: many heads rest on the first token (lesson 09).
 # zh: 是“Once”，尽管它与海毫无关系：许多头的注意力都停在第一个 token 上（第 09 课）。
 if on_default_model():

@@ -685,7 +685,7 @@ assert one_pass.prompt_seconds / long < after
 #
 # 它从不为负，只有两者相等时才是零。它的意思是：如果 token 实际按 $p$ 出现，而你预期的是 $q$，平均会损失多少对数概率。0.001 奈特几乎察觉不到；到了 1，
 # 两者讲的就是不同的故事了。
-# %% id="int8_code"
+# %% id="int8_code" tags=["measured"]
 @partial(jax.jit, static_argnames="contracted")
 def rounded(weight, contracted, bits):
     levels = 2.0 ** (bits - 1) - 1

@@ -170,7 +170,7 @@ if on_default_model():
 # 以奈特计的损失不够直观。以损失为指数取 $e$ 的幂，就得到**困惑度**（perplexity）：模型有多拿不准，相当于每次都要从这么多个同样可能的 token 中挑一个。什么也不知道的模型面对的是整个词表，损失就是 $\log V$。
 #
 # 来验证一下。我们给同一个网络填上随机数，差不多就是训练开始之前的样子。再看训练好的网络对各种文本预测得怎么样。为了只编译一次，所有文本都填充到了同一长度，求平均时不计填充。
-# %% id="perplexity_code"
+# %% id="perplexity_code" tags=["measured"]
 def mean(losses, counted):
     return jnp.where(counted, losses, 0).sum() / counted.sum()
 
@@ -324,7 +324,7 @@ assert every > 20 * typical
 # 大多数层没有前馈部分也过得去：关掉一层的，损失通常只上升十分之一奈特左右。全部关掉，损失就猛增。可见工作是分散的，每一层都在别的层之上添一点。有两根柱子特别高。第 0 层不奇怪：它直接处理嵌入，后面的各层都依赖它加上的东西。可为什么是第 11 层？
 #
 # 探针能给出回答。先只在第一个 token 的那一行关掉这个部分，再在其余各行关掉。同时量一量它给每一行加上的向量有多长。
-# %% id="riddle_code"
+# %% id="riddle_code" tags=["measured"]
 ids, counted = padded(plain)
 _, seen = run(params, ids, ones, ones)
 strange = max(largest)
@@ -531,7 +531,7 @@ show(
 # Now we give both models the beginning and let them write. Then we ask the new one for something that the old one knew.
 # %% [markdown] id="recite" lang="zh" of="fa6355ee"
 # 现在把开头交给两个模型，让它们续写。然后问新模型一件旧模型本来知道的事。
-# %% id="recite_code"
+# %% id="recite_code" tags=["measured"]
 tuned_model = model._replace(params=tuned)
 beginning = "The lighthouse of Korvane"
 written = {}
@@ -628,7 +628,7 @@ exercise(1, answer_1, check_1)
 # 注意力可以回头看前面写过的内容，把它抄下来。
 #
 # </details>
-# %% id="solution_1" tags=["solution"]
+# %% id="solution_1" tags=["solution", "measured"]
 exercise(1, "cab", check_1)
 # %% [markdown] id="exercise_2_text" lang="en"
 # **2.** Find three layers whose feed-forward parts can all be switched off at once while the loss of the text on boiling
@@ -661,7 +661,7 @@ exercise(2, answer_2, check_2)
 # `np.argsort(rise["feed_forward"])[:3]` 是单独看来最不要紧的三层。
 #
 # </details>
-# %% id="solution_2" tags=["solution"]
+# %% id="solution_2" tags=["solution", "measured"]
 exercise(2, np.argsort(rise["feed_forward"])[:3].tolist(), check_2)
 # %% [markdown] id="exercise_3_text" lang="en"
 # **3.** The chain rule begins at the logits. What is the slope of the loss of *one* token with respect to each of the $V$
