@@ -12,7 +12,7 @@ _NUMBER = re.compile(r"[-+]?\d+\.\d+(?:e[-+]?\d+)?|[-+]?\d+e[-+]?\d+")
 _RELATIVE = 1e-3  # numbers with a point that differ by less are the same on another processor
 _ABSOLUTE = 1e-6
 _PIXEL = 0.02  # mean difference of two pictures, of 1, that are the same
-_MEASURED = "measured"  # the tag of cells whose outputs are timings
+_MEASURED = "measured"  # the tag of cells with timings, or with figures that another processor may round otherwise
 
 
 def clean(cell: NotebookNode, language: str) -> list[NotebookNode]:
