@@ -31,6 +31,7 @@ _FOLDED = {
 _LINK = re.compile(r'<a href="([^"]*)">(.*?)</a>', re.DOTALL)
 _CELL = re.compile(r"<code>(\d\d):(\w+)</code>")
 _HEADING = re.compile(r'<h2 id="([^"]*)">(.*?)</h2>', re.DOTALL)
+_UPRIGHT_I = "<mi>&#x00069;</mi>"  # what the converter makes of \mathrm{i}: browsers slant it
 _FUNCTION = re.compile(r"<mi>(cos|sin|log|ln|exp)</mi>")  # they lack the space around them
 _TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 _DESCRIPTION = 300  # characters of a page's first paragraph that search engines are given
@@ -40,9 +41,7 @@ def _math(content: str, options: dict) -> str:
     from latex2mathml.converter import convert
 
     made = convert(content, display="block" if options["display_mode"] else "inline")
-    made = made.replace(
-        "<mi>&#x00069;</mi>", '<mi mathvariant="normal">i</mi>'
-    )  # what \mathrm{i} becomes
+    made = made.replace(_UPRIGHT_I, '<mi mathvariant="normal">i</mi>')
     return _FUNCTION.sub(r'<mo lspace="0.167em" rspace="0.167em">\1</mo>', made)
 
 
