@@ -10,6 +10,7 @@ import numpy as np
 from IPython.display import Image, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 _DPI = 150
 matplotlib.rcParams.update(
@@ -44,6 +45,14 @@ def bars(values: Any, labels: Sequence[str], what: str, axes: Axes | None = None
     figure = axes.figure
     assert isinstance(figure, Figure)
     return figure
+
+
+def plain_logarithms(axes: Axes) -> None:
+    """A logarithmic y axis of few decades, whose ticks are 1, 2, 5, 10 and not 2×10⁰."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def heat_map(

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..drawings import BLUE, GREEN, GREY, ORANGE, arrow, box, canvas
+from ..pictures import plain_logarithms
 
 
 class Points(NamedTuple):
@@ -29,6 +30,7 @@ def roofline(peak: float, bandwidth: float, series: Sequence[Points]) -> Figure:
         speed = np.array(points.speed) / 1e9
         axes.plot(points.intensity, speed, points.marker, markersize=8, label=points.label)
     axes.axvline(peak / bandwidth, color="grey", linestyle=":", label="corner")
+    plain_logarithms(axes)
     _scale(axes)
     axes.set_ylabel("GFLOP/s")
     return figure
@@ -50,6 +52,7 @@ def two_rooflines(
         axes.annotate(
             name, (intensity, speed), (8, -12), textcoords="offset points", fontsize=9, va="top"
         )
+    axes.set_yscale("log")
     _scale(axes)
     axes.set_ylabel("GFLOP/s")
     return figure
@@ -57,7 +60,6 @@ def two_rooflines(
 
 def _scale(axes: Axes) -> None:
     axes.set_xscale("log")
-    axes.set_yscale("log")
     axes.set_xlabel("arithmetic intensity, FLOPs per byte")
     axes.legend(loc="lower right", fontsize=9)
 

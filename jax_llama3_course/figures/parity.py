@@ -22,8 +22,8 @@ def mutations(
     axes.set_xlim(1e-5, 200)
     axes.set_ylim(-0.6, len(order) + 0.8)
     for place, text, colour, style, side in [
-        (noise, "float32 noise ", "tab:blue", "--", "right"),
-        (tolerance, " tolerance", "black", "-", "left"),
+        (noise, "float32 noise  ", "tab:blue", "--", "right"),
+        (tolerance, "  tolerance", "black", "-", "left"),
     ]:
         axes.axvline(place, color=colour, linestyle=style, linewidth=1.2)
         axes.text(place, len(order) - 0.1, text, fontsize=9, color=colour, ha=side)

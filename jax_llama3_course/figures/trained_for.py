@@ -6,6 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..pictures import plain_logarithms
+
 
 def surprise(tokens: Sequence[str], nats: Sequence[float]) -> Figure:
     """A bar for every token of a text: how little the model expected it."""
@@ -37,7 +39,7 @@ def falling(losses: Sequence[float]) -> Figure:
     """The loss of the paragraph before every step."""
     figure, axes = plt.subplots(figsize=(6, 2.8))
     axes.plot(range(len(losses)), losses, "o-", markersize=4)
-    axes.set_yscale("log")
+    plain_logarithms(axes)
     axes.set_xlabel("steps taken")
     axes.set_ylabel("loss, nats")
     return figure

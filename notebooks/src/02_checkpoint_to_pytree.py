@@ -339,7 +339,7 @@ close(jax.jit(lambda linear, x: linear(x))(doubled, x), 2 * (layer.w_up @ x), at
 # 可以亲手加起来。一层的形状如上；嵌入若共享只算一份（$t = 1$），否则算两份（$t = 2$）：
 #
 # $$P = t\,V D + L\,\bigl(\underbrace{2 N H D}_{w_q,\,w_o} + \underbrace{2 K H D}_{w_k,\,w_v}
-#  + \underbrace{3 F D}_{\text{FFN}} + \underbrace{2 D}_{\text{norms}}\bigr) + D .$$
+#  + \underbrace{3 F D}_{\text{FFN}} + \underbrace{2 D}_{\text{归一化}}\bigr) + D .$$
 #
 # 结果必须等于所有叶子里的数的总个数，也必须等于 `count_params` 的结果。后者只看契约，所以连手头没有的模型也能数。
 # %% id="count_code"
