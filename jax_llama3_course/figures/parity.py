@@ -19,7 +19,7 @@ def mutations(
     colours = [_RIGHT if name in kept else _WRONG for name in order]
     axes.barh(order, [wrong_by[name] for name in order], color=colours)
     axes.set_xscale("log")
-    axes.set_xlim(1e-5, 200)
+    axes.set_xlim(4e-6, 200)
     axes.set_ylim(-0.6, len(order) + 0.8)
     for place, text, colour, style, side in [
         (noise, "float32 noise  ", "tab:blue", "--", "right"),

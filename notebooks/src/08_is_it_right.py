@@ -87,18 +87,20 @@ def rope(x, angle):
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+# en: All texts are padded to one length, so that `block` is compiled once and not once per length. No row sees the padding.
+# zh: 所有文本都补到同一长度，这样 `block` 只编译一次，而不是每种长度一次。补上的部分，哪一行都看不到。
+LENGTH = 40
+
+
 # en: `jax.jit` (lesson 11) makes one program of a block's steps, one for every choice of the named functions.
 # zh: `jax.jit`（第 11 课）把一个块的各步编译成一个程序，每换一种下列函数就编译一次。
-@partial(jax.jit, static_argnames=("norm", "rotate", "rotate_v", "activation", "swap_gate"))
-def block(
-    x, layer, angle, mask, heads, eps, masked, scale, norm, rotate, rotate_v, activation, swap_gate
-):
+@partial(jax.jit, static_argnames=("norm", "activation", "swap_gate"))
+def block(x, layer, angle, angle_v, mask, heads, eps, masked, scale, norm, activation, swap_gate):
     h = norm(x, layer.attn_norm, eps)
     q = jnp.einsum("TD,NHD->TNH", h, layer.wq)
     k = jnp.einsum("TD,KHD->TKH", h, layer.wk)
     v = jnp.einsum("TD,KHD->TKH", h, layer.wv)
-    q, k = rotate(q, angle), rotate(k, angle)
-    v = rotate(v, angle) if rotate_v else v
+    q, k, v = rope(q, angle), rope(k, angle), rope(v, angle_v)
     scores = jnp.einsum("TNH,SNH->NTS", q, k[:, heads]) * scale
     scores = jnp.where(mask, scores, masked)
     z = jnp.einsum("NTS,SNH->TNH", jax.nn.softmax(scores, axis=-1), v[:, heads])
@@ -116,8 +118,8 @@ def network(
     config=config,
     *,
     norm=rms_norm,
-    rotate=rope,
-    rotate_v=False,
+    turn=1,
+    turn_v=0,
     start=0,
     sees=lambda query, key: key <= query,
     masked=-jnp.inf,
@@ -126,21 +128,23 @@ def network(
     activation=jax.nn.silu,
     swap_gate=False,
 ):
-    t = jnp.arange(len(ids))
+    n_tokens, t = len(ids), jnp.arange(LENGTH)
     angle = (start + t)[:, None] * jax_llama3.model.rope.rope_frequencies(config)
-    mask = sees(t[:, None], t[None, :])
+    mask = sees(t[:, None], t[None, :]) & (t < n_tokens)
+    masked = jnp.where(t < n_tokens, masked, -jnp.inf)
     heads = jnp.array([kv_head(n) for n in range(N)])
     eps = config.norm_eps
-    numbers = angle, mask, heads, eps, masked, scale
-    x = params.embedding[jnp.array(ids)]
+    numbers = turn * angle, turn_v * angle, mask, heads, eps, masked, scale
+    x = params.embedding[jnp.array(ids + [0] * (LENGTH - n_tokens))]
     stream = [x]
     for layer in params.layers:
-        x = block(x, layer, *numbers, norm, rotate, rotate_v, activation, swap_gate)
+        x = block(x, layer, *numbers, norm, activation, swap_gate)
         stream.append(x)
     x = norm(x, params.norm, eps)
     stream[-1] = x
     output = params.embedding if params.output is None else params.output
-    return jnp.einsum("TD,VD->TV", x, output), stream
+    logits = jnp.einsum("TD,VD->TV", x, output)
+    return logits[:n_tokens], [rows[:n_tokens] for rows in stream]
 
 
 logits, stream = network(ids[PROMPT])
@@ -152,7 +156,7 @@ forward = jax.jit(jax_llama3.forward, static_argnames="config")
 
 
 def library(ids, params=params):
-    padded = np.zeros((1, 40), np.int32)
+    padded = np.zeros((1, LENGTH), np.int32)
     padded[0, : len(ids)] = ids
     return forward(params, padded, config)[0][0, : len(ids)]
 
@@ -171,7 +175,7 @@ def next_token(logits):
     return model.tokenizer.decode([int(logits[-1].argmax())])
 
 
-without_rope, _ = network(ids[PROMPT], rotate=lambda x, angle: x)
+without_rope, _ = network(ids[PROMPT], turn=0)
 wrong_by = float(jnp.abs(without_rope - logits).max())
 print(f"right {next_token(logits)!r}, without RoPE {next_token(without_rope)!r}")
 print(f"largest difference of a logit: {wrong_by:.0f}")
@@ -482,9 +486,9 @@ MUTATIONS = {
     "scores not scaled": {"scale": 1.0},
     "scaled by sqrt(D)": {"scale": D**-0.5},
     "q, k not reordered": {"params": misread},
-    "no RoPE": {"rotate": lambda x, angle: x},
-    "RoPE backwards": {"rotate": lambda x, angle: rope(x, -angle)},
-    "v rotated too": {"rotate_v": True},
+    "no RoPE": {"turn": 0},
+    "RoPE backwards": {"turn": -1},
+    "v rotated too": {"turn_v": 1},
     "GELU for SiLU": {"activation": jax.nn.gelu},
     "gate and up swapped": {"swap_gate": True},
 }
