@@ -5,9 +5,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Python compiles what is imported when it is first imported; to compile all that is installed takes a
-# minute or two, for files of which most are never read.
-PIP := $(BIN)/python -m pip install --quiet --no-compile
 # The version the tests are run with; installed first, so that nothing else chooses a build.
 TORCH ?= torch==2.13.0
 
@@ -57,26 +54,26 @@ $(BIN)/python:
 
 $(VENV)/demo: $(BIN)/python pyproject.toml
 	@echo "Installing jax_llama3 and jax into $(VENV); pip says nothing for about a minute."
-	$(PIP) --editable ".[cpu]" "gguf>=0.17"
+	$(BIN)/python -m pip install --quiet --editable ".[cpu]" "gguf>=0.17"
 	touch $@
 
 # Two lessons compare with torch's files and with transformers.
 $(VENV)/course: $(BIN)/python pyproject.toml
 	@echo "Installing jax_llama3, torch and JupyterLab into $(VENV); pip says nothing for some minutes."
-	$(PIP) "$(TORCH)"
-	$(PIP) --editable ".[convert,compare,cpu,course]"
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[convert,compare,cpu,course]"
 	touch $@
 
 $(VENV)/test: $(BIN)/python pyproject.toml
 	@echo "Installing jax_llama3, torch and the tests' other references into $(VENV); pip says nothing for some minutes."
-	$(PIP) "$(TORCH)"
-	$(PIP) --editable ".[convert,compare,cpu,plot,course,test]"
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[convert,compare,cpu,plot,course,test]"
 	# Meta's own model, to compare with. Most of what it asks for is not needed to run it.
-	$(PIP) --no-deps "llama-models==0.3.0"
-	$(PIP) setuptools wheel
-	$(PIP) --no-deps --no-build-isolation "fairscale==0.4.13"
+	$(BIN)/python -m pip install --quiet --no-deps "llama-models==0.3.0"
+	$(BIN)/python -m pip install --quiet setuptools wheel
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation "fairscale==0.4.13"
 	# What quantised repositories and adapters are compared with; torch is installed already.
-	$(PIP) --no-deps "compressed-tensors==0.20.1" "loguru>=0.7" "bitsandbytes==0.50.2" "peft==0.21.2"
+	$(BIN)/python -m pip install --quiet --no-deps "compressed-tensors==0.20.1" "loguru>=0.7" "bitsandbytes==0.50.2" "peft==0.21.2"
 	touch $@
 
 clean:
