@@ -16,6 +16,7 @@ import pytest
 from compiling import QUICKLY
 
 from convert.fetch.models import fetch
+from jax_llama3.runtime.compilation import TORN
 from jax_llama3.runtime.home import default_folder
 from notebooks.build import build
 from notebooks.outputs import settle
@@ -95,6 +96,7 @@ def environment() -> dict[str, str]:
         "MPLBACKEND": "agg",
         "JAX_COMPILATION_CACHE_DIR": str(default_folder("compiled-by-tests")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONWARNINGS": f"ignore:{TORN}",
     }
 
 

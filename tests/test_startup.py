@@ -3,6 +3,7 @@
 import mmap
 import re
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -42,6 +43,29 @@ def start(
     with starting(folder, dtype=dtype) as (abstract, finish):
         prepared = prepare(abstract, prompts, **options)
         return finish(prepared.request), prepared
+
+
+KEPT = """
+import sys
+from pathlib import Path
+import jax
+from jax_llama3.runtime.compilation import keep_compilations
+
+keep_compilations(Path(sys.argv[1]))
+assert jax.jit(lambda x: x + 1)(41) == 42
+"""
+
+
+def test_a_kept_program_that_is_not_whole_is_compiled_anew(tmp_path: Path) -> None:
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", KEPT, tmp_path], capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        kept = [path for path in tmp_path.rglob("*-cache") if path.stat().st_size]
+        assert kept
+        for path in kept:
+            path.write_bytes(path.read_bytes()[:100])
 
 
 def compiled_by(function: object) -> list[str]:

@@ -1,6 +1,7 @@
 """Programs that XLA compiles: kept for later processes, counted and timed."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import jax.monitoring
 _COMPILE = "/jax/core/compile/backend_compile_duration"
 _LOWER = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 _TRACE = "/jax/core/compile/jaxpr_trace_duration"
+# How JAX's warning begins where a program that was kept is not whole.
+TORN = "Error reading persistent compilation cache entry"
 
 
 @dataclass
@@ -26,7 +29,8 @@ def keep_compilations(folder: Path) -> None:
     """Keep compiled programs in a private folder, from which later processes load them.
 
     JAX's own variables have precedence: JAX_COMPILATION_CACHE_DIR names another folder, and with
-    JAX_ENABLE_COMPILATION_CACHE=false nothing is kept. A folder that cannot be made is no error.
+    JAX_ENABLE_COMPILATION_CACHE=false nothing is kept. A folder that cannot be made is no error, and
+    a program that another process has not written to its end is compiled here as well.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -37,6 +41,7 @@ def keep_compilations(folder: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # Small programs too: a first token needs twenty of them.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    warnings.filterwarnings("ignore", TORN)
 
 
 @contextmanager
