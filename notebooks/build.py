@@ -1,6 +1,7 @@
-"""Build the course: python -m notebooks.build [LESSON ...] [--stamp | --texts].
+"""Build the course: python -m notebooks.build [LESSON ...] [--stamp | --texts | --anew].
 
-Each source in notebooks/src is executed once; notebooks/en and notebooks/zh get the same outputs.
+Each source in notebooks/src is executed once; notebooks/en and notebooks/zh get the same outputs. An
+output that only noise has changed stays as it was, unless --anew is given.
 """
 
 import argparse
@@ -33,8 +34,17 @@ def sources(names: list[str]) -> list[Path]:
     return chosen
 
 
-def build(path: Path, target: Path = ROOT, environment: dict[str, str] | None = None) -> float:
-    """Execute one lesson and write it in both languages; the seconds that it took."""
+def build(
+    path: Path,
+    target: Path = ROOT,
+    environment: dict[str, str] | None = None,
+    *,
+    anew: bool = False,
+) -> float:
+    """Execute one lesson and write it in both languages; the seconds that it took.
+
+    Outputs of the last build that say the same are kept, unless all are to be made anew.
+    """
     lesson = read_lesson(path)
     start = time.perf_counter()
     executed = execute(notebook(lesson, "en"), environment)
@@ -43,7 +53,7 @@ def build(path: Path, target: Path = ROOT, environment: dict[str, str] | None = 
         made = notebook(lesson, language)
         file = target / language / f"{lesson.name}.ipynb"
         committed = {}
-        if file.exists():
+        if file.exists() and not anew:
             committed = {cell["id"]: cell for cell in nbformat.read(file, as_version=4).cells}
         code = {cell["id"]: cell for cell in executed.cells if cell.cell_type == "code"}
         for count, cell in enumerate((c for c in made.cells if c.cell_type == "code"), 1):
@@ -102,6 +112,9 @@ def main() -> int:
     parser.add_argument(
         "--texts", action="store_true", help="only texts have changed: execute nothing"
     )
+    parser.add_argument(
+        "--anew", action="store_true", help="keep no output: pictures or measures have changed"
+    )
     options = parser.parse_args()
     try:
         for path in sources(options.lessons):
@@ -112,7 +125,7 @@ def main() -> int:
                 print(f"{path.stem}: texts written")
             else:
                 print(f"{path.stem}: ", end="", flush=True)
-                print(f"{build(path):.1f} s", flush=True)
+                print(f"{build(path, anew=options.anew):.1f} s", flush=True)
         if not options.stamp:
             glossary.write(ROOT)
     except ValueError as error:

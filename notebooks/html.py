@@ -20,6 +20,7 @@ from pygments.lexers import PythonLexer
 
 from . import entry
 from .build import ROOT
+from .formulas import mathml
 from .source import LANGUAGES
 
 _COURSE = {"en": "Llama 3 by hand in JAX", "zh": "用 JAX 手写 Llama 3"}
@@ -31,22 +32,16 @@ _FOLDED = {
 _LINK = re.compile(r'<a href="([^"]*)">(.*?)</a>', re.DOTALL)
 _CELL = re.compile(r"<code>(\d\d):(\w+)</code>")
 _HEADING = re.compile(r'<h2 id="([^"]*)">(.*?)</h2>', re.DOTALL)
-_UPRIGHT_I = "<mi>&#x00069;</mi>"  # what the converter makes of \mathrm{i}: browsers slant it
-_FUNCTION = re.compile(r"<mi>(cos|sin|log|ln|exp)</mi>")  # they lack the space around them
+# A formula and the punctuation that touches it: no line begins or ends between them.
+_TOUCHING = re.compile(
+    r'([(（“]?)(<span class="math inline">.*?</span>)([.,;:!?)）”。，、；：！？]*)', re.DOTALL
+)
 _TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 _DESCRIPTION = 300  # characters of a page's first paragraph that search engines are given
 
 
-def _math(content: str, options: dict) -> str:
-    from latex2mathml.converter import convert
-
-    made = convert(content, display="block" if options["display_mode"] else "inline")
-    made = made.replace(_UPRIGHT_I, '<mi mathvariant="normal">i</mi>')
-    return _FUNCTION.sub(r'<mo lspace="0.167em" rspace="0.167em">\1</mo>', made)
-
-
 _MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table")
-_MARKDOWN.use(dollarmath_plugin, renderer=_math, double_inline=True)
+_MARKDOWN.use(dollarmath_plugin, renderer=mathml, double_inline=True)
 _MARKDOWN.use(anchors_plugin, min_level=2, max_level=3, slug_func=lambda text: _slug(text))
 
 
@@ -87,11 +82,21 @@ def _page(title: str, body: str, language: str, *, course: bool = True) -> str:
 <body>
 {outline if headings else ""}
 <main>
-{_TABLE.sub(lambda table: f'<div class="wide">{table[0]}</div>', body)}
+{_TABLE.sub(lambda table: f'<div class="wide">{table[0]}</div>', _joined(body))}
 </main>
 </body>
 </html>
 """
+
+
+def _joined(body: str) -> str:
+    """Formulas on one line with their punctuation, and quoted spaces with their quotation mark."""
+
+    def joined(match: re.Match) -> str:
+        before, formula, after = match.groups()
+        return f'<span class="line">{match[0]}</span>' if before or after else formula
+
+    return _TOUCHING.sub(joined, body).replace("“ ", "“\N{NO-BREAK SPACE}")
 
 
 def _relink(body: str, page: Path, known: dict[Path, Path]) -> str:

@@ -16,6 +16,8 @@ import pytest
 import notebooks.html
 from notebooks import entry, glossary
 from notebooks.build import ROOT
+from notebooks.formulas import mathml
+from notebooks.html import pages, render
 from notebooks.lab import copy_lessons
 from notebooks.source import LANGUAGES, notebook, read_lesson
 
@@ -228,3 +230,31 @@ def test_the_glossary_is_the_one_of_the_table() -> None:
     for language, suffix in (("en", ""), ("zh", ".zh")):
         assert (ROOT / f"GLOSSARY{suffix}.md").read_text() == glossary.page(ROOT, language)
     assert all(term.meaning_en and term.meaning_zh for term in glossary.terms(ROOT))
+
+
+@pytest.mark.parametrize(
+    ("formula", "made"),
+    [
+        ("131{,}072", "<mn>131,072</mn>"),
+        (r"\max(a, 0)", '<mo lspace="0.167em" rspace="0">max</mo><mo stretchy="false">&#x00028;'),
+        (r"\log u", '<mo lspace="0.167em" rspace="0.167em">log</mo><mi>u</mi>'),
+        ("f(-a)", '<mo form="prefix" lspace="0" rspace="0">&#x02212;</mo><mi>a</mi>'),
+        ("a-b", "<mi>a</mi><mo>&#x02212;</mo><mi>b</mi>"),
+        ("|a|", '<mo stretchy="false" lspace="0" rspace="0">&#x0007C;</mo><mi>a</mi>'),
+        (r"\mathrm{i}", '<mi mathvariant="normal">i</mi>'),
+    ],
+)
+def test_a_formula_is_spaced_as_on_paper(formula: str, made: str) -> None:
+    assert made in mathml(formula, {"display_mode": False})
+
+
+def test_no_line_ends_between_a_formula_and_its_punctuation() -> None:
+    known, joined = pages(), 0
+    for path in known:
+        text = render(path, known)
+        joined += text.count('<span class="line">')
+        # A formula that punctuation follows stands in such a span, with at most a bracket before it.
+        pattern = r'(.{19})<span class="math inline">(?:(?!</span>).)*</span>[.,;，。；、]'
+        before = re.findall(pattern, text, re.DOTALL)
+        assert all('<span class="line">'.endswith(each.rstrip("(（“")[-8:]) for each in before)
+    assert joined > 100

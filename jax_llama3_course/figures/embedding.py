@@ -61,7 +61,8 @@ def neighbours(
     ):
         bars(values, [repr(label) for label in labels], "cosine", panel)
         panel.set_title(title, fontsize=10)
-        panel.axvline(typical, color="#333333", linewidth=1, linestyle="--")
+        panel.axvline(typical, color="#333333", linewidth=1, linestyle="--", label="a typical row")
+        panel.legend(loc="lower right", fontsize=8)
     panels[0].set_xlim(min(0.0, float(np.min(others))), 1)
     return figure
 

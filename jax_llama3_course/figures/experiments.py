@@ -61,7 +61,7 @@ def lens(
 
 def sink(share: Any, pattern: Any, layer: int, head: int, words: Sequence[str]) -> Figure:
     """What each head gives to the first token, [L N], and the whole pattern [T T] of one head."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 5), width_ratios=(2, 3))
     image = heat_map(left, share, origin="lower", cmap="Blues", vmin=0, vmax=1)
     left.set_xticks(range(np.shape(share)[1]), range(np.shape(share)[1]), rotation=0, ha="center")
     marked = range(0, len(share), 5)
@@ -76,9 +76,9 @@ def sink(share: Any, pattern: Any, layer: int, head: int, words: Sequence[str]) 
     past = np.where(np.tri(len(words), dtype=bool), pattern, np.nan)
     heat_map(right, past, names, names, cmap="Blues", vmin=0, vmax=1)
     right.set_facecolor("#eeeeee")
-    right.tick_params(labelsize=7)
+    right.tick_params(labelsize=8)
     right.set_xlabel("looks at (grey: the future)")
-    right.set_ylabel("looks from")
+    right.set_ylabel("looks from", labelpad=10)
     right.set_title(f"the ringed head: layer {layer}, head {head}", fontsize=10)
     return figure
 

@@ -806,8 +806,7 @@ exercise(
 # ## 来源
 #
 # - nostalgebraist，*interpreting GPT: the logit lens*，2020
-# - Xiao 等，*Efficient Streaming Language Models with Attention Sinks*，2023，
-#   [arXiv:2309.17453](https://arxiv.org/abs/2309.17453)
+# - Xiao 等，*Efficient Streaming Language Models with Attention Sinks*，2023，[arXiv:2309.17453](https://arxiv.org/abs/2309.17453)
 # - Sun 等，*Massive Activations in Large Language Models*，2024，[arXiv:2402.17762](https://arxiv.org/abs/2402.17762)
 # - Meng 等，*Locating and Editing Factual Associations in GPT*，2022，[arXiv:2202.05262](https://arxiv.org/abs/2202.05262)
 # - Michel、Levy、Neubig，*Are Sixteen Heads Really Better than One?*，2019，[arXiv:1905.10650](https://arxiv.org/abs/1905.10650)
