@@ -62,7 +62,8 @@ def neighbours(
         bars(values, [repr(label) for label in labels], "cosine", panel)
         panel.set_title(title, fontsize=10)
         panel.axvline(typical, color="#333333", linewidth=1, linestyle="--", label="a typical row")
-        panel.legend(loc="lower right", fontsize=8)
+    line = panels[0].lines[0]
+    figure.legend(handles=[line], loc="outside lower center", fontsize=9, frameon=False)
     panels[0].set_xlim(min(0.0, float(np.min(others))), 1)
     return figure
 
