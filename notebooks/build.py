@@ -106,13 +106,14 @@ def main() -> int:
     """Build the lessons named, or all; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m notebooks.build", description=__doc__)
     parser.add_argument("lessons", nargs="*", metavar="LESSON", help="for example 05; default: all")
-    parser.add_argument(
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
         "--stamp", action="store_true", help="the Chinese has been read again; build nothing"
     )
-    parser.add_argument(
+    mode.add_argument(
         "--texts", action="store_true", help="only texts have changed: execute nothing"
     )
-    parser.add_argument(
+    mode.add_argument(
         "--anew", action="store_true", help="keep no output: pictures or measures have changed"
     )
     options = parser.parse_args()

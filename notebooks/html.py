@@ -82,21 +82,21 @@ def _page(title: str, body: str, language: str, *, course: bool = True) -> str:
 <body>
 {outline if headings else ""}
 <main>
-{_TABLE.sub(lambda table: f'<div class="wide">{table[0]}</div>', _joined(body))}
+{_TABLE.sub(lambda table: f'<div class="wide">{table[0]}</div>', body)}
 </main>
 </body>
 </html>
 """
 
 
-def _joined(body: str) -> str:
-    """Formulas on one line with their punctuation, and quoted spaces with their quotation mark."""
+def _prose(text: str) -> str:
+    """Markdown as HTML: formulas on one line with their punctuation, quoted spaces with their mark."""
 
     def joined(match: re.Match) -> str:
         before, formula, after = match.groups()
         return f'<span class="line">{match[0]}</span>' if before or after else formula
 
-    return _TOUCHING.sub(joined, body).replace("“ ", "“\N{NO-BREAK SPACE}")
+    return _TOUCHING.sub(joined, _MARKDOWN.render(text)).replace("“ ", "“\N{NO-BREAK SPACE}")
 
 
 def _relink(body: str, page: Path, known: dict[Path, Path]) -> str:
@@ -150,7 +150,7 @@ def _output(output: NotebookNode) -> str:
 
 def _cell(cell: NotebookNode, language: str) -> str:
     if cell.cell_type == "markdown":
-        return f'<section id="{cell["id"]}">\n{_MARKDOWN.render(cell.source)}</section>'
+        return f'<section id="{cell["id"]}">\n{_prose(cell.source)}</section>'
     body = _code(cell.source) + "".join(map(_output, cell.outputs))
     folded = "ready" if cell["id"] == "ready" else "solution"
     if folded == "ready" or "solution" in cell.metadata.get("tags", ()):
@@ -177,7 +177,7 @@ def render(path: Path, known: dict[Path, Path]) -> str:
         language = "zh" if path.stem.endswith(".zh") else "en"
         text = path.read_text(encoding="utf-8")
         lessons = [each.stem for each in known if each.parent.name == language]
-        body = _link_cells(_MARKDOWN.render(text), language, lessons)
+        body = _link_cells(_prose(text), language, lessons)
         title = _COURSE[language] if path.stem.startswith("README") else _first_title(text)
         course = title != _COURSE[language]
     else:
